@@ -1,0 +1,23 @@
+"""Multi-task learning of binary subtasks over simulated edge devices.
+
+    types, tree, files, seeding, tracking   the words and tools that everything shares
+    data          images in memory, subtasks, splits, partitions, assignments, batches
+    models        trunks, heads, and how they share
+    losses        the positive and the negative term of a subtask
+    metrics       rank-1, AUROC, balanced accuracy
+    federation    one round: broadcast, local training, aggregation; personal parts; fusion
+    learning      the LightningModules
+    configs, train, launch, cli             a run from its configuration; the command line
+    report        pages, pictures and tables from run directories
+
+The same run as `mtl train rounds=2`:
+
+    from pathlib import Path
+    from mtl.configs import compose
+    from mtl.train import train
+
+    summary = train(compose(["rounds=2"]), Path("runs/first"))
+    print(summary["test/rank1"])
+"""
+
+__version__ = "0.1.0"

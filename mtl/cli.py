@@ -1,0 +1,65 @@
+"""The command line: `mtl train`, `mtl report`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+HELP = """\
+mtl: multi-task learning of binary subtasks over simulated edge devices
+
+  mtl train [GROUP=MEMBER] [KEY=VALUE] ...   train, by default the ORL faces on eight devices; --help lists groups and defaults
+  mtl train -m seed=0,1,2 loss=bce,sphereface2   a sweep: every combination, one run directory each
+  mtl report RUN...                          one page and pictures from run directories; several runs stand side by side
+
+  --version                                  the version
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code: 0 done, 1 failed, 2 wrong input, 130 stopped by Ctrl-C."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    commands = {"train": _train, "report": _report}
+    if not words or words[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return 0
+    if words[0] == "--version":
+        from mtl import __version__
+
+        print(f"mtl {__version__}")
+        return 0
+    if words[0] not in commands:
+        return _fail(f"unknown command {words[0]!r}; choose from {', '.join(commands)}")
+    return commands[words[0]](words[1:])
+
+
+def _fail(message: str, code: int = 2) -> int:
+    print(f"mtl: error: {message}", file=sys.stderr)
+    return code
+
+
+def _train(words: list[str]) -> int:
+    from mtl.launch import launch
+
+    return launch(words)
+
+
+def _report(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="mtl report", description="One self-contained page and PNGs from run directories.")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory, or a folder of them (a sweep)")
+    parser.add_argument("--output", type=Path, help="folder of the report; default: the run, or the folder of the runs")
+    options = parser.parse_args(words)
+    from rich.console import Console
+
+    from mtl.report.page import write_report
+    from mtl.report.runs import find_runs
+    from mtl.report.tables import comparison_table
+
+    try:
+        runs = find_runs(options.runs)
+        page = write_report(runs, options.output)
+    except (ValueError, OSError) as error:
+        return _fail(str(error))
+    Console(width=None if sys.stdout.isatty() else 140).print(comparison_table(runs))
+    print(f"report: {page}")
+    return 0

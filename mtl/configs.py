@@ -1,0 +1,171 @@
+"""The configuration: groups and their members, derived from the signatures of what they build, and the defaults of `mtl train`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra import initialize
+from hydra.core.config_store import ConfigStore
+from hydra_zen import ZenField, builds, make_config, store
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from mtl.data import assignment, cifar, faces, folders, partition, splits, subtasks, synthetic
+from mtl.data.client_batches import LocalWork
+from mtl.data.transforms import Augmentation, Normalise
+from mtl.federation.local_sgd import LocalSGD
+from mtl.federation.sampling import Sampling
+from mtl.federation.schedule import Schedule
+from mtl.federation.server import FedAvg
+from mtl.losses.bce import BCE
+from mtl.losses.sphereface2 import SphereFace2
+from mtl.models import cnn, heads
+
+CONFIG_NAME = "train"
+
+# group -> (how it is built, members). A new loss, trunk, rule or data set is one line here.
+WHOLE: dict[str, dict[str, Any]] = {
+    "data": {
+        "orl": faces.orl,
+        "cifar10": cifar.cifar10,
+        "celeba": faces.celeba,
+        "lfw": faces.lfw,
+        "folder": folders.folder,
+        "synthetic": synthetic.synthetic,
+    },
+    "augmentation": {
+        "none": (Augmentation, {"flip": False}),
+        "flip": Augmentation,
+        "faces": (Augmentation, {"rotation": 10.0, "scale": 0.1, "shift": 0.08, "brightness": 0.2}),
+    },
+    "normalise": {"fixed": Normalise, "per_image": (Normalise, {"per_image": True})},
+    "work": {"steps": (LocalWork, {"steps": 8}), "epochs": LocalWork},
+    "client": {"sgd": LocalSGD},
+    "schedule": {shape: (Schedule, {"shape": shape}) for shape in ("constant", "cosine", "linear")},
+    "sampling": {"all": Sampling, "cohort": (Sampling, {"cohort": 10})},
+    "server": {"fedavg": FedAvg, "fedavgm": (FedAvg, {"momentum": 0.9})},
+}
+# These wait for what is known only at run time: the data, the seed, the number of subtasks.
+PARTIAL: dict[str, dict[str, Any]] = {
+    "split": {"per_class": splits.per_class, "fractions": splits.fractions, "official": splits.official},
+    "subtasks": {
+        "one_vs_rest": subtasks.one_vs_rest,
+        "attributes": subtasks.attributes,
+        "groups": (subtasks.groups, {"mapping": MISSING}),
+    },
+    "partition": {
+        "iid": partition.iid,
+        "by_class": partition.by_class,
+        "dirichlet": partition.dirichlet,
+        "shards": partition.shards,
+        "quantity_skew": partition.quantity_skew,
+        "per_label": partition.per_label,
+    },
+    "assignment": {
+        "all": assignment.all_to_all,
+        "owner": assignment.owner,
+        "disjoint": assignment.disjoint,
+        "overlapping": assignment.overlapping,
+        "random": assignment.random,
+    },
+    "trunk": {
+        "small_cnn": cnn.small_cnn,
+        "classic_cnn": cnn.classic_cnn,
+        "separable_cnn": cnn.separable_cnn,
+        "flat": cnn.flat,
+    },
+    "heads": {"linear": heads.LinearHeads, "cosine": heads.CosineHeads},
+    "loss": {"bce": BCE, "sphereface2": SphereFace2},
+}
+DEFAULTS = {
+    "data": "orl",
+    "subtasks": "one_vs_rest",
+    "split": "per_class",
+    "partition": "by_class",
+    "assignment": "owner",
+    "trunk": "small_cnn",
+    "heads": "cosine",
+    "loss": "sphereface2",
+    "augmentation": "faces",
+    "normalise": "fixed",
+    "work": "steps",
+    "client": "sgd",
+    "schedule": "cosine",
+    "sampling": "all",
+    "server": "fedavg",
+}
+
+
+def register(experiments: Path | None = None) -> None:
+    """Fill Hydra's store with the groups, the defaults and the experiments: the YAML files of a folder."""
+    for groups, partial in ((WHOLE, False), (PARTIAL, True)):
+        for group, members in groups.items():
+            for name, member in members.items():
+                target, changed = member if isinstance(member, tuple) else (member, {})
+                config: Any = builds(target, populate_full_signature=True, zen_partial=partial, hydra_convert="all", **changed)
+                store(config, group=group, name=name)
+    store(_top_level(), name=CONFIG_NAME)
+    store.add_to_hydra_store(overwrite_ok=True)
+    for path in sorted(experiments.glob("*.yaml")) if experiments is not None else ():
+        ConfigStore.instance().store(group="experiment", name=path.stem, node=OmegaConf.load(path), package="_global_")
+
+
+@dataclass
+class TrainerOptions:
+    """accelerator, devices, precision: as pytorch-lightning's Trainer takes them; threads: of torch on the CPU, None for its choice."""
+
+    accelerator: str = "auto"
+    devices: int = 1
+    precision: str = "32-true"
+    threads: int | None = None
+
+
+@dataclass
+class TrackingOptions:
+    """wandb: auto (online where an account is set up, else offline), online, offline or disabled; group: of a sweep's runs;
+    per_task: whether losses and metrics are logged for every subtask over the rounds.
+    """
+
+    wandb: str = "auto"
+    project: str = "mtl"
+    group: str | None = None
+    per_task: bool = True
+
+
+def _top_level() -> Any:
+    return make_config(
+        *(ZenField(Any, MISSING, name=group) for group in DEFAULTS),
+        hydra_defaults=[
+            "_self_",
+            *({group: member} for group, member in DEFAULTS.items()),
+            {"override hydra/job_logging": "stdout"},
+        ],
+        mode=ZenField(str, "federated"),
+        partition_by=ZenField(str, "class"),
+        keep=ZenField(str, "nothing"),
+        fusion=ZenField(str, "argmax"),
+        reduction=ZenField(str, "mean"),
+        rounds=ZenField(int, 80),
+        evaluate_every=ZenField(int, 10),
+        checkpoint_every=ZenField(int, 5),
+        seed=ZenField(int, 0),
+        name=ZenField(str | None, None),
+        output_dir=ZenField(str, "runs/${now:%Y-%m-%d_%H-%M-%S}"),
+        resume=ZenField(bool, False),
+        trainer=ZenField(TrainerOptions, TrainerOptions()),
+        tracking=ZenField(TrackingOptions, TrackingOptions()),
+        hydra={
+            "run": {"dir": "${output_dir}"},
+            "sweep": {"dir": "${output_dir}", "subdir": "${hydra.job.override_dirname}"},
+            "output_subdir": None,
+            "job": {"config": {"override_dirname": {"exclude_keys": ["output_dir", "resume"]}}},
+        },
+    )
+
+
+def compose(overrides: Sequence[str] = (), *, experiments: Path | None = None) -> DictConfig:
+    """The configuration that `mtl train OVERRIDES` would run with."""
+    register(experiments)
+    with initialize(version_base="1.3", config_path=None):
+        return hydra.compose(CONFIG_NAME, overrides=list(overrides))

@@ -1,0 +1,111 @@
+"""Everything the learners read, in memory on one device: images, labels, the split, who holds what and who trains what."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from mtl.data.assignment import check_assignment
+from mtl.data.partition import Partition
+from mtl.data.splits import Split
+from mtl.data.subtasks import Subtasks
+from mtl.types import ImageData
+
+
+@dataclass(frozen=True)
+class FederatedData:
+    """images: uint8 or float [N, c, H, W]; targets, known: bool [N, T]; identity: int64 [N];
+    clients: C index tensors into the images, all of them training images;
+    assignment: bool [C, T], which client trains which subtask; positives, negatives: int64 [C, T], the labels each client holds.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    images: Tensor
+    targets: Tensor
+    known: Tensor
+    identity: Tensor
+    split: Split
+    clients: tuple[Tensor, ...]
+    assignment: Tensor
+    positives: Tensor
+    negatives: Tensor
+
+    @property
+    def num_clients(self) -> int:
+        return len(self.clients)
+
+    @property
+    def num_tasks(self) -> int:
+        return len(self.tasks)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    def to(self, device: torch.device) -> Self:
+        """The tensors that the hot path reads, on `device`; the others stay on the CPU."""
+        moved = {name: getattr(self, name).to(device) for name in ("images", "targets", "known", "identity", "assignment")}
+        split = Split(*(part.to(device) for part in dataclasses.astuple(self.split)))
+        return dataclasses.replace(self, **moved, split=split, clients=tuple(part.to(device) for part in self.clients))
+
+    def pooled(self) -> Self:
+        """The same images and labels on one client that trains every subtask."""
+        return dataclasses.replace(
+            self,
+            clients=(self.split.train,),
+            assignment=torch.ones_like(self.assignment[:1]),
+            positives=(self.targets & self.known)[self.split.train].sum(0, keepdim=True).to(self.positives.device),
+            negatives=(~self.targets & self.known)[self.split.train].sum(0, keepdim=True).to(self.negatives.device),
+        )
+
+
+def federate(
+    data: ImageData,
+    subtasks: Subtasks,
+    split: Split,
+    *,
+    partition: Callable[[Tensor, int], Partition],
+    partition_by: str,
+    assignment: Callable[[Tensor, int], Tensor],
+    seed: int,
+) -> FederatedData:
+    """Split the training images over clients and the subtasks over the clients; what cannot be trained is refused with the reason."""
+    present = data.classes[split.train].unique()
+    if not data.attribute_names and len(present) < 2:
+        raise ValueError(f"data {data.name} must hold at least 2 classes in the training images, got {len(present)}")
+    places = partition(_labels(data, partition_by)[split.train], seed)
+    clients = tuple(split.train[place] for place in places)
+    positives = torch.stack([(subtasks.targets & subtasks.known)[client].sum(0) for client in clients])
+    negatives = torch.stack([(~subtasks.targets & subtasks.known)[client].sum(0) for client in clients])
+    assigned = assignment(positives, seed)
+    check_assignment(assigned, positives, torch.tensor([len(client) for client in clients]), subtasks.names)
+    return FederatedData(
+        name=data.name,
+        tasks=subtasks.names,
+        images=data.images,
+        targets=subtasks.targets,
+        known=subtasks.known,
+        identity=subtasks.identity,
+        split=split,
+        clients=clients,
+        assignment=assigned,
+        positives=positives,
+        negatives=negatives,
+    )
+
+
+def _labels(data: ImageData, by: str) -> Tensor:
+    if by == "class":
+        return data.classes
+    if by == "owner":
+        if data.owners is None:
+            raise ValueError(f"partition_by=owner needs data that say which device made each image, and {data.name} does not")
+        return data.owners
+    if by in data.attribute_names:
+        return data.attributes[:, data.attribute_names.index(by)].long()
+    raise ValueError(f"partition_by must be one of {', '.join(('class', 'owner', *data.attribute_names))}, got {by}")

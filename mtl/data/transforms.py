@@ -1,0 +1,99 @@
+"""Batched augmentation and normalisation of images in memory.
+
+One uniform draw of nine numbers an image says everything that is random about it, so that the same draw gives the same picture in
+every backend, whatever batch the image stands in.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+DRAWS = 9
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random change of the training images.
+
+    flip: mirror left and right with probability one half. rotation: up to this many degrees either way. scale: up to this fraction
+    larger or smaller. shift: up to this fraction of height and width. brightness: gain within this fraction and offset within half
+    of it. cutout: side of a grey square at a random place, as a fraction of the height. Pixels from beyond the border repeat it.
+    """
+
+    flip: bool = True
+    rotation: float = 0.0
+    scale: float = 0.0
+    shift: float = 0.0
+    brightness: float = 0.0
+    cutout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, end in (("rotation", 180.0), ("scale", 0.9), ("shift", 1.0), ("brightness", 1.0), ("cutout", 1.0)):
+            if not 0 <= getattr(self, name) <= end:
+                raise ValueError(f"augmentation.{name} must be in [0, {end:g}], got {getattr(self, name)}")
+
+    def __call__(self, images: Tensor, draw: Tensor) -> Tensor:
+        """images: float [B, c, H, W] in 0..1; draw: uniform [B, DRAWS] in 0..1; returns images of the same shape."""
+        signed = draw * 2 - 1
+        if self.rotation or self.scale or self.shift:
+            images = self._warp(images, draw, signed)
+        elif self.flip:
+            images = torch.where(draw[:, 0, None, None, None] < 0.5, images.flip(-1), images)
+        if self.brightness:
+            gain = 1 + self.brightness * signed[:, 5, None, None, None]
+            offset = 0.5 * self.brightness * signed[:, 6, None, None, None]
+            images = images * gain + offset
+        if self.cutout:
+            images = self._cut(images, draw)
+        return images
+
+    def _warp(self, images: Tensor, draw: Tensor, signed: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        angle = signed[:, 1] * math.radians(self.rotation)
+        scale = 1 + self.scale * signed[:, 2]
+        cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
+        mirror = torch.where(draw[:, 0] < 0.5, -1.0, 1.0) if self.flip else torch.ones_like(angle)
+        # The grid is in units of half the height and half the width: turning needs the aspect ratio.
+        aspect = height / width
+        rows = (
+            torch.stack([cos * mirror, sin * aspect, 2 * self.shift * signed[:, 3]], 1),
+            torch.stack([-sin / aspect * mirror, cos, 2 * self.shift * signed[:, 4]], 1),
+        )
+        grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+        return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+    def _cut(self, images: Tensor, draw: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        half = self.cutout * height / 2
+        rows = torch.arange(height, device=images.device)[None, :, None] - draw[:, 7, None, None] * height
+        columns = torch.arange(width, device=images.device)[None, None, :] - draw[:, 8, None, None] * width
+        hole = (rows.abs() < half) & (columns.abs() < half)
+        return torch.where(hole[:, None], 0.5, images)
+
+
+@dataclass(frozen=True)
+class Normalise:
+    """From stored pixels to what the trunk sees: (x - mean) / deviation, or each image by its own mean and deviation."""
+
+    mean: float = 0.5
+    deviation: float = 0.25
+    per_image: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.deviation > 0:
+            raise ValueError(f"normalise.deviation must be > 0, got {self.deviation}")
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if not self.per_image:
+            return (images - self.mean) / self.deviation
+        mean = images.mean((1, 2, 3), keepdim=True)
+        deviation = images.std((1, 2, 3), keepdim=True, correction=0)
+        return (images - mean) / (deviation + 1e-3)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 pixels to 0..1; float data as they are."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images

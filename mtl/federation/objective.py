@@ -1,0 +1,49 @@
+"""The objective on a batch of stored images: prepare them, score them, reduce the pair losses. The same code in every learner."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mtl.data.transforms import Augmentation, Normalise, to_float
+from mtl.losses.pairs import PairLoss, PairLosses, Reduction, TaskCounts, check_reduction, reduce_pairs
+from mtl.models.hard_sharing import HardSharing
+
+
+@dataclass(frozen=True)
+class Objective:
+    """How images become losses and scores. reduction: as in `reduce_pairs`."""
+
+    augmentation: Augmentation
+    normalise: Normalise
+    reduction: Reduction = "mean"
+
+    def __post_init__(self) -> None:
+        check_reduction(self.reduction)
+
+    def inputs(self, images: Tensor, draw: Tensor | None = None) -> Tensor:
+        """Stored images [B, c, H, W] as the trunk sees them; `draw` [B, DRAWS] augments them."""
+        pixels = to_float(images)
+        return self.normalise(pixels if draw is None else self.augmentation(pixels, draw))
+
+    def losses(
+        self, model: HardSharing, inputs: Tensor, targets: Tensor, mask: Tensor, valid: Tensor, counts: TaskCounts
+    ) -> PairLosses:
+        """inputs: from `inputs`, [B, c, H, W]; targets, mask: bool [B, T]; valid: bool [B]; returns [T] each."""
+        positive, negative = pair_loss(model).terms(model(inputs), counts)
+        return reduce_pairs(positive, negative, targets, mask, valid, reduction=self.reduction)
+
+    @torch.no_grad()
+    def scores(self, model: HardSharing, images: Tensor, *, batch_size: int = 500) -> Tensor:
+        """Decision scores [N, T] of stored images [N, c, H, W], in evaluation mode; above zero is yes."""
+        was_training, decide = model.training, pair_loss(model).decision
+        model.eval()
+        parts = [decide(model(self.inputs(part))).float() for part in images.split(batch_size)]
+        model.train(was_training)
+        return torch.cat(parts)
+
+
+def pair_loss(model: HardSharing) -> PairLoss:
+    """The loss that the model carries."""
+    assert isinstance(model.loss, PairLoss)
+    return model.loss

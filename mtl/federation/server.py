@@ -1,0 +1,86 @@
+"""FedAvg at the server (McMahan et al., AISTATS 2017) with a server learning rate and momentum (FedAvgM, Hsu et al. 2019).
+
+    D = sum_k w_k (x_k - x) / sum_k w_k          v <- momentum v + D          x <- x + learning_rate v
+
+over the clients k that came back. The shared part is averaged over all of them; head t over exactly those that trained subtask t, and
+a head that nobody trained stays where it is, momentum included.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from mtl import tree
+from mtl.models.hard_sharing import is_head
+from mtl.types import Params
+
+Weighting = Literal["samples", "clients"]
+
+
+@dataclass(frozen=True)
+class FedAvg:
+    """weighting: clients count by their training images (`samples`) or all the same (`clients`)."""
+
+    learning_rate: float = 1.0
+    momentum: float = 0.0
+    weighting: str = "samples"
+
+    def __post_init__(self) -> None:
+        if self.weighting not in get_args(Weighting):
+            raise ValueError(f"server.weighting must be one of {', '.join(get_args(Weighting))}, got {self.weighting}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"server.learning_rate must be > 0, got {self.learning_rate}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"server.momentum must be in [0, 1), got {self.momentum}")
+
+    def init(self, params: Params) -> Params:
+        """The server's own state: its momentum."""
+        return tree.zeros_like(params) if self.momentum else {}
+
+    def weight(self, num_images: int) -> float:
+        """The weight of a client's update."""
+        return float(num_images) if self.weighting == "samples" else 1.0
+
+    @torch.no_grad()
+    def aggregate(self, params: Params, mean: "RunningMean", state: Params) -> tuple[Params, Params]:
+        """The next global parameters and state; what was given is left as it is."""
+        direction = mean.value()
+        if self.momentum:
+            moved = {name: self.momentum * velocity + direction[name] for name, velocity in state.items()}
+            state = {name: mean.keep_untrained(name, state[name], value) for name, value in moved.items()}
+            direction = {name: mean.keep_untrained(name, torch.zeros_like(value), value) for name, value in state.items()}
+        return {name: value + self.learning_rate * direction[name] for name, value in params.items()}, state
+
+
+class RunningMean:
+    """The weighted mean of the clients' updates, summed as they come: memory does not grow with the cohort."""
+
+    def __init__(self, like: Params, num_tasks: int, device: torch.device) -> None:
+        self._sum = tree.zeros_like(like)
+        self._weight = torch.zeros((), dtype=torch.float64, device=device)
+        self._task_weight = torch.zeros(num_tasks, dtype=torch.float64, device=device)
+
+    @torch.no_grad()
+    def add(self, update: Params, weight: float, tasks: Tensor) -> None:
+        """tasks: bool [T], the subtasks that the client trained; rows of other heads in its update do not count."""
+        self._weight += weight
+        self._task_weight += weight * tasks
+        for name, value in update.items():
+            if is_head(name):
+                value = torch.where(tree.rows(tasks, value), value, 0)
+            self._sum[name].add_(value, alpha=weight)
+
+    def value(self) -> Params:
+        """The mean, zero where nobody contributed."""
+        return {name: total / self._denominator(name, total) for name, total in self._sum.items()}
+
+    def keep_untrained(self, name: str, before: Tensor, after: Tensor) -> Tensor:
+        """`after` where some client trained it, `before` elsewhere."""
+        trained = tree.rows(self._task_weight > 0, after) if is_head(name) else self._weight > 0
+        return torch.where(trained, after, before)
+
+    def _denominator(self, name: str, like: Tensor) -> Tensor:
+        weight = tree.rows(self._task_weight, like) if is_head(name) else self._weight
+        return torch.where(weight > 0, weight, 1).to(like.dtype)

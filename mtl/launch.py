@@ -1,0 +1,60 @@
+"""`mtl train`: from the words of a command line to one run or a sweep of runs, by Hydra."""
+
+import os
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from mtl.configs import CONFIG_NAME, register
+from mtl.report.page import write_report
+from mtl.train import Interrupted, train
+from mtl.types import Diverged
+
+
+def experiments_folder() -> Path | None:
+    """Where `+experiment=NAME` is looked up: `experiments/` here, else beside the package (a clone)."""
+    for folder in (Path.cwd() / "experiments", Path(__file__).resolve().parents[1] / "experiments"):
+        if folder.is_dir():
+            return folder
+    return None
+
+
+def launch(words: list[str]) -> int:
+    """The exit code: 0 done, 1 failed, 2 wrong input, 130 stopped by Ctrl-C."""
+    register(experiments_folder())
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv = ["mtl train", *words]
+    try:
+        hydra.main(version_base="1.3", config_path=None, config_name=CONFIG_NAME)(_run)()
+    except Interrupted as stop:
+        print(f"mtl: {stop}", file=sys.stderr)
+        return 130
+    except (HydraException, OmegaConfBaseException, ValueError, OSError, Diverged) as error:
+        print(f"mtl: error: {_reason(error)}", file=sys.stderr)
+        return 1 if isinstance(error, Diverged) else 2
+    return 0
+
+
+def _run(config: DictConfig) -> float | None:
+    context = HydraConfig.get()
+    run_dir = Path(context.runtime.output_dir)
+    if context.mode == RunMode.MULTIRUN and config.tracking.group is None:
+        config.tracking.group = Path(context.sweep.dir).name
+    summary = train(config, run_dir)
+    page = write_report([run_dir])
+    print(f"run directory: {run_dir}\nreport: {page}")
+    return summary.get("test/rank1", summary["test/auroc"])
+
+
+def _reason(error: BaseException) -> str:
+    """What to tell the user: Hydra wraps an error of a constructor in its own."""
+    cause = error.__cause__
+    if isinstance(error, HydraException) and isinstance(cause, ValueError | OSError | HydraException | OmegaConfBaseException):
+        return _reason(cause)
+    return str(error)

@@ -1,0 +1,87 @@
+"""All data in one place: the same objective by plain SGD, a training step an optimiser step, an epoch as long as a round."""
+
+from typing import Any
+
+import torch
+from pytorch_lightning.utilities.types import STEP_OUTPUT
+from torch import Tensor
+
+from mtl.data.client_batches import LocalWork, plan_batches
+from mtl.data.federated_data import FederatedData
+from mtl.federation.local_sgd import LocalSGD
+from mtl.federation.objective import Objective
+from mtl.federation.schedule import Schedule
+from mtl.learning.learner import Learner
+from mtl.losses.pairs import TaskCounts
+from mtl.models.hard_sharing import HardSharing, is_head
+from mtl.seeding import derive_seed
+
+
+class CentralisedLearning(Learner):
+    """`data` holds one client with every training image; `work.steps` steps are one round. What the devices would have to send is
+    their images, once: that is its account of bytes.
+    """
+
+    def __init__(
+        self,
+        model: HardSharing,
+        data: FederatedData,
+        objective: Objective,
+        client: LocalSGD,
+        work: LocalWork,
+        schedule: Schedule,
+        *,
+        num_rounds: int,
+        seed: int,
+        per_task: bool = True,
+    ) -> None:
+        super().__init__(data, per_task=per_task)
+        self.model, self.objective, self.client, self.work = model.to(memory_format=torch.channels_last), objective, client, work
+        self.schedule, self.num_rounds, self.seed = schedule, num_rounds, seed
+        image_bytes = data.images[0].numel() * data.images.element_size()
+        self.account["bytes_up"] = len(data.split.train) * image_bytes
+
+    def configure_optimizers(self) -> Any:
+        groups = [
+            {
+                "params": [p for name, p in self.model.named_parameters() if is_head(name) == heads],
+                "lr": self.client.learning_rate * scale,
+            }
+            for heads, scale in ((False, 1.0), (True, self.client.head_scale))
+        ]
+        optimizer = torch.optim.SGD(
+            [group for group in groups if group["params"]], momentum=self.client.momentum, weight_decay=self.client.weight_decay
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda round: self.schedule.factor(round, self.num_rounds))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        data = self.federated_data
+        self._batches = plan_batches(len(data.clients[0]), self.work, seed=self.seed, round=self.current_epoch, client=0)
+        self._counts = TaskCounts(*(count[0].to(self.device).float() for count in (data.positives, data.negatives)))
+        self._sums = torch.zeros(2, data.num_tasks, device=self.device)
+        torch.manual_seed(derive_seed(self.seed, "dropout", self.current_epoch))
+
+    def training_step(self, step: Tensor, batch_idx: int) -> Tensor:
+        data, batches = self.federated_data, self._batches
+        chosen, valid, draw = (part[batch_idx].to(self.device) for part in (batches.index, batches.valid, batches.draw))
+        chosen = data.clients[0][chosen]
+        inputs = self.objective.inputs(data.images[chosen], draw).contiguous(memory_format=torch.channels_last)
+        losses = self.objective.losses(self.model, inputs, data.targets[chosen], data.known[chosen], valid, self._counts)
+        with torch.no_grad():
+            self._sums += torch.stack([losses.positive, losses.negative]) * valid.sum()
+        return losses.tasks.sum()
+
+    def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Tensor, batch_idx: int) -> None:
+        if batch_idx + 1 < len(self._batches):
+            return
+        samples = int(self._batches.valid.sum())
+        self.account["samples"] += samples
+        positive, negative = self._sums / samples
+        self.finish_round(
+            positive, negative, self.client.learning_rate * self.schedule.factor(self.current_epoch, self.num_rounds)
+        )
+
+    def scores(self, index: Tensor) -> Tensor:
+        return self.objective.scores(self.model, self.federated_data.images[index])

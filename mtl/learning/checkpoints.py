@@ -1,0 +1,89 @@
+"""Checkpoints that are whole, belong to the run, and survive a kill at any moment."""
+
+import logging
+import signal
+import threading
+import zipfile
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pytorch_lightning.callbacks import Checkpoint
+
+from mtl.files import atomic_write
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; nothing has been changed."""
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Checkpoints written beside their place and then put there in one step; torn ones are refused."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(target) as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return read_checkpoint(Path(path))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The checkpoint at `path`, on the CPU. Raises `CheckpointError` where it is torn or not one of this project's."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            torn = archive.testzip()
+        if torn is not None:
+            raise CheckpointError(f"checkpoint {path} is torn: {torn} in it is damaged")
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (zipfile.BadZipFile, RuntimeError, EOFError) as error:
+        raise CheckpointError(f"checkpoint {path} is torn: expected a whole torch file, got {error}") from error
+    except Exception as error:
+        if type(error).__name__ != "UnpicklingError":
+            raise
+        raise CheckpointError(f"checkpoint {path} is not one of mtl's: {error}") from error
+    if not isinstance(checkpoint, dict) or "account" not in checkpoint:
+        raise CheckpointError(f"checkpoint {path} is not one of mtl's: expected a dictionary with the key account")
+    return checkpoint
+
+
+class SaveRounds(Checkpoint):
+    """Writes `path` after every `every` rounds and after the last, and makes Ctrl-C and SIGTERM finish the round, write it and stop.
+
+    A second Ctrl-C leaves at once; what the last checkpoint holds is not lost.
+    """
+
+    def __init__(self, path: Path, *, every: int) -> None:
+        self.path, self.every = path, every
+        self.stopped = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Only the main thread may handle signals; a sweep's worker threads leave them to it.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._stop)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        if self.stopped:
+            raise KeyboardInterrupt
+        self.stopped = True
+        logger.warning("stopping: this round is finished and saved first; Ctrl-C again to leave at once")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        done = trainer.current_epoch + 1
+        if done % self.every == 0 or done == trainer.max_epochs or self.stopped:
+            trainer.save_checkpoint(self.path, weights_only=False)
+        trainer.should_stop = trainer.should_stop or self.stopped
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        while self._before:
+            number, handler = self._before.popitem()
+            signal.signal(number, handler)

@@ -1,0 +1,64 @@
+"""The progress of a run: round, loss with its two parts, the watched metric and the time left."""
+
+import sys
+import time
+
+import pytorch_lightning as pl
+from pytorch_lightning import Callback
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mtl.learning.learner import Learner
+
+
+class RoundProgress(Callback):
+    """A bar on a terminal; elsewhere a line every `seconds_between` seconds."""
+
+    def __init__(self, title: str, *, seconds_between: float = 15.0) -> None:
+        self.title, self.seconds_between = title, seconds_between
+        self._bar: Progress | None = None
+        self._next_line = 0.0
+        self._start = (0.0, 0)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start = (time.monotonic(), trainer.current_epoch)
+        self._next_line = self._start[0] + self.seconds_between
+        if not sys.stderr.isatty():
+            return
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("round"),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._bar.add_task(self.title, total=trainer.max_epochs, completed=trainer.current_epoch, numbers="")
+        self._bar.start()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Learner)
+        done, total = trainer.current_epoch + 1, trainer.max_epochs or 0
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=done, numbers=_numbers(pl_module))
+        elif time.monotonic() >= self._next_line or done == total:
+            began, first = self._start
+            left = (time.monotonic() - began) / (done - first) * (total - done)
+            self._next_line = time.monotonic() + self.seconds_between
+            print(f"{self.title}: round {done}/{total}  {_numbers(pl_module)}  {left:.0f} s left", file=sys.stderr, flush=True)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _numbers(learner: Learner) -> str:
+    latest = learner.latest
+    text = f"loss {latest['loss']:.4f} (+{latest['positive']:.4f} -{latest['negative']:.4f})"
+    if learner.chosen_by in latest:
+        note = ", never used to choose" if learner.watched == "monitor" else ""
+        text += f"  {learner.chosen_by} {100 * latest[learner.chosen_by]:.1f} %{note}"
+    return text

@@ -1,0 +1,71 @@
+"""The objective: the summed positive and negative loss of every subtask.
+
+    min_f  sum_i sum_t  m_it [ y_it L+_t(f(x_i)) + (1 - y_it) L-_t(f(x_i)) ]
+
+A pair loss gives both terms for every element; `reduce_pairs` applies targets, masks and padding, and keeps the parts apart.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+Reduction = Literal["mean", "known", "sum"]
+
+
+@dataclass(frozen=True)
+class TaskCounts:
+    """positives, negatives: float [T], how many labels of each kind the training data at hand hold."""
+
+    positives: Tensor
+    negatives: Tensor
+
+
+@dataclass(frozen=True)
+class PairLosses:
+    """positive, negative: [T], the two parts of each subtask's loss."""
+
+    positive: Tensor
+    negative: Tensor
+
+    @property
+    def tasks(self) -> Tensor:
+        """[T], the loss of each subtask."""
+        return self.positive + self.negative
+
+
+class PairLoss(nn.Module):
+    """A loss of two terms, [B, T] to [B, T] each. May learn parameters, shared by all subtasks."""
+
+    def terms(self, logits: Tensor, counts: TaskCounts) -> tuple[Tensor, Tensor]:
+        """logits: [B, T]; returns what each element costs as a positive and as a negative, [B, T] both."""
+        raise NotImplementedError
+
+    def decision(self, logits: Tensor) -> Tensor:
+        """logits: [B, T]; returns scores [B, T] that rise with the logits and say yes above zero."""
+        return logits
+
+
+def reduce_pairs(
+    positive: Tensor, negative: Tensor, targets: Tensor, mask: Tensor, valid: Tensor, *, reduction: Reduction = "mean"
+) -> PairLosses:
+    """positive, negative: [B, T]; targets, mask: bool [B, T]; valid: bool [B], false for padding.
+
+    `mean` divides by the images of the batch, so that subtasks weigh as their labels are known; `known` divides each subtask by its
+    own known labels (a subtask without any costs 0); `sum` does not divide. Padding and unknown labels have no influence, even
+    where their terms are not finite.
+    """
+    counted = mask & valid[:, None]
+    zero = positive.new_zeros(())
+    parts = [torch.where(counted & chosen, term, zero).sum(0) for term, chosen in ((positive, targets), (negative, ~targets))]
+    if reduction == "mean":
+        parts = [part / valid.sum().clamp_min(1) for part in parts]
+    elif reduction == "known":
+        parts = [part / counted.sum(0).clamp_min(1) for part in parts]
+    return PairLosses(*parts)
+
+
+def check_reduction(reduction: str) -> None:
+    if reduction not in get_args(Reduction):
+        raise ValueError(f"objective.reduction must be one of {', '.join(get_args(Reduction))}, got {reduction}")

@@ -1,0 +1,62 @@
+"""How well the scores answer the subtasks. Scores rise with belief and say yes above zero."""
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.classification import multilabel_auroc, multilabel_stat_scores
+
+Metrics = dict[str, float | None]
+
+
+def evaluate_scores(scores: Tensor, targets: Tensor, known: Tensor, identity: Tensor, names: tuple[str, ...]) -> Metrics:
+    """scores: [N, T]; targets, known: bool [N, T]; identity: int64 [N], the subtask an image is a positive of, or -1.
+
+    Returns `rank1` (where identities are known), `auroc`, `balanced_accuracy`, their `worst_task_` and their values per subtask as
+    `<task>/auroc`. A subtask without a known positive or without a known negative has no AUROC and no balanced accuracy: its value
+    is None, and means and worst leave it out.
+    """
+    values: dict[str, list[float]] = {
+        "auroc": auroc(scores, targets, known).tolist(),
+        "balanced_accuracy": balanced_accuracy(scores, targets, known).tolist(),
+    }
+    metrics: Metrics = {}
+    if bool((identity >= 0).any()):
+        metrics["rank1"] = rank1(scores, identity)
+    for name, of_tasks in values.items():
+        defined = [value for value in of_tasks if value == value]
+        metrics[name] = sum(defined) / len(defined) if defined else None
+        metrics[f"worst_task_{name}"] = min(defined, default=None)
+        metrics |= {f"{task}/{name}": value if value == value else None for task, value in zip(names, of_tasks, strict=True)}
+    return metrics
+
+
+def rank1(scores: Tensor, identity: Tensor) -> float:
+    """Share of the images of known identity whose highest score is that of their own subtask."""
+    at_hand = identity >= 0
+    return float((scores[at_hand].argmax(1) == identity[at_hand]).double().mean())
+
+
+def auroc(scores: Tensor, targets: Tensor, known: Tensor) -> Tensor:
+    """Area under the ROC curve of each subtask, float64 [T]; NaN where a subtask has known labels of one kind only."""
+    # torchmetrics puts anything outside 0..1 through a sigmoid, which makes ties of large scores: scale first, in float64.
+    scaled = scores.double() - scores.min()
+    scaled = scaled / scaled.max().clamp_min(torch.finfo(torch.float64).tiny)
+    result = torch.full((scores.shape[1],), torch.nan, dtype=torch.float64)
+    both = _two_sided(targets, known)
+    if bool(both.any()):
+        labels = torch.where(known, targets.long(), -1)[:, both]
+        area = multilabel_auroc(scaled[:, both], labels, num_labels=int(both.sum()), average=None, ignore_index=-1)
+        result[both.cpu()] = area.double().cpu()
+    return result
+
+
+def balanced_accuracy(scores: Tensor, targets: Tensor, known: Tensor) -> Tensor:
+    """Mean of the true positive and true negative rate at threshold zero, float64 [T]; NaN where one kind of label is missing."""
+    labels = torch.where(known, targets.long(), -1)
+    counts = multilabel_stat_scores((scores > 0).long(), labels, num_labels=scores.shape[1], average=None, ignore_index=-1)
+    true_positive, false_positive, true_negative, false_negative, _ = counts.double().cpu().T
+    rates = (true_positive / (true_positive + false_negative) + true_negative / (true_negative + false_positive)) / 2
+    return torch.where(_two_sided(targets, known).cpu(), rates, torch.nan)
+
+
+def _two_sided(targets: Tensor, known: Tensor) -> Tensor:
+    return (known & targets).any(0) & (known & ~targets).any(0)

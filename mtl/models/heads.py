@@ -1,0 +1,38 @@
+"""One head per subtask, all in one fused layer. Every parameter of a head has the subtasks as its first axis."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LinearHeads(nn.Module):
+    """Logit of subtask t: w_t . h + b_t."""
+
+    def __init__(self, width: int, num_tasks: int) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(width)
+        self.weight = nn.Parameter(torch.empty(num_tasks, width).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(num_tasks))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features: [B, h]; returns logits [B, T]."""
+        return F.linear(features, self.weight, self.bias)
+
+
+class CosineHeads(nn.Module):
+    """Logit of subtask t: the cosine between w_t and the features; comparable across subtasks that never met.
+
+    The weights start orthogonal, so that people on different clients begin, and with a small head learning rate stay, in
+    directions of their own although no client ever sees another's people (fixed codes are the limit: Hoffer et al. 2018,
+    "Fix your classifier", ICLR).
+    """
+
+    def __init__(self, width: int, num_tasks: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(nn.init.orthogonal_(torch.empty(num_tasks, width)))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features: [B, h]; returns cosines [B, T]."""
+        return F.linear(F.normalize(features, dim=-1), F.normalize(self.weight, dim=-1))

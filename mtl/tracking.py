@@ -1,0 +1,219 @@
+"""Where a run's numbers go: always plain files in the run directory, and W&B (offline where no account is set up, never a prompt).
+
+`metrics.csv` is tidy (round, metric, value) and only ever grows at its end, so a killed run loses at most its last line.
+"""
+
+import csv
+import importlib.metadata
+import json
+import logging
+import netrc
+import os
+import platform
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+import yaml
+
+from mtl.files import atomic_write, write_json
+
+logger = logging.getLogger(__name__)
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "pytorch-lightning",
+    "torchmetrics",
+    "hydra-core",
+    "hydra-zen",
+    "omegaconf",
+    "numpy",
+    "wandb",
+)
+WANDB_MODES = ("auto", "online", "offline", "disabled")
+
+
+class Tracker:
+    """The files of one run directory and, unless disabled, its W&B run.
+
+    config: plain nested values; last_round: a resumed run keeps its numbers up to this round, None starts anew.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        config: Mapping[str, Any],
+        *,
+        wandb: str = "auto",
+        project: str = "mtl",
+        group: str | None = None,
+        name: str | None = None,
+        last_round: int | None = None,
+    ) -> None:
+        if wandb not in WANDB_MODES:
+            raise ValueError(f"tracking.wandb must be one of {', '.join(WANDB_MODES)}, got {wandb}")
+        self.run_dir = run_dir
+        if last_round is None:
+            write_json(run_dir / "environment.json", environment())
+        self._file = _open_metrics(run_dir / "metrics.csv", last_round)
+        self._rows = csv.writer(self._file, lineterminator="\n")
+        self._wandb = _start_wandb(run_dir, config, wandb, project, group, name)
+
+    def log(self, round: int, metrics: Mapping[str, float | None]) -> None:
+        """Append the numbers of a round; undefined ones are left out."""
+        defined = {name: value for name, value in metrics.items() if value is not None}
+        self._rows.writerows((round, name, repr(float(value))) for name, value in defined.items())
+        self._file.flush()
+        if self._wandb is not None:
+            self._wandb.log(defined, step=round)
+
+    def finish(self, summary: Mapping[str, float | None], pictures: Sequence[Path] = ()) -> None:
+        """Write `summary.json` and close; the pictures and the summary go to W&B too."""
+        write_json(self.run_dir / "summary.json", dict(summary))
+        self._file.close()
+        if self._wandb is not None:
+            import wandb
+
+            self._wandb.summary.update({name: value for name, value in summary.items() if value is not None})
+            shown = {name: value for name, value in summary.items() if value is not None and name.count("/") == 1}
+            table = wandb.Table(columns=["metric", "value"], data=[[name, value] for name, value in shown.items()])
+            self._wandb.log({"summary": table} | {f"figures/{p.stem}": wandb.Image(str(p)) for p in pictures})
+            self._wandb.finish()
+
+    def abandon(self) -> None:
+        """Close the files of a run that did not end well."""
+        self._file.close()
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=1)
+
+    @property
+    def wandb_dir(self) -> Path | None:
+        """Where the offline W&B run lies, for `wandb sync`."""
+        return None if self._wandb is None or not self._wandb.offline else Path(self._wandb.dir).parent
+
+
+def open_run_directory(run_dir: Path, config: Mapping[str, Any], *, resume: bool) -> Path | None:
+    """Make `run_dir` a run's home, or check that it is this run's; returns the checkpoint to go on from, None to start anew.
+
+    Nothing is written where the folder holds anything else: another run, another configuration, other files.
+    """
+    saved = run_dir / "config.yaml"
+    if saved.exists():
+        before = yaml.safe_load(saved.read_text())
+        differing = sorted(_differences(_identity(before), _identity(config)))
+        if differing:
+            raise ValueError(
+                f"output_dir {run_dir} holds a run of another configuration, which differs in {', '.join(differing)}"
+            )
+        if not resume:
+            raise ValueError(
+                f"output_dir {run_dir} holds this run already; say resume=true to go on with it, or another output_dir"
+            )
+        checkpoint = run_dir / "checkpoints" / "last.ckpt"
+        return checkpoint if checkpoint.exists() else None
+    if run_dir.exists() and (found := sorted(path.name for path in run_dir.iterdir())):
+        raise ValueError(f"output_dir {run_dir} must be a new, an empty or a run's folder, and it holds {', '.join(found[:3])}")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with atomic_write(saved) as file:
+        file.write(yaml.safe_dump(dict(config), sort_keys=False).encode())
+    return None
+
+
+def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a run this run: not where it writes, how it is watched, or how it was started."""
+    return {
+        key: value for key, value in config.items() if key not in ("output_dir", "resume", "name", "tracking", "checkpoint_every")
+    }
+
+
+def _differences(left: Any, right: Any, path: str = "") -> Iterator[str]:
+    if isinstance(left, Mapping) and isinstance(right, Mapping):
+        for key in {**left, **right}:
+            yield from _differences(left.get(key), right.get(key), f"{path}.{key}" if path else str(key))
+    elif left != right:
+        yield f"{path} ({left} there, {right} now)"
+
+
+def environment() -> dict[str, Any]:
+    """The commit, library versions, command and machine of this process."""
+    versions = {name: _version(name) for name in LIBRARIES}
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "mtl": _version("mtl"),
+        "python": platform.python_version(),
+        "versions": versions,
+        "command": " ".join(sys.argv),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _open_metrics(path: Path, last_round: int | None) -> TextIO:
+    rows = [] if last_round is None or not path.exists() else path.read_text().splitlines()[1:]
+    with atomic_write(path) as file:
+        file.write(b"round,metric,value\n")
+        for row in rows:
+            parts = row.split(",")
+            # A killed run may have torn its last line.
+            if len(parts) >= 3 and parts[0].isdigit() and int(parts[0]) <= (last_round or 0):
+                file.write(f"{row}\n".encode())
+    return path.open("a", newline="")
+
+
+def _has_account() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _start_wandb(run_dir: Path, config: Mapping[str, Any], mode: str, project: str, group: str | None, name: str | None) -> Any:
+    chosen = mode
+    if mode == "auto":
+        chosen = os.environ.get("WANDB_MODE") or ("online" if _has_account() else "offline")
+    if chosen == "disabled":
+        return None
+    import wandb
+
+    identity = run_dir / "wandb.json"
+    if not identity.exists():
+        write_json(identity, {"id": secrets.token_hex(4)})
+    options: dict[str, Any] = {
+        "project": project,
+        "group": group,
+        "name": name,
+        "dir": str(run_dir),
+        "id": json.loads(identity.read_text())["id"],
+        "config": dict(config),
+    }
+    settings = wandb.Settings(silent=True, console="off", init_timeout=30, x_disable_stats=True)
+    if chosen == "online":
+        try:
+            return wandb.init(mode="online", resume="allow", settings=settings, **options)
+        except (wandb.errors.CommError, wandb.errors.UsageError, OSError) as error:
+            logger.warning("W&B cannot be reached (%s): the run is recorded offline in %s", error, run_dir / "wandb")
+    return wandb.init(mode="offline", settings=settings, **options)

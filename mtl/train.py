@@ -1,0 +1,222 @@
+"""One run, from its configuration to its run directory: build, fit, test, summary."""
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from hydra_zen import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from mtl.data.client_batches import LocalWork
+from mtl.data.datamodule import FederatedDataModule
+from mtl.data.federated_data import FederatedData, federate
+from mtl.federation.for_each_client import LoopBackend
+from mtl.federation.inference import Inference
+from mtl.federation.objective import Objective
+from mtl.federation.rounds import Setting
+from mtl.files import write_arrays
+from mtl.learning.centralised import CentralisedLearning
+from mtl.learning.checkpoints import AtomicCheckpoints, SaveRounds, read_checkpoint
+from mtl.learning.federated import FederatedLearning
+from mtl.learning.learner import Learner
+from mtl.learning.progress import RoundProgress
+from mtl.metrics import Metrics
+from mtl.models.hard_sharing import HardSharing
+from mtl.seeding import derive_seed
+from mtl.tracking import Tracker, open_run_directory
+
+MODES = ("federated", "centralised", "local")
+
+
+class Interrupted(RuntimeError):
+    """The run was asked to stop; its last round is saved."""
+
+
+def train(config: DictConfig, run_dir: Path) -> Metrics:
+    """Train as `config` says, in `run_dir`; returns what its `summary.json` holds.
+
+    Raises ValueError where the configuration or the data cannot be used, `Diverged` where the loss is not finite, and `Interrupted`
+    after Ctrl-C; then `resume=true` goes on.
+    """
+    _check(config)
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    data = build_data(config)
+    learner, steps = build_learner(config, data)
+    checkpoint = open_run_directory(run_dir, plain, resume=config.resume)
+    last_round = None if checkpoint is None else int(read_checkpoint(checkpoint)["epoch"])
+    tracker = Tracker(
+        run_dir,
+        plain,
+        wandb=config.tracking.wandb,
+        project=config.tracking.project,
+        group=config.tracking.group,
+        name=config.name or run_dir.name,
+        last_round=last_round,
+    )
+    learner.log_round = tracker.log
+    try:
+        _save_federation(run_dir, data)
+        _quieten_lightning()
+        trainer = build_trainer(config, run_dir, learner)
+        loaders = FederatedDataModule(data, steps=steps)
+        trainer.fit(learner, loaders, ckpt_path=checkpoint)
+        best, saver = trainer.checkpoint_callbacks[0], trainer.checkpoint_callbacks[-1]
+        if isinstance(saver, SaveRounds) and saver.stopped:
+            raise Interrupted(
+                f"stopped after round {trainer.current_epoch} of {config.rounds}; resume=true output_dir={run_dir} goes on"
+            )
+        summary = _fit_summary(learner, data, config.rounds)
+        if isinstance(best, ModelCheckpoint):
+            summary["fit/best_round"] = int(read_checkpoint(Path(best.best_model_path))["epoch"]) + 1
+            trainer.test(learner, loaders, ckpt_path=best.best_model_path, verbose=False)
+        else:
+            trainer.test(learner, loaders, verbose=False)
+        summary |= {f"test/{name}": value for name, value in learner.test_metrics.items()}
+        _save_predictions(run_dir, learner)
+        tracker.finish(summary)
+    except BaseException:
+        tracker.abandon()
+        raise
+    return summary
+
+
+def build_data(config: DictConfig) -> FederatedData:
+    """Read the images, make the subtasks, split, partition and assign."""
+    images = instantiate(config.data)
+    return federate(
+        images,
+        instantiate(config.subtasks)(images),
+        instantiate(config.split)(images, config.seed),
+        partition=instantiate(config.partition),
+        partition_by=config.partition_by,
+        assignment=instantiate(config.assignment),
+        seed=config.seed,
+    )
+
+
+def build_model(config: DictConfig, data: FederatedData) -> HardSharing:
+    """The model at its start, which depends on the seed alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(config.seed, "model"))
+        trunk = instantiate(config.trunk)(data.image_shape)
+        heads = instantiate(config.heads)(trunk.width, data.num_tasks)
+        return HardSharing(trunk, heads, instantiate(config.loss)(data.num_tasks))
+
+
+def build_learner(config: DictConfig, data: FederatedData) -> tuple[Learner, int]:
+    """The learner of the mode, and its training steps in a round."""
+    model = build_model(config, data)
+    objective = Objective(instantiate(config.augmentation), instantiate(config.normalise), config.reduction)
+    client, work, schedule = instantiate(config.client), instantiate(config.work), instantiate(config.schedule)
+    sampling, seed, per_task = instantiate(config.sampling), config.seed, config.tracking.per_task
+    if config.mode == "centralised":
+        # The same number of gradient steps as the cohort makes together.
+        cohort = sorted((len(held) for held in data.clients), reverse=True)[: sampling.cohort]
+        steps = sum(work.num_steps(size) for size in cohort)
+        work = LocalWork(batch_size=work.batch_size, steps=steps)
+        learner = CentralisedLearning(
+            model, data.pooled(), objective, client, work, schedule, num_rounds=config.rounds, seed=seed, per_task=per_task
+        )
+        return learner, steps
+    setting = Setting(
+        data=data,
+        backend=LoopBackend(model, objective, client, seed=seed),
+        client=client,
+        work=work,
+        schedule=schedule,
+        sampling=sampling,
+        server=instantiate(config.server),
+        num_rounds=config.rounds,
+        seed=seed,
+    )
+    keep = "all" if config.mode == "local" else config.keep
+    return FederatedLearning(model, setting, Inference(model, objective, config.fusion), keep=keep, per_task=per_task), 1
+
+
+def build_trainer(config: DictConfig, run_dir: Path, learner: Learner) -> pl.Trainer:
+    """An epoch is a round. The best round is kept only where there are validation images to choose it by."""
+    folder = run_dir / "checkpoints"
+    callbacks: list[pl.Callback] = [RoundProgress(f"{config.mode}, seed {config.seed}")]
+    if learner.watched == "val":
+        callbacks.append(
+            ModelCheckpoint(
+                folder, "best", monitor=learner.chosen_by, mode="max", save_weights_only=False, enable_version_counter=False
+            )
+        )
+    callbacks.append(SaveRounds(folder / "last.ckpt", every=config.checkpoint_every))
+    return pl.Trainer(
+        accelerator=config.trainer.accelerator,
+        devices=config.trainer.devices,
+        precision=config.trainer.precision,
+        max_epochs=config.rounds,
+        check_val_every_n_epoch=min(config.evaluate_every, config.rounds),
+        num_sanity_val_steps=0,
+        plugins=[AtomicCheckpoints()],
+        callbacks=callbacks,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=run_dir,
+    )
+
+
+def _check(config: DictConfig) -> None:
+    if config.mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {config.mode}")
+    for name in ("rounds", "evaluate_every", "checkpoint_every"):
+        if config[name] < 1:
+            raise ValueError(f"{name} must be >= 1, got {config[name]}")
+    if config.trainer.devices != 1:
+        raise ValueError(f"trainer.devices must be 1, got {config.trainer.devices}")
+
+
+def _quieten_lightning() -> None:
+    """Silence what Lightning says of things that are so by design here."""
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*`LightningModule.configure_optimizers` returned `None`.*",  # the clients have their own
+        ".*does not have many workers.*",  # the images are in memory: a batch is a number
+        ".*isinstance.treespec, LeafSpec.. is deprecated.*",  # Lightning's own use of torch
+        "Checkpoint directory .* exists and is not empty.*",  # on purpose, to resume
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def _fit_summary(learner: Learner, data: FederatedData, rounds: int) -> Metrics:
+    account = learner.account
+    summary: Metrics = {f"fit/{name}": float(value) for name, value in account.items()}
+    summary["fit/samples_per_second"] = account["samples"] / account["seconds"]
+    summary["fit/rounds"] = rounds
+    for way in ("bytes_up", "bytes_down"):
+        summary[f"fit/{way}_per_client"] = account[way] / data.num_clients
+    return summary
+
+
+def _save_federation(run_dir: Path, data: FederatedData) -> None:
+    write_arrays(
+        run_dir / "federation.npz",
+        positives=data.positives.numpy(),
+        negatives=data.negatives.numpy(),
+        assignment=data.assignment.cpu().numpy(),
+        images=np.array([len(held) for held in data.clients]),
+    )
+
+
+def _save_predictions(run_dir: Path, learner: Learner) -> None:
+    data = learner.federated_data
+    test = data.split.test
+    assert learner.test_scores is not None
+    write_arrays(
+        run_dir / "predictions.npz",
+        scores=learner.test_scores.numpy(),
+        targets=data.targets[test].cpu().numpy(),
+        known=data.known[test].cpu().numpy(),
+        identity=data.identity[test].cpu().numpy(),
+        tasks=np.array(data.tasks),
+    )
