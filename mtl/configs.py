@@ -157,9 +157,8 @@ def _top_level() -> Any:
         tracking=ZenField(TrackingOptions, TrackingOptions()),
         hydra={
             "run": {"dir": "${output_dir}"},
-            "sweep": {"dir": "${output_dir}", "subdir": "${hydra.job.override_dirname}"},
+            "sweep": {"dir": "${output_dir}", "subdir": "${hydra.job.num}"},
             "output_subdir": None,
-            "job": {"config": {"override_dirname": {"exclude_keys": ["output_dir", "resume"]}}},
         },
     )
 

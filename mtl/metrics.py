@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multilabel_auroc, multilabel_stat_scores
+from torchmetrics.functional.classification import binary_auroc, binary_stat_scores
 
 Metrics = dict[str, float | None]
 
@@ -40,20 +40,19 @@ def auroc(scores: Tensor, targets: Tensor, known: Tensor) -> Tensor:
     # torchmetrics puts anything outside 0..1 through a sigmoid, which makes ties of large scores: scale first, in float64.
     scaled = scores.double() - scores.min()
     scaled = scaled / scaled.max().clamp_min(torch.finfo(torch.float64).tiny)
-    result = torch.full((scores.shape[1],), torch.nan, dtype=torch.float64)
-    both = _two_sided(targets, known)
-    if bool(both.any()):
-        labels = torch.where(known, targets.long(), -1)[:, both]
-        area = multilabel_auroc(scaled[:, both], labels, num_labels=int(both.sum()), average=None, ignore_index=-1)
-        result[both.cpu()] = area.double().cpu()
-    return result
+    labels = torch.where(known, targets.long(), -1)
+    areas = [
+        binary_auroc(scaled[:, t], labels[:, t], ignore_index=-1).double() if both else torch.tensor(torch.nan, dtype=torch.float64)
+        for t, both in enumerate(_two_sided(targets, known).tolist())
+    ]
+    return torch.stack([area.cpu() for area in areas])
 
 
 def balanced_accuracy(scores: Tensor, targets: Tensor, known: Tensor) -> Tensor:
     """Mean of the true positive and true negative rate at threshold zero, float64 [T]; NaN where one kind of label is missing."""
     labels = torch.where(known, targets.long(), -1)
-    counts = multilabel_stat_scores((scores > 0).long(), labels, num_labels=scores.shape[1], average=None, ignore_index=-1)
-    true_positive, false_positive, true_negative, false_negative, _ = counts.double().cpu().T
+    counts = binary_stat_scores((scores > 0).long().T, labels.T, multidim_average="samplewise", ignore_index=-1).double().cpu()
+    true_positive, false_positive, true_negative, false_negative, _ = counts.T
     rates = (true_positive / (true_positive + false_negative) + true_negative / (true_negative + false_positive)) / 2
     return torch.where(_two_sided(targets, known).cpu(), rates, torch.nan)
 

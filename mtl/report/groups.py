@@ -1,0 +1,147 @@
+"""Put together the runs that differ only in their seed, and measure the spread over those seeds.
+
+Two runs are repetitions of one experiment when their configs agree in every key but the seed, the run's own name, where it
+was written to, and how it was tracked. Paths of *data* are compared: runs on different data are different experiments.
+The deviation is that of a sample, s = sqrt(sum_i (x_i - mean)^2 / (n - 1)), and unknown for n = 1.
+"""
+
+import json
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from mtl.report.runs import Run
+
+_OWN_KEYS = frozenset({"name", "resume", "checkpoint_every"})  # at the top level only: `model.name` is a setting
+_OWN_LEAVES = frozenset({"seed", "output_dir", "run_dir", "log_dir", "save_dir", "checkpoint_dir", "default_root_dir"})
+_OWN_SECTIONS = frozenset({"hydra", "tracking", "wandb", "logger"})
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean, sample standard deviation (None for one value), extremes and number of values."""
+
+    mean: float
+    deviation: float | None
+    minimum: float
+    maximum: float
+    count: int
+
+
+def measure_spread(values: Iterable[float | None]) -> Spread | None:
+    """Spread of the values that are defined; None where none is."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    deviation = statistics.stdev(known) if len(known) > 1 else None
+    return Spread(statistics.fmean(known), deviation, min(known), max(known), len(known))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one experiment. `settings` holds the config keys in which it differs from the other groups."""
+
+    name: str
+    runs: tuple[Run, ...]
+    settings: dict[str, str]
+
+    def spread(self, metric: str) -> Spread | None:
+        """Spread of one key of `summary.json` over the runs."""
+        return measure_spread(run.summary.get(metric) for run in self.runs)
+
+    def task_spreads(self, metric: str) -> dict[str, Spread | None]:
+        """Spread of `test/<task>/<metric>` per task over the runs; None where no run defines it. Worst task first."""
+        tables = [run.task_metric(metric) for run in self.runs]
+        tasks = dict.fromkeys(task for table in tables for task in table)
+        spreads = {task: measure_spread(table.get(task) for table in tables) for task in tasks}
+        return dict(sorted(spreads.items(), key=lambda item: float("inf") if item[1] is None else item[1].mean))
+
+    def curve(self, metric: str) -> dict[int, Spread]:
+        """Spread by round, at the rounds that every run with this metric has: a run that stops early bends no mean."""
+        curves = [run.curves[metric] for run in self.runs if metric in run.curves]
+        if not curves:
+            return {}
+        rounds = sorted(set.intersection(*(set(curve) for curve in curves)))
+        spreads = {number: measure_spread(curve[number] for curve in curves) for number in rounds}
+        return {number: spread for number, spread in spreads.items() if spread is not None}
+
+    @cached_property
+    def metrics(self) -> list[str]:
+        """Every metric with a curve, in the order of the files."""
+        return list(dict.fromkeys(metric for run in self.runs for metric in run.curves))
+
+    @property
+    def notes(self) -> list[str]:
+        """What is missing from the runs, and seeds that were counted more than once."""
+        notes = [f"{run.path}: {note}" for run in self.runs for note in run.notes]
+        seeds = Counter(run.config["seed"] for run in self.runs if "seed" in run.config)
+        notes += [
+            f"{self.name}: seed {seed} occurs {n} times, so the deviation is too small" for seed, n in seeds.items() if n > 1
+        ]
+        return notes
+
+
+def group_runs(runs: Sequence[Run]) -> list[Group]:
+    """Groups in the order of their first runs, named by the fewest config keys that tell them apart."""
+    settings: dict[str, dict[str, str]] = {}
+    members: dict[str, list[Run]] = {}
+    for run in runs:
+        flat = {key: json.dumps(value, default=str) for key, value in flatten(run.config).items() if not _is_own(key)}
+        signature = json.dumps(flat, sort_keys=True)
+        settings[signature] = flat
+        members.setdefault(signature, []).append(run)
+    flats = list(settings.values())
+    keys = dict.fromkeys(key for flat in flats for key in flat)
+    differing = sorted((key for key in keys if len({flat.get(key) for flat in flats}) > 1), key=_naming_order)
+    naming = _fewest_keys(flats, differing)
+    groups = []
+    for signature, flat in settings.items():
+        shown = {key: _show(key, flat.get(key)) for key in differing}
+        name = ", ".join(f"{key.removesuffix('._target_')}={shown[key]}" for key in naming)
+        groups.append(Group(name or members[signature][0].label, tuple(members[signature]), shown))
+    return groups
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested config as dotted keys; lists stay whole."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _is_own(key: str) -> bool:
+    parts = key.split(".")
+    return key in _OWN_KEYS or parts[-1] in _OWN_LEAVES or parts[0] in _OWN_SECTIONS
+
+
+def _naming_order(key: str) -> tuple[bool, int, str]:
+    return key != "mode", key.count("."), key
+
+
+def _fewest_keys(flats: list[dict[str, str]], differing: list[str]) -> list[str]:
+    """Greedy: the key that splits the groups furthest, until each group stands alone."""
+    chosen: list[str] = []
+
+    def num_told_apart(keys: list[str]) -> int:
+        return len({tuple(flat.get(key) for key in keys) for flat in flats})
+
+    while num_told_apart(chosen) < len(flats):
+        chosen.append(max(differing, key=lambda key: num_told_apart([*chosen, key])))
+    return chosen
+
+
+def _show(key: str, value: str | None) -> str:
+    """A JSON value as a person writes it; a class by its own name."""
+    if value is None:
+        return "–"
+    loaded = json.loads(value)
+    if not isinstance(loaded, str):
+        return value
+    return loaded.rsplit(".", 1)[-1] if key.endswith("_target_") else loaded

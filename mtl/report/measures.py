@@ -1,0 +1,45 @@
+"""What the figures of decisions are drawn from: confusions, score ranges, and large matrices summed into bins."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mtl.report.groups import Group
+from mtl.report.runs import Array, Predictions
+
+
+def matching_predictions(group: Group) -> list[Predictions]:
+    """Predictions of the runs that have the tasks of the first one, so that their columns may be pooled."""
+    every = [run.predictions for run in group.runs if run.predictions is not None]
+    return [predictions for predictions in every if predictions.tasks == every[0].tasks]
+
+
+def count_confusions(predictions: Sequence[Predictions]) -> Array | None:
+    """Counts [T, T] of true identity against the task with the highest score; None where no image has an identity."""
+    counts = np.zeros((len(predictions[0].tasks),) * 2, dtype=np.int64) if predictions else np.zeros((0, 0), dtype=np.int64)
+    for one in predictions:
+        known = one.identity >= 0
+        answers = np.where(np.isnan(one.scores), -np.inf, one.scores)[known].argmax(1)
+        np.add.at(counts, (one.identity[known], answers), 1)
+    return counts if counts.any() else None
+
+
+def measure_score_ranges(predictions: Sequence[Predictions], task: int) -> tuple[Array, Array] | None:
+    """10 %, 50 % and 90 % quantiles [3] of the known positives' and negatives' scores; None where either has no score."""
+    ranges = []
+    for wanted in (True, False):
+        chosen = [one.scores[one.known[:, task] & (one.targets[:, task] == wanted), task] for one in predictions]
+        scores = np.concatenate(chosen).astype(np.float64)
+        scores = scores[np.isfinite(scores)]
+        if len(scores) == 0:
+            return None
+        ranges.append(np.quantile(scores, [0.1, 0.5, 0.9]))
+    return ranges[0], ranges[1]
+
+
+def sum_bins(values: Array, max_rows: int, max_columns: int) -> Array:
+    """Sum a matrix into at most [max_rows, max_columns] bins of neighbours."""
+    for axis, count in enumerate((max_rows, max_columns)):
+        edges = np.linspace(0, values.shape[axis], min(count, values.shape[axis]) + 1).astype(int)[:-1]
+        values = np.add.reduceat(values.astype(np.int64), edges, axis=axis)
+    return values

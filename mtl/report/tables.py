@@ -1,0 +1,110 @@
+"""The comparison of experiments as rows, for a terminal (rich), and for a README (Markdown).
+
+One row is one group of runs that differ only in their seed: mean ± sample standard deviation (ddof = 1) over n runs.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from mtl.report.groups import Group, Spread, group_runs
+from mtl.report.runs import read_run
+
+UNKNOWN = "–"
+_PREFIXES = ("", "k", "M", "G", "T", "P")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One metric of `summary.json` and the way to write it."""
+
+    title: str
+    metric: str
+    write: Callable[[Spread], str]
+    higher_is_better: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """One group: its name, how many runs it has, and one cell per column."""
+
+    name: str
+    num_runs: int
+    cells: tuple[str, ...]
+
+
+def scaled(factor: float, digits: int) -> Callable[[Spread], str]:
+    """Writer of `mean ± deviation` times `factor`."""
+
+    def write(spread: Spread) -> str:
+        mean = f"{spread.mean * factor:.{digits}f}"
+        return mean if spread.deviation is None else f"{mean} ± {spread.deviation * factor:.{digits}f}"
+
+    return write
+
+
+def write_bytes(spread: Spread) -> str:
+    """`mean ± deviation` in the decimal unit (1 kB = 1000 B) that suits the mean."""
+    power = 0
+    while power < len(_PREFIXES) - 1 and abs(spread.mean) >= 999.95 * 1000**power:
+        power += 1
+    digits = 1 if power else 0
+    return f"{scaled(1 / 1000**power, digits)(spread)} {_PREFIXES[power]}B"
+
+
+COLUMNS = (
+    Column("Rank-1 %", "test/rank1", scaled(100, 1), True),
+    Column("AUROC", "test/auroc", scaled(1, 3), True),
+    Column("Worst-task AUROC", "test/worst_task_auroc", scaled(1, 3), True),
+    Column("Balanced accuracy %", "test/balanced_accuracy", scaled(100, 1), True),
+    Column("Worst-task balanced accuracy %", "test/worst_task_balanced_accuracy", scaled(100, 1), True),
+    Column("Seconds", "fit/seconds", scaled(1, 1), False),
+    Column("Up per client", "fit/bytes_up_per_client", write_bytes, False),
+    Column("Down per client", "fit/bytes_down_per_client", write_bytes, False),
+)
+
+
+def comparison_rows(groups: Sequence[Group]) -> list[Row]:
+    """One row per group, in the order of `COLUMNS`."""
+    return [Row(group.name, len(group.runs), tuple(_write_cell(group, column) for column in COLUMNS)) for group in groups]
+
+
+def _write_cell(group: Group, column: Column) -> str:
+    spread = group.spread(column.metric)
+    if spread is None:
+        return UNKNOWN
+    text = column.write(spread)
+    return text if spread.count == len(group.runs) else f"{text} (n={spread.count})"
+
+
+def comparison_table(runs: Sequence[Path]) -> Table:
+    """Table of the run directories `runs` for the terminal."""
+    table = Table(title="mean ± sample standard deviation over n runs that differ only in their seed", title_style="dim")
+    table.add_column("Run", overflow="fold")
+    table.add_column("n", justify="right")
+    for column in COLUMNS:
+        table.add_column(column.title, justify="right")
+    for row in comparison_rows(_read_groups(runs)):
+        # Text, since a name such as `norm=[mean]` must not be read as markup.
+        table.add_row(Text(row.name), str(row.num_runs), *(Text(cell) for cell in row.cells))
+    return table
+
+
+def markdown_table(runs: Sequence[Path]) -> str:
+    """The same table in Markdown."""
+    lines = [["Run", "n", *(column.title for column in COLUMNS)], ["---", *["---:"] * (len(COLUMNS) + 1)]]
+    lines += [[row.name, str(row.num_runs), *row.cells] for row in comparison_rows(_read_groups(runs))]
+    return "".join("| " + " | ".join(_escape_cell(cell) for cell in line) + " |\n" for line in lines)
+
+
+def _escape_cell(cell: str) -> str:
+    return " ".join(cell.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split())
+
+
+def _read_groups(runs: Sequence[Path]) -> list[Group]:
+    if not runs:
+        raise ValueError("runs must name at least one run directory, got none")
+    return group_runs([read_run(path, arrays=False) for path in dict.fromkeys(runs)])

@@ -1,0 +1,76 @@
+"""A small federation that every test can build in milliseconds."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mtl.data.federated_data import FederatedData
+from mtl.data.splits import Split
+from mtl.types import ImageData
+
+
+def make_images(num_classes: int = 4, per_class: int = 6, size: int = 8, seed: int = 0) -> ImageData:
+    """Random pictures with a class each, brighter in a class's own place so that there is something to learn."""
+    rng = torch.Generator().manual_seed(seed)
+    classes = torch.arange(num_classes).repeat_interleave(per_class)
+    images = torch.randint(0, 120, (len(classes), 1, size, size), generator=rng, dtype=torch.uint8)
+    for i, c in enumerate(classes.tolist()):
+        images[i, 0, c % size] += 120
+    attributes = torch.stack([classes % 2, torch.randint(-1, 2, (len(classes),), generator=rng)], 1).to(torch.int8)
+    return ImageData(
+        name="made",
+        images=images,
+        classes=classes,
+        class_names=tuple(f"c{c}" for c in range(num_classes)),
+        attributes=attributes,
+        attribute_names=("odd", "some"),
+        source="made for the test",
+    )
+
+
+def make_federation(num_clients: int = 2, *, num_classes: int = 4, per_class: int = 6, size: int = 8) -> FederatedData:
+    """Client k owns the k-th run of classes; two images a class are for test, the rest for training."""
+    images = make_images(num_classes, per_class, size)
+    targets = images.classes[:, None] == torch.arange(num_classes)
+    place = torch.arange(len(images.classes)) % per_class
+    split = Split(torch.nonzero(place >= 2).flatten(), torch.zeros(0, dtype=torch.long), torch.nonzero(place < 2).flatten())
+    owned = torch.arange(num_classes).tensor_split(num_clients)
+    clients = tuple(split.train[torch.isin(images.classes[split.train], own)] for own in owned)
+    positives = torch.stack([targets[client].sum(0) for client in clients])
+    return FederatedData(
+        name="made",
+        tasks=images.class_names,
+        images=images.images,
+        targets=targets,
+        known=torch.ones_like(targets),
+        identity=images.classes,
+        split=split,
+        clients=clients,
+        assignment=positives > 0,
+        positives=positives,
+        negatives=torch.stack([(~targets[client]).sum(0) for client in clients]),
+    )
+
+
+@pytest.fixture
+def images() -> ImageData:
+    return make_images()
+
+
+@pytest.fixture
+def federation() -> FederatedData:
+    return make_federation()
+
+
+@pytest.fixture
+def class_folders(tmp_path: Path) -> Path:
+    """Class folders of small pictures, as a user would have them."""
+    from PIL import Image
+
+    data = make_images(num_classes=4, per_class=8, size=16)
+    for i, (picture, c) in enumerate(zip(data.images, data.classes.tolist(), strict=True)):
+        folder = tmp_path / "pictures" / f"c{c}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture[0].numpy()).save(folder / f"{i}.png")
+    return tmp_path / "pictures"

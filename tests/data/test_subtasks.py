@@ -1,0 +1,63 @@
+import pytest
+import torch
+
+from mtl.data import subtasks
+from mtl.types import ImageData
+
+
+def test_one_vs_rest_asks_each_class_once(images: ImageData) -> None:
+    made = subtasks.one_vs_rest(images)
+    assert made.names == ("c0", "c1", "c2", "c3")
+    assert torch.equal(made.targets.sum(1), torch.ones(24, dtype=torch.long))
+    assert torch.equal(made.identity, images.classes)
+    assert made.known.all()
+
+
+def test_chosen_classes_keep_their_order_and_the_others_are_negatives(images: ImageData) -> None:
+    made = subtasks.one_vs_rest(images, classes=["c2", "c0"])
+    assert made.targets[images.classes == 2].tolist() == [[True, False]] * 6
+    assert not made.targets[images.classes == 1].any()
+    assert made.identity[images.classes == 3].tolist() == [-1] * 6
+
+
+def test_an_image_of_unknown_class_is_masked_and_not_a_negative(images: ImageData) -> None:
+    images.classes[3] = -1
+    made = subtasks.one_vs_rest(images)
+    assert not made.known[3].any()
+    assert made.known[:3].all()
+
+
+def test_unknown_attributes_are_masked(images: ImageData) -> None:
+    made = subtasks.attributes(images)
+    values = images.attributes[:, 1]
+    assert torch.equal(made.known[:, 1], values != -1)
+    assert torch.equal(made.targets[:, 1], values == 1)
+    assert not made.exclusive
+    assert (made.identity == -1).all()
+
+
+def test_groups_join_classes(images: ImageData) -> None:
+    made = subtasks.groups(images, mapping={"low": ["c0", "c1"], "high": ["c3"]})
+    assert made.targets.sum(0).tolist() == [12, 6]
+    assert made.exclusive
+    assert made.identity[images.classes == 2].tolist() == [-1] * 6
+
+
+def test_groups_that_overlap_are_not_exclusive(images: ImageData) -> None:
+    assert not subtasks.groups(images, mapping={"a": ["c0", "c1"], "b": ["c1"]}).exclusive
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda d: subtasks.one_vs_rest(d, classes=["c0", "c9"]), r"subtasks.classes must be among c0, c1, c2, c3, got c9"),
+        (lambda d: subtasks.one_vs_rest(d, classes=["c0"]), "at least 2"),
+        (lambda d: subtasks.one_vs_rest(d, classes=["c0", "c0"]), "twice"),
+        (lambda d: subtasks.attributes(d, names=["smiling"]), "must be among odd, some, got smiling"),
+        (lambda d: subtasks.groups(d, mapping={}), "at least one group"),
+        (lambda d: subtasks.groups(d, mapping={"a": ["cat"]}), r"subtasks.mapping.a must be among .* got cat"),
+    ],
+)
+def test_wrong_names_are_refused_with_the_choices(images: ImageData, make: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(images)  # type: ignore[operator]

@@ -1,0 +1,209 @@
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mtl import tree
+from mtl.data.client_batches import LocalWork, plan_batches
+from mtl.data.federated_data import FederatedData
+from mtl.data.transforms import Augmentation, Normalise
+from mtl.federation.for_each_client import LoopBackend
+from mtl.federation.inference import Inference
+from mtl.federation.local_sgd import LocalSGD
+from mtl.federation.objective import Objective
+from mtl.federation.personalise import Bank
+from mtl.federation.rounds import RoundLog, Setting, State, message_bytes, run_round
+from mtl.federation.sampling import Sampling
+from mtl.federation.schedule import Schedule
+from mtl.federation.server import FedAvg
+from mtl.losses.bce import BCE
+from mtl.losses.pairs import TaskCounts
+from mtl.models import cnn, heads
+from mtl.models.hard_sharing import HardSharing
+from mtl.types import Diverged, Params
+from tests.conftest import make_federation
+
+OBJECTIVE = Objective(Augmentation(flip=False), Normalise())
+
+
+def make_model(data: FederatedData, *, dropout: bool = False) -> HardSharing:
+    torch.manual_seed(0)
+    trunk = cnn.classic_cnn(data.image_shape, channels=(4,), width=8) if dropout else cnn.flat(data.image_shape)
+    return HardSharing(trunk, heads.LinearHeads(trunk.width, data.num_tasks), BCE(data.num_tasks))
+
+
+def make_setting(data: FederatedData, model: HardSharing, **changed: object) -> Setting:
+    client = changed.pop("client", LocalSGD(learning_rate=0.1, momentum=0.0, weight_decay=0.0, head_scale=1.0))
+    setting = Setting(
+        data=data,
+        backend=LoopBackend(model, OBJECTIVE, client, seed=0),  # type: ignore[arg-type]
+        client=client,  # type: ignore[arg-type]
+        work=LocalWork(batch_size=4, epochs=1),
+        schedule=Schedule("constant"),
+        sampling=Sampling(),
+        server=FedAvg(),
+        num_rounds=5,
+        seed=0,
+    )
+    return replace(setting, **changed)  # type: ignore[arg-type]
+
+
+def start(data: FederatedData, model: HardSharing, setting: Setting, keep: str = "nothing") -> State:
+    bank = Bank(keep, model.params(), data.assignment)
+    travelling = {name: value for name, value in model.params().items() if not bank.stays(name)}
+    return State(tree.clone(model.params()), setting.server.init(travelling), bank)
+
+
+def run(data: FederatedData, model: HardSharing, rounds: int, keep: str = "nothing", **changed: object) -> tuple[State, list[RoundLog]]:
+    setting = make_setting(data, model, **changed)
+    state, logs = start(data, model, setting, keep), []
+    for r in range(rounds):
+        state, log = run_round(setting, state, r)
+        logs.append(log)
+    return state, logs
+
+
+def assert_equal(left: Params, right: Params, *, close: bool = False) -> None:
+    for name in left:
+        assert torch.allclose(left[name], right[name], atol=1e-6) if close else torch.equal(left[name], right[name]), name
+
+
+def test_one_client_with_all_data_and_one_step_is_a_centralised_sgd_step() -> None:
+    data = make_federation().pooled()
+    model = make_model(data)
+    state, _ = run(data, model, 1, work=LocalWork(batch_size=len(data.split.train), steps=1))
+    # Independently: autograd through binary cross-entropy of the whole training set, one plain step.
+    images = (data.images[data.split.train].float() / 255 - 0.5) / 0.25
+    targets = data.targets[data.split.train].float()
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(model(images), targets, reduction="sum") / len(images)
+    grads = torch.autograd.grad(loss, list(model.parameters()))
+    expected = {name: p.detach() - 0.1 * g for (name, p), g in zip(model.named_parameters(), grads, strict=True)}
+    assert_equal(state.params, expected, close=True)
+
+
+def test_a_round_is_the_weighted_mean_of_clients_trained_by_hand(federation: FederatedData) -> None:
+    data, model = federation, make_model(federation)
+    state, logs = run(data, model, 1)
+    trained = []
+    for client, held in enumerate(data.clients):
+        copied = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(copied.parameters(), lr=0.1)
+        plan = plan_batches(len(held), LocalWork(batch_size=4, epochs=1), seed=0, round=0, client=client)
+        tasks = data.assignment[client]
+        for index, valid in zip(plan.index, plan.valid, strict=True):
+            chosen = held[index[valid]]
+            logits = copied((data.images[chosen].float() / 255 - 0.5) / 0.25)[:, tasks]
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, data.targets[chosen][:, tasks].float(), reduction="sum")
+            optimizer.zero_grad()
+            (loss / len(chosen)).backward()
+            optimizer.step()
+        trained.append(copied.params())
+    # Both clients hold eight images; each subtask is trained by one client, whose rows count alone.
+    for name in model.params():
+        by_owner = torch.where(data.assignment[0].view(-1, *[1] * (trained[0][name].dim() - 1)), trained[0][name], trained[1][name])
+        assert torch.allclose(state.params[name], by_owner, atol=1e-6)
+    assert logs[0].num_samples == 16
+
+
+def test_clients_that_drop_out_leave_no_trace(federation: FederatedData) -> None:
+    class OnlyFirst(Sampling):
+        def draw(self, num_clients: int, *, seed: int, round: int) -> tuple[list[int], list[int]]:
+            return [0, 1], [0]
+
+    class Alone(Sampling):
+        def draw(self, num_clients: int, *, seed: int, round: int) -> tuple[list[int], list[int]]:
+            return [0], [0]
+
+    for keep in ("nothing", "heads", "all"):
+        model = make_model(federation)
+        with_dropped, logs = run(federation, model, 2, keep, sampling=OnlyFirst())
+        alone, _ = run(federation, model, 2, keep, sampling=Alone())
+        assert_equal(with_dropped.params, alone.params)
+        assert_equal(with_dropped.bank.values, alone.bank.values)
+        assert logs[0].bytes_down > logs[0].bytes_up or keep == "all"
+
+
+def test_a_client_trains_the_same_in_any_company(federation: FederatedData) -> None:
+    class Second(Sampling):
+        def draw(self, num_clients: int, *, seed: int, round: int) -> tuple[list[int], list[int]]:
+            return [1], [1]
+
+    model = make_model(federation, dropout=True)
+    together, _ = run(federation, model, 2, "all")
+    alone, _ = run(federation, model, 2, "all", sampling=Second())
+    for name, value in together.bank.values.items():
+        rows = slice(2, 4) if name.startswith("heads.") else 1
+        assert torch.equal(value[rows], alone.bank.values[name][rows])
+
+
+def test_heads_that_stay_are_neither_sent_nor_averaged(federation: FederatedData) -> None:
+    model = make_model(federation)
+    state, logs = run(federation, model, 2, "heads")
+    assert_equal({"heads.weight": state.params["heads.weight"]}, {"heads.weight": model.params()["heads.weight"]})
+    assert not torch.equal(state.bank.values["heads.weight"], model.params()["heads.weight"])
+    assert logs[0].bytes_up == 0  # flat trunk: nothing but heads
+
+
+def test_local_learning_is_each_client_alone(federation: FederatedData) -> None:
+    model = make_model(federation)
+    state, logs = run(federation, model, 3, "all")
+    for client in range(2):
+        single = replace(
+            federation,
+            clients=federation.clients[client : client + 1],
+            assignment=federation.assignment[client : client + 1],
+            positives=federation.positives[client : client + 1],
+            negatives=federation.negatives[client : client + 1],
+        )
+        if client == 0:  # a client's draws go by its number, which only the first keeps here
+            own, _ = run(single, model, 3)
+            loaded = state.bank.load(0, state.params)
+            tasks = federation.assignment[0]
+            assert torch.allclose(loaded["heads.weight"][tasks], own.params["heads.weight"][tasks], atol=1e-6)
+    assert sum(log.bytes_up + log.bytes_down for log in logs) == 0
+
+
+def test_bytes_are_the_shared_part_and_the_heads_of_the_client(federation: FederatedData) -> None:
+    params = {"trunk.w": torch.zeros(10), "heads.w": torch.zeros(4, 3), "heads.b": torch.zeros(4)}
+    assignment = torch.tensor([[True, True, False, False], [True, False, False, False]])
+    assert message_bytes(params, assignment).tolist() == [4 * (10 + 2 * 4), 4 * (10 + 4)]
+
+
+def test_a_loss_that_is_not_finite_names_client_and_round_and_leaves_the_state(federation: FederatedData) -> None:
+    data = replace(federation, images=federation.images.float() / 255)
+    model = make_model(data)
+    data.images[data.clients[1][0]] = torch.nan
+    setting = make_setting(data, model)
+    state = start(data, model, setting, "heads")
+    before = tree.clone(state.params | {f"bank {k}": v for k, v in state.bank.values.items()})
+    with pytest.raises(Diverged, match="client 1 is not finite in round 3"):
+        run_round(setting, state, 2)
+    assert_equal(state.params | {f"bank {k}": v for k, v in state.bank.values.items()}, before)
+
+
+@pytest.mark.parametrize("keep", ["nothing", "heads", "all"])
+@pytest.mark.parametrize("rule", ["argmax", "platt"])
+def test_scores_come_from_the_models_that_answer(federation: FederatedData, keep: str, rule: str) -> None:
+    model = make_model(federation)
+    state, _ = run(federation, model, 2, keep)
+    scores = Inference(model, OBJECTIVE, rule).scores(federation, state, federation.split.test)
+    assert scores.shape == (8, 4)
+    if rule == "argmax":
+        for client in range(2):
+            copied = copy.deepcopy(model)
+            copied.load_state_dict(state.bank.load(client, state.params))
+            own = copied((federation.images[federation.split.test].float() / 255 - 0.5) / 0.25)
+            tasks = federation.assignment[client]
+            assert torch.allclose(scores[:, tasks], own[:, tasks], atol=1e-5)
+
+
+def test_the_mean_loss_per_image_is_logged_apart(federation: FederatedData) -> None:
+    model = make_model(federation)
+    _, logs = run(federation, model, 1, client=LocalSGD(learning_rate=1e-9, momentum=0.0, weight_decay=0.0))
+    images = (federation.images.float() / 255 - 0.5) / 0.25
+    for client, held in enumerate(federation.clients):
+        positive, negative = BCE(4).terms(model(images[held]), TaskCounts(torch.ones(4), torch.ones(4)))
+        targets, tasks = federation.targets[held], federation.assignment[client]
+        assert torch.allclose(logs[0].positive[tasks], (positive * targets).mean(0)[tasks], atol=1e-5)
+        assert torch.allclose(logs[0].negative[tasks], (negative * ~targets).mean(0)[tasks], atol=1e-5)

@@ -1,0 +1,182 @@
+"""The page stands alone, shows what there is, says what is not, and believes nothing that a file says."""
+
+import base64
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from io import BytesIO
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from mtl.report.page import write_report
+
+
+class Page(HTMLParser):
+    """References, tag names, headings and text of a page; fails on a tag that closes none."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.references: list[str] = []
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(path.read_text(encoding="utf-8"))
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.references += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        if tag not in ("meta", "img", "link", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.text += data
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    fabricate = request.getfixturevalue("fabricate")
+    folder = tmp_path_factory.mktemp("comparison")
+    size = {"num_tasks": 4, "num_clients": 2, "num_rounds": 10}
+    runs = [
+        fabricate(folder / f"{mode}{seed}", mode=mode, seed=seed, **size) for mode in ("federated", "local") for seed in range(2)
+    ]
+    return write_report(runs)
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    return write_report([request.getfixturevalue("fabricate")(tmp_path_factory.mktemp("single"))])
+
+
+def test_a_single_report_lies_in_its_run_and_needs_nothing_but_itself(single: Path) -> None:
+    assert single.name == "report.html"
+    assert (single.parent / "config.yaml").exists()
+    page = Page(single)
+    assert len(page.references) == 5
+    assert all(reference.startswith("data:image/png;base64,") for reference in page.references)
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    style = single.read_text().split("<style>")[1].split("</style>")[0]
+    assert not re.search(r"url\(|@import", style)
+
+
+def test_every_png_decodes_is_not_blank_and_is_the_embedded_one(single: Path) -> None:
+    embedded = {base64.b64decode(reference.split(",")[1]) for reference in Page(single).references}
+    files = list((single.parent / "figures").glob("*.png"))
+    assert {file.stem for file in files} == {"learning", "tasks", "holdings", "confusion", "separation"}
+    assert {file.read_bytes() for file in files} == embedded
+    for data in embedded:
+        pixels = imread(BytesIO(data))
+        assert pixels.shape[1] > 600
+        assert np.ptp(pixels[..., :3]) > 0.5
+
+
+def test_the_worst_task_is_named_and_the_command_is_given(single: Path) -> None:
+    summary = json.loads((single.parent / "summary.json").read_text())
+    aurocs = {key.split("/")[1]: value for key, value in summary.items() if re.fullmatch(r"test/s\d+/auroc", key)}
+    text = Page(single).text
+    assert f"Worst task by AUROC{min(aurocs, key=aurocs.__getitem__)}" in text
+    assert "python -m mtl train experiment=faces mode=federated seed=0" in text
+    assert "git checkout 3f2c1ab09d" in text
+
+
+def test_a_comparison_lies_in_the_common_parent_and_names_groups_by_what_differs(comparison: Path) -> None:
+    text = Page(comparison).text
+    assert (comparison.parent / "federated0" / "config.yaml").exists()
+    assert all(words in text for words in ("4 runs in 2 groups", "mode=federated", "mode=local"))
+    assert {"comparison.png", "learning.png", "profiles.png"} <= {file.name for file in (comparison.parent / "figures").iterdir()}
+
+
+def test_drawing_leaves_no_global_setting_and_no_pyplot_behind(comparison: Path) -> None:
+    assert comparison.exists()
+    assert matplotlib.rcParams["text.parse_math"] is True
+    assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_text_from_files_is_escaped(tmp_path: Path, fabricate) -> None:
+    evil = "<script>alert('&')</script>"
+    fabricate(tmp_path, num_tasks=2, num_clients=2, num_rounds=5, config={"name": evil, "mode": "local", "note": evil})
+    environment = {"commit": evil, "dirty": True, "command": evil, "machine": evil, "versions": {evil: evil}}
+    (tmp_path / "environment.json").write_text(json.dumps(environment))
+    summary = {f"test/{evil}/auroc": 0.5, "test/$x_$/auroc": 0.9, "test/面/auroc": None}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    page = Page(write_report([tmp_path]))
+    assert "script" not in page.tags
+    assert page.text.count(evil) >= 8
+    assert "No AUROC, for want of test positives or negatives: 面." in page.text
+
+
+def test_an_unfinished_run_shows_what_there_is_and_says_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    (tmp_path / "metrics.csv").write_text("round,metric,value\n1,train/loss,0.5\n2,train/loss,0.4\n3,train/lo")
+    page = Page(write_report([tmp_path]))
+    assert [file.name for file in (tmp_path / "figures").iterdir()] == ["learning.png"]
+    for name in ("summary.json", "predictions.npz", "federation.npz", "environment.json"):
+        assert f"{name} is missing" in page.text
+    assert "1 torn or unreadable line" in page.text
+
+
+def test_a_figure_of_an_older_report_does_not_outlive_its_data(tmp_path: Path, fabricate) -> None:
+    fabricate(tmp_path, num_tasks=2, num_clients=2, num_rounds=5)
+    write_report([tmp_path])
+    (tmp_path / "federation.npz").unlink()
+    write_report([tmp_path])
+    assert not (tmp_path / "figures" / "holdings.png").exists()
+
+
+def test_attributes_have_no_confusion_but_a_separation(tmp_path: Path, fabricate) -> None:
+    size = {"num_tasks": 3, "num_clients": 2, "num_rounds": 5, "images_per_task": 20}
+    page = Page(write_report([fabricate(tmp_path / "run", is_exclusive=False, **size)], tmp_path / "out"))
+    names = {file.name for file in (tmp_path / "out" / "figures").iterdir()}
+    assert "separation.png" in names
+    assert "confusion.png" not in names
+    assert "Rank-1 %–" in page.text
+
+
+def test_one_task_on_one_client_works(tmp_path: Path, fabricate) -> None:
+    page = Page(write_report([fabricate(tmp_path, num_tasks=1, num_clients=1, num_rounds=1)]))
+    assert "No AUROC, for want of test positives or negatives: s1." in page.text
+    assert "Data: 1 task and 6 training images on 1 client." in page.text
+
+
+def test_a_thousand_tasks_on_a_thousand_clients_stay_legible(tmp_path: Path, fabricate) -> None:
+    page = write_report([fabricate(tmp_path, num_tasks=1000, num_clients=1000, num_rounds=3, images_per_task=1)])
+    assert page.stat().st_size < 3_000_000
+    for file in (tmp_path / "figures").iterdir():
+        height, width = imread(file).shape[:2]
+        assert max(height, width) < 2600
+
+
+def test_no_run_and_no_config_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least one run directory, got none"):
+        write_report([])
+    with pytest.raises(ValueError, match=r"must hold config\.yaml"):
+        write_report([tmp_path])
+    assert not (tmp_path / "figures").exists()
+
+
+def test_importing_the_report_is_cheap_and_never_needs_torch() -> None:
+    code = (
+        "import sys, mtl.report, mtl.report.tables; assert 'matplotlib' not in sys.modules;"
+        "import mtl.report.page; assert not {'torch', 'lightning', 'pytorch_lightning', 'matplotlib.pyplot'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_beyond_six_groups_the_figures_of_the_rest_are_said_to_be_left_out(tmp_path: Path) -> None:
+    for index in range(8):
+        (tmp_path / f"run{index}").mkdir()
+        (tmp_path / f"run{index}" / "config.yaml").write_text(f"width: {index}\n")
+    page = Page(write_report(sorted(tmp_path.iterdir())))
+    assert "8 runs in 8 groups" in page.text
+    assert "The figures of 2 more groups are left out" in page.text

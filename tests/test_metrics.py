@@ -1,0 +1,52 @@
+import pytest
+import torch
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+
+from mtl.metrics import auroc, balanced_accuracy, evaluate_scores, rank1
+
+RNG = torch.Generator().manual_seed(0)
+SCORES = torch.randn(60, 3, generator=RNG) * 20
+TARGETS = torch.rand(60, 3, generator=RNG) < 0.3
+KNOWN = torch.rand(60, 3, generator=RNG) < 0.8
+
+
+def test_auroc_agrees_with_scikit_learn_on_known_labels() -> None:
+    ours = auroc(SCORES, TARGETS, KNOWN)
+    for t in range(3):
+        known = KNOWN[:, t]
+        assert ours[t] == pytest.approx(roc_auc_score(TARGETS[known, t], SCORES[known, t]), abs=1e-6)
+
+
+def test_auroc_tells_large_scores_apart() -> None:
+    scores = torch.tensor([[40.0], [41.0], [42.0], [43.0]])  # a sigmoid in float32 makes these all 1
+    assert auroc(scores, torch.tensor([[False], [True], [False], [True]]), torch.ones(4, 1, dtype=torch.bool)).item() == 0.75
+
+
+def test_balanced_accuracy_agrees_with_scikit_learn_on_known_labels() -> None:
+    ours = balanced_accuracy(SCORES, TARGETS, KNOWN)
+    for t in range(3):
+        known = KNOWN[:, t]
+        assert ours[t] == pytest.approx(balanced_accuracy_score(TARGETS[known, t], SCORES[known, t] > 0), abs=1e-6)
+
+
+def test_rank1_by_hand() -> None:
+    scores = torch.tensor([[1.0, 0.0], [0.2, 0.3], [0.9, 0.1], [5.0, 0.0]])
+    assert rank1(scores, torch.tensor([0, 1, 1, -1])) == pytest.approx(2 / 3)
+
+
+def test_a_one_sided_task_is_undefined_and_left_out_of_mean_and_worst() -> None:
+    targets = TARGETS.clone()
+    targets[:, 1] = False
+    metrics = evaluate_scores(SCORES, targets, KNOWN, torch.full((60,), -1), ("a", "b", "c"))
+    assert metrics["b/auroc"] is None
+    assert metrics["b/balanced_accuracy"] is None
+    a, c = metrics["a/auroc"], metrics["c/auroc"]
+    assert a is not None
+    assert c is not None
+    assert metrics["auroc"] == pytest.approx((a + c) / 2)
+    assert metrics["worst_task_auroc"] == min(a, c)
+    assert "rank1" not in metrics
+
+
+def test_equal_scores_everywhere_are_a_coin() -> None:
+    assert auroc(torch.zeros(4, 1), torch.tensor([[True], [False], [True], [False]]), torch.ones(4, 1, dtype=torch.bool)).item() == 0.5
