@@ -1,5 +1,6 @@
 """The configuration: groups and their members, derived from the signatures of what they build, and the defaults of `mtl train`."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import hydra
 from hydra import initialize
 from hydra.core.config_store import ConfigStore
-from hydra_zen import ZenField, builds, make_config, store
+from hydra_zen import ZenField, ZenStore, builds, make_config
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from mtl.data import assignment, cifar, faces, folders, partition, splits, subtasks, synthetic
@@ -97,8 +98,10 @@ DEFAULTS = {
 }
 
 
+@functools.cache
 def register(experiments: Path | None = None) -> None:
     """Fill Hydra's store with the groups, the defaults and the experiments: the YAML files of a folder."""
+    store = ZenStore("mtl", overwrite_ok=True)
     for groups, partial in ((WHOLE, False), (PARTIAL, True)):
         for group, members in groups.items():
             for name, member in members.items():

@@ -42,7 +42,9 @@ def auroc(scores: Tensor, targets: Tensor, known: Tensor) -> Tensor:
     scaled = scaled / scaled.max().clamp_min(torch.finfo(torch.float64).tiny)
     labels = torch.where(known, targets.long(), -1)
     areas = [
-        binary_auroc(scaled[:, t], labels[:, t], ignore_index=-1).double() if both else torch.tensor(torch.nan, dtype=torch.float64)
+        binary_auroc(scaled[:, t], labels[:, t], ignore_index=-1).double()
+        if both
+        else torch.tensor(torch.nan, dtype=torch.float64)
         for t, both in enumerate(_two_sided(targets, known).tolist())
     ]
     return torch.stack([area.cpu() for area in areas])

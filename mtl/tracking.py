@@ -54,8 +54,6 @@ class Tracker:
         name: str | None = None,
         last_round: int | None = None,
     ) -> None:
-        if wandb not in WANDB_MODES:
-            raise ValueError(f"tracking.wandb must be one of {', '.join(WANDB_MODES)}, got {wandb}")
         self.run_dir = run_dir
         if last_round is None:
             write_json(run_dir / "environment.json", environment())

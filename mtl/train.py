@@ -10,7 +10,6 @@ import pytorch_lightning as pl
 import torch
 from hydra_zen import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import ModelCheckpoint
 
 from mtl.data.client_batches import LocalWork
 from mtl.data.datamodule import FederatedDataModule
@@ -21,14 +20,14 @@ from mtl.federation.objective import Objective
 from mtl.federation.rounds import Setting
 from mtl.files import write_arrays
 from mtl.learning.centralised import CentralisedLearning
-from mtl.learning.checkpoints import AtomicCheckpoints, SaveRounds, read_checkpoint
+from mtl.learning.checkpoints import AtomicCheckpoints, SaveBest, SaveRounds, read_checkpoint
 from mtl.learning.federated import FederatedLearning
 from mtl.learning.learner import Learner
 from mtl.learning.progress import RoundProgress
 from mtl.metrics import Metrics
 from mtl.models.hard_sharing import HardSharing
 from mtl.seeding import derive_seed
-from mtl.tracking import Tracker, open_run_directory
+from mtl.tracking import WANDB_MODES, Tracker, open_run_directory
 
 MODES = ("federated", "centralised", "local")
 
@@ -48,7 +47,7 @@ def train(config: DictConfig, run_dir: Path) -> Metrics:
     data = build_data(config)
     learner, steps = build_learner(config, data)
     checkpoint = open_run_directory(run_dir, plain, resume=config.resume)
-    last_round = None if checkpoint is None else int(read_checkpoint(checkpoint)["epoch"])
+    last_round = None if checkpoint is None else int(read_checkpoint(checkpoint)["epoch"]) + 1
     tracker = Tracker(
         run_dir,
         plain,
@@ -65,17 +64,16 @@ def train(config: DictConfig, run_dir: Path) -> Metrics:
         trainer = build_trainer(config, run_dir, learner)
         loaders = FederatedDataModule(data, steps=steps)
         trainer.fit(learner, loaders, ckpt_path=checkpoint)
-        best, saver = trainer.checkpoint_callbacks[0], trainer.checkpoint_callbacks[-1]
+        saver = trainer.checkpoint_callbacks[-1]
         if isinstance(saver, SaveRounds) and saver.stopped:
             raise Interrupted(
                 f"stopped after round {trainer.current_epoch} of {config.rounds}; resume=true output_dir={run_dir} goes on"
             )
         summary = _fit_summary(learner, data, config.rounds)
-        if isinstance(best, ModelCheckpoint):
-            summary["fit/best_round"] = int(read_checkpoint(Path(best.best_model_path))["epoch"]) + 1
-            trainer.test(learner, loaders, ckpt_path=best.best_model_path, verbose=False)
-        else:
-            trainer.test(learner, loaders, verbose=False)
+        chosen = next((callback for callback in trainer.checkpoint_callbacks if isinstance(callback, SaveBest)), None)
+        if chosen is not None:
+            summary["fit/best_round"] = chosen.round
+        trainer.test(learner, loaders, ckpt_path=None if chosen is None else chosen.path, verbose=False)
         summary |= {f"test/{name}": value for name, value in learner.test_metrics.items()}
         _save_predictions(run_dir, learner)
         tracker.finish(summary)
@@ -143,11 +141,7 @@ def build_trainer(config: DictConfig, run_dir: Path, learner: Learner) -> pl.Tra
     folder = run_dir / "checkpoints"
     callbacks: list[pl.Callback] = [RoundProgress(f"{config.mode}, seed {config.seed}")]
     if learner.watched == "val":
-        callbacks.append(
-            ModelCheckpoint(
-                folder, "best", monitor=learner.chosen_by, mode="max", save_weights_only=False, enable_version_counter=False
-            )
-        )
+        callbacks.append(SaveBest(folder / "best.ckpt"))
     callbacks.append(SaveRounds(folder / "last.ckpt", every=config.checkpoint_every))
     return pl.Trainer(
         accelerator=config.trainer.accelerator,
@@ -171,6 +165,8 @@ def _check(config: DictConfig) -> None:
     for name in ("rounds", "evaluate_every", "checkpoint_every"):
         if config[name] < 1:
             raise ValueError(f"{name} must be >= 1, got {config[name]}")
+    if config.tracking.wandb not in WANDB_MODES:
+        raise ValueError(f"tracking.wandb must be one of {', '.join(WANDB_MODES)}, got {config.tracking.wandb}")
     if config.trainer.devices != 1:
         raise ValueError(f"trainer.devices must be 1, got {config.trainer.devices}")
 

@@ -49,4 +49,7 @@ def test_a_one_sided_task_is_undefined_and_left_out_of_mean_and_worst() -> None:
 
 
 def test_equal_scores_everywhere_are_a_coin() -> None:
-    assert auroc(torch.zeros(4, 1), torch.tensor([[True], [False], [True], [False]]), torch.ones(4, 1, dtype=torch.bool)).item() == 0.5
+    assert (
+        auroc(torch.zeros(4, 1), torch.tensor([[True], [False], [True], [False]]), torch.ones(4, 1, dtype=torch.bool)).item()
+        == 0.5
+    )

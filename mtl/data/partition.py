@@ -37,9 +37,9 @@ def dirichlet(labels: Tensor, seed: int, *, num_clients: int = 8, alpha: float =
     """
     if not alpha > 0:
         raise ValueError(f"partition.alpha must be > 0, got {alpha}")
-    if min_images < 1 or num_clients * min_images > len(labels):
-        raise ValueError(f"partition.min_images must be in [1, {len(labels) // max(num_clients, 1)}], got {min_images}")
     _check_clients(num_clients, len(labels))
+    if not 1 <= min_images <= len(labels) // num_clients:
+        raise ValueError(f"partition.min_images must be in [1, {len(labels) // num_clients}], got {min_images}")
     rng = generator(seed, "partition")
     owner = torch.empty(len(labels), dtype=torch.long)
     for c in labels.unique():
@@ -88,9 +88,9 @@ def quantity_skew(labels: Tensor, seed: int, *, num_clients: int = 8, sigma: flo
     """iid images in amounts proportional to exp(sigma N(0, 1)): log-normal client sizes."""
     if not sigma >= 0:
         raise ValueError(f"partition.sigma must be >= 0, got {sigma}")
-    if min_images < 1 or num_clients * min_images > len(labels):
-        raise ValueError(f"partition.min_images must be in [1, {len(labels) // max(num_clients, 1)}], got {min_images}")
     _check_clients(num_clients, len(labels))
+    if not 1 <= min_images <= len(labels) // num_clients:
+        raise ValueError(f"partition.min_images must be in [1, {len(labels) // num_clients}], got {min_images}")
     rng = generator(seed, "partition")
     share = (sigma * torch.randn(num_clients, generator=rng, dtype=torch.float64)).softmax(0)
     spare = len(labels) - num_clients * min_images

@@ -18,9 +18,10 @@ DRAWS = 9
 class Augmentation:
     """Random change of the training images.
 
-    flip: mirror left and right with probability one half. rotation: up to this many degrees clockwise or against. scale: up to this fraction
-    larger or smaller. shift: up to this fraction of height and width. brightness: gain within this fraction and offset within half
-    of it. cutout: side of a grey square at a random place, as a fraction of the height. Pixels from beyond the border repeat it.
+    flip: mirror left and right with probability one half. rotation: up to this many degrees clockwise or against. scale: up to
+    this fraction larger or smaller. shift: up to this fraction of height and width. brightness: gain within this fraction and
+    offset within half of it. cutout: side of a grey square at a random place, as a fraction of the height. Pixels from beyond
+    the border repeat it.
     """
 
     flip: bool = True

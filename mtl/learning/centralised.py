@@ -61,9 +61,11 @@ class CentralisedLearning(Learner):
         self._batches = plan_batches(len(data.clients[0]), self.work, seed=self.seed, round=self.current_epoch, client=0)
         self._counts = TaskCounts(*(count[0].to(self.device).float() for count in (data.positives, data.negatives)))
         self._sums = torch.zeros(2, data.num_tasks, device=self.device)
-        torch.manual_seed(derive_seed(self.seed, "dropout", self.current_epoch))
 
     def training_step(self, step: Tensor, batch_idx: int) -> Tensor:
+        if batch_idx == 0:
+            # Dropout layers draw from torch's own generator. Not sooner: loaders draw from it too.
+            torch.manual_seed(derive_seed(self.seed, "dropout", self.current_epoch))
         data, batches = self.federated_data, self._batches
         chosen, valid, draw = (part[batch_idx].to(self.device) for part in (batches.index, batches.valid, batches.draw))
         chosen = data.clients[0][chosen]

@@ -1,6 +1,7 @@
 """Checkpoints that are whole, belong to the run, and survive a kill at any moment."""
 
 import logging
+import math
 import signal
 import threading
 import zipfile
@@ -14,6 +15,7 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
 
 from mtl.files import atomic_write
+from mtl.learning.learner import Learner
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,28 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or "account" not in checkpoint:
         raise CheckpointError(f"checkpoint {path} is not one of mtl's: expected a dictionary with the key account")
     return checkpoint
+
+
+class SaveBest(Checkpoint):
+    """Writes `path` whenever the validation metric of the learner is higher than ever before."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.value = -math.inf
+        self.round = 0
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Learner)
+        value = pl_module.latest[pl_module.chosen_by]
+        if value > self.value:
+            self.value, self.round = value, trainer.current_epoch + 1
+            trainer.save_checkpoint(self.path, weights_only=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value, "round": self.round}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.value, self.round = state_dict["value"], state_dict["round"]
 
 
 class SaveRounds(Checkpoint):

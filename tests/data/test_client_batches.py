@@ -34,5 +34,5 @@ def test_a_plan_depends_on_seed_round_and_client_alone() -> None:
 
 
 def test_no_work_is_refused() -> None:
-    with pytest.raises(ValueError, match="work.steps must be >= 1, got 0"):
+    with pytest.raises(ValueError, match=r"work.steps must be >= 1, got 0"):
         LocalWork(steps=0)

@@ -22,7 +22,9 @@ def test_platt_agrees_with_a_logistic_regression_of_smoothed_targets() -> None:
 
 
 def test_separable_scores_keep_a_finite_rising_calibration() -> None:
-    scale, offset = fit_platt(torch.tensor([[-3.0], [-2.0], [5.0]]), torch.tensor([[False], [False], [True]]), torch.ones(3, 1).bool())
+    scale, offset = fit_platt(
+        torch.tensor([[-3.0], [-2.0], [5.0]]), torch.tensor([[False], [False], [True]]), torch.ones(3, 1).bool()
+    )
     assert 0 < scale.item() < 100
     assert offset.isfinite().all()
 

@@ -74,7 +74,7 @@ def test_dropout_keeps_the_stated_share_and_only_of_the_cohort() -> None:
 
 
 def test_wrong_options_are_refused() -> None:
-    with pytest.raises(ValueError, match="server.weighting must be one of samples, clients, got size"):
+    with pytest.raises(ValueError, match=r"server.weighting must be one of samples, clients, got size"):
         FedAvg(weighting="size")
     with pytest.raises(ValueError, match=r"sampling.cohort must be in \[1, 3\], the number of clients, got 4"):
         Sampling(cohort=4).draw(3, seed=0, round=0)

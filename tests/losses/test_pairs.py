@@ -33,7 +33,9 @@ def test_bce_with_a_positive_weight_agrees_with_torch() -> None:
     rng = torch.Generator().manual_seed(0)
     logits, targets = torch.randn(7, 3, generator=rng), torch.rand(7, 3, generator=rng) < 0.4
     everything = torch.ones(7, 3, dtype=torch.bool)
-    ours = reduce_pairs(*BCE(3, positive_weight=2.5).terms(logits, COUNTS), targets, everything, everything[:, 0], reduction="sum")
+    ours = reduce_pairs(
+        *BCE(3, positive_weight=2.5).terms(logits, COUNTS), targets, everything, everything[:, 0], reduction="sum"
+    )
     theirs = nn.functional.binary_cross_entropy_with_logits(
         logits, targets.float(), pos_weight=torch.tensor(2.5), reduction="none"
     )

@@ -1,0 +1,255 @@
+"""Whole runs on small pictures: through the configuration, Lightning and the run directory."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from mtl.configs import DEFAULTS, PARTIAL, WHOLE, compose
+from mtl.learning.checkpoints import CheckpointError, read_checkpoint
+from mtl.train import build_data, build_learner, train
+from mtl.types import Diverged
+
+SMALL = [
+    "data=folder",
+    "data.image_size=[16,16]",
+    "data.grey=true",
+    "split.train=4",
+    "split.val=2",
+    "partition.num_clients=2",
+    "trunk.channels=[8]",
+    "trunk.width=8",
+    "rounds=4",
+    "work.steps=2",
+    "evaluate_every=2",
+    "checkpoint_every=1",
+    "tracking.wandb=disabled",
+    "trainer.accelerator=cpu",
+]
+
+
+def small(root: Path, *overrides: str) -> DictConfig:
+    return compose([*SMALL, f"data.root={root}", *overrides])
+
+
+def without_time(summary: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in summary.items() if name not in ("fit/seconds", "fit/samples_per_second")}
+
+
+def numbers(run_dir: Path) -> list[list[str]]:
+    with (run_dir / "metrics.csv").open() as file:
+        return sorted(csv.reader(file))
+
+
+@pytest.mark.parametrize("mode", ["federated", "centralised", "local"])
+def test_a_run_directory_holds_everything(class_folders: Path, tmp_path: Path, mode: str) -> None:
+    run_dir = tmp_path / "run"
+    summary = train(small(class_folders, f"mode={mode}"), run_dir)
+    expected = {
+        "config.yaml",
+        "environment.json",
+        "metrics.csv",
+        "summary.json",
+        "checkpoints",
+        "federation.npz",
+        "predictions.npz",
+    }
+    assert expected <= {path.name for path in run_dir.iterdir()}
+    assert json.loads((run_dir / "summary.json").read_text()) == summary
+    for name in ("rank1", "auroc", "worst_task_auroc", "balanced_accuracy", "c3/auroc"):
+        assert 0 <= summary[f"test/{name}"] <= 1  # type: ignore[operator]
+    assert summary["fit/best_round"] in (2, 4)
+    assert (summary["fit/seconds"] or 0) > 0
+    names = {row[1] for row in numbers(run_dir)}
+    assert {"train/loss", "train/positive", "train/negative", "train/c1/positive", "train/c1/negative", "val/rank1"} <= names
+    by_name = {(row[0], row[1]): float(row[2]) for row in numbers(run_dir) if row[0] != "round"}
+    per_task = sum(by_name["3", f"train/c{t}/positive"] for t in range(4))
+    assert by_name["3", "train/positive"] == pytest.approx(per_task, rel=1e-5)
+
+
+def test_the_modes_make_the_same_number_of_gradient_steps(class_folders: Path, tmp_path: Path) -> None:
+    samples = {
+        mode: train(small(class_folders, f"mode={mode}"), tmp_path / mode)["fit/samples"] for mode in ("federated", "local")
+    }
+    assert samples == {"federated": 4 * 2 * 2 * 8, "local": 4 * 2 * 2 * 8}  # rounds x clients x steps x images of a client
+    _, steps = build_learner(small(class_folders, "mode=centralised"), build_data(small(class_folders)))
+    assert steps == 2 * 2
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["mode=federated"],
+        ["mode=federated", "server=fedavgm", "keep=heads", "sampling.dropout=0.4"],
+        ["mode=federated", "trunk=classic_cnn", "fusion=platt"],
+        ["mode=local"],
+        ["mode=centralised"],
+        ["mode=centralised", "trunk=classic_cnn"],
+    ],
+    ids="-".join,
+)
+def test_a_resumed_run_ends_as_one_never_interrupted(class_folders: Path, tmp_path: Path, overrides: list[str]) -> None:
+    config = small(class_folders, *overrides)
+    whole = train(config, tmp_path / "whole")
+    # What a kill after round 3 leaves: its checkpoint, and numbers of rounds beyond it.
+    cut = tmp_path / "cut"
+    kill_after(config, cut, rounds=3)
+    config.resume = True
+    resumed = train(config, cut)
+    assert without_time(resumed) == without_time(whole)
+    assert numbers(cut) == numbers(tmp_path / "whole")
+
+
+def kill_after(config: DictConfig, run_dir: Path, *, rounds: int) -> None:
+    """Run until round `rounds` + 1 begins to be logged, then fail as a kill would: nothing is tidied up in the run directory."""
+    from mtl import tracking
+
+    log = tracking.Tracker.log
+
+    class Killed(BaseException):
+        pass
+
+    def dying(self: tracking.Tracker, round: int, metrics: Any) -> None:
+        log(self, round, metrics)
+        if round > rounds:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tracking.Tracker, "log", dying)
+        with pytest.raises(Killed):
+            train(config, run_dir)
+    assert not (run_dir / "summary.json").exists()
+    assert read_checkpoint(run_dir / "checkpoints" / "last.ckpt")["epoch"] == rounds - 1
+
+
+def test_a_seed_is_a_run(class_folders: Path, tmp_path: Path) -> None:
+    first, again, other = (train(small(class_folders, f"seed={s}"), tmp_path / f"{i}") for i, s in enumerate((0, 0, 1)))
+    assert without_time(first) == without_time(again)
+    assert without_time(first) != without_time(other)
+
+
+def test_without_validation_images_the_last_round_counts_and_the_test_is_only_watched(
+    class_folders: Path, tmp_path: Path
+) -> None:
+    summary = train(small(class_folders, "split.val=0"), tmp_path / "run")
+    assert "fit/best_round" not in summary
+    names = {row[1] for row in numbers(tmp_path / "run")}
+    assert "monitor/rank1" in names
+    assert not any(name.startswith("val/") for name in names)
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
+def test_an_output_folder_in_use_is_refused_and_left_as_it_is(class_folders: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    train(small(class_folders), run_dir)
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"holds this run already; say resume=true"):
+        train(small(class_folders), run_dir)
+    with pytest.raises(ValueError, match=r"another configuration, which differs in client.learning_rate \(0.05 there, 0.1 now\)"):
+        train(small(class_folders, "client.learning_rate=0.1", "resume=true"), run_dir)
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.tex").write_text("do not lose me")
+    with pytest.raises(ValueError, match=r"it holds thesis.tex"):
+        train(small(class_folders), foreign)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "foreign", "pickle"])
+def test_a_torn_or_foreign_checkpoint_is_refused_and_nothing_is_overwritten(
+    class_folders: Path, tmp_path: Path, damage: str
+) -> None:
+    run_dir = tmp_path / "run"
+    train(small(class_folders), run_dir)
+    path = run_dir / "checkpoints" / "last.ckpt"
+    content = path.read_bytes()
+    if damage == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "flip":
+        middle = content.index(b"data/0") + 200
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :])
+    elif damage == "foreign":
+        torch.save({"state_dict": {}}, path)
+    else:
+        torch.save({"account": Path("x")}, path)
+    before = {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()}
+    with pytest.raises(CheckpointError, match=r"last.ckpt is (torn|not one of mtl's)"):
+        train(small(class_folders, "resume=true"), run_dir)
+    assert {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()} == before
+
+
+def test_divergence_stops_with_client_and_round_and_keeps_the_last_good_checkpoint(class_folders: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    config = small(class_folders, "client.learning_rate=1e30", "schedule=constant", "loss=bce", "heads=linear")
+    with pytest.raises(Diverged, match=r"client \d is not finite in round \d"):
+        train(config, run_dir)
+    checkpoints = list((run_dir / "checkpoints").glob("*")) if (run_dir / "checkpoints").exists() else []
+    for path in checkpoints:
+        assert all(value.isfinite().all() for value in read_checkpoint(path)["state_dict"].values())
+    assert not (run_dir / "summary.json").exists()
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_dir = tmp_path / "run"
+    kill_after(small(class_folders), run_dir, rounds=2)
+    good = (run_dir / "checkpoints" / "last.ckpt").read_bytes()
+
+    def full(checkpoint: Any, file: Any) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(small(class_folders, "resume=true"), run_dir)
+    assert (run_dir / "checkpoints" / "last.ckpt").read_bytes() == good
+    assert not list(run_dir.rglob("*.partial"))
+
+
+@pytest.mark.parametrize(("group", "member"), [(g, m) for g, ms in {**WHOLE, **PARTIAL}.items() for m in ms if g != "data"])
+def test_every_member_of_every_group_composes(group: str, member: str) -> None:
+    config = compose([f"{group}={member}"])
+    assert config[group]._target_
+    assert set(DEFAULTS) <= set(config)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["partition=iid", "assignment=all", "loss=bce", "heads=linear", "loss.positive_weight=balanced"],
+        ["partition=dirichlet", "partition.alpha=0.3", "assignment=overlapping", "fusion=platt"],
+        ["partition=shards", "assignment=owner", "sampling=cohort", "sampling.cohort=1"],
+        ["partition=quantity_skew", "assignment=disjoint", "work=epochs", "server=fedavgm"],
+        ["partition=iid", "assignment=random", "assignment.tasks_per_client=4", "normalise=per_image", "augmentation=flip"],
+        ["subtasks=groups", "+subtasks.mapping={low:[c0,c1],high:[c2,c3]}", "assignment=all", "reduction=known"],
+    ],
+)
+def test_rules_combine(class_folders: Path, tmp_path: Path, overrides: list[str]) -> None:
+    words = [w for w in SMALL if not (w.startswith("work.") and "work=epochs" in overrides)]
+    config = compose([*words, f"data.root={class_folders}", *[o.replace("+subtasks", "subtasks") for o in overrides]])
+    assert train(config, tmp_path / "run")["test/auroc"] is not None
+
+
+def test_unusable_settings_are_refused_before_anything_is_written(class_folders: Path, tmp_path: Path) -> None:
+    cases = {
+        "mode=alone": "mode must be one of federated, centralised, local, got alone",
+        "rounds=0": "rounds must be >= 1, got 0",
+        "partition.num_clients=9": "partition.num_clients must be at most the 4 classes",
+        "fusion=vote": "fusion must be one of argmax, platt, got vote",
+        "keep=trunk": "keep must be one of nothing, heads, all, got trunk",
+        "split.train=9": "split.train",
+        "tracking.wandb=maybe": "tracking.wandb must be one of auto, online, offline, disabled, got maybe",
+    }
+    for override, message in cases.items():
+        with pytest.raises(Exception, match=message):
+            train(small(class_folders, override), tmp_path / "run")
+        assert not (tmp_path / "run").exists(), override
+    shutil.rmtree(class_folders / "c1")
+    shutil.rmtree(class_folders / "c2")
+    shutil.rmtree(class_folders / "c3")
+    with pytest.raises(ValueError, match="at least 2"):
+        train(small(class_folders), tmp_path / "run")
