@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_report([run])
     page = write_report(runs, output)
     print()
-    Console(width=None if sys.stdout.isatty() else 140).print(comparison_table(runs))
+    Console(width=None if sys.stdout.isatty() else 150).print(comparison_table(runs))
     print(f"\nrun directories   {output}/{{{','.join(MODES)}}}")
     print(f"report            {page}")
     offline = sorted(output.glob("*/wandb/offline-run-*"))

@@ -60,6 +60,6 @@ def _report(words: list[str]) -> int:
         page = write_report(runs, options.output)
     except (ValueError, OSError) as error:
         return _fail(str(error))
-    Console(width=None if sys.stdout.isatty() else 140).print(comparison_table(runs))
+    Console(width=None if sys.stdout.isatty() else 150).print(comparison_table(runs))
     print(f"report: {page}")
     return 0

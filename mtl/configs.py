@@ -162,6 +162,7 @@ def _top_level() -> Any:
             "run": {"dir": "${output_dir}"},
             "sweep": {"dir": "${output_dir}", "subdir": "${hydra.job.num}"},
             "output_subdir": None,
+            "help": {"app_name": "mtl train"},
         },
     )
 

@@ -29,9 +29,13 @@ def launch(words: list[str]) -> int:
     """The exit code: 0 done, 1 failed, 2 wrong input, 130 stopped by Ctrl-C."""
     register(experiments_folder())
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv = ["mtl train", *words]
+    # Hydra wants its flags before the overrides; a user may write them anywhere.
+    flags = [word for word in words if word in ("-m", "--multirun")]
+    sys.argv = ["mtl train", *flags, *(word for word in words if word not in flags)]
     try:
         hydra.main(version_base="1.3", config_path=None, config_name=CONFIG_NAME)(_run)()
+    except SystemExit as end:  # Hydra's own flags, as --help, end this way
+        return end.code if isinstance(end.code, int) else 0
     except Interrupted as stop:
         print(f"mtl: {stop}", file=sys.stderr)
         return 130

@@ -34,6 +34,7 @@ LIBRARIES = (
     "numpy",
     "wandb",
 )
+WANDB_TIMEOUT = 30.0  # seconds to wait for the server
 WANDB_MODES = ("auto", "online", "offline", "disabled")
 
 
@@ -57,9 +58,9 @@ class Tracker:
         self.run_dir = run_dir
         if last_round is None:
             write_json(run_dir / "environment.json", environment())
+        self._wandb = _start_wandb(run_dir, config, wandb, project, group, name)
         self._file = _open_metrics(run_dir / "metrics.csv", last_round)
         self._rows = csv.writer(self._file, lineterminator="\n")
-        self._wandb = _start_wandb(run_dir, config, wandb, project, group, name)
 
     def log(self, round: int, metrics: Mapping[str, float | None]) -> None:
         """Append the numbers of a round; undefined ones are left out."""
@@ -197,21 +198,21 @@ def _start_wandb(run_dir: Path, config: Mapping[str, Any], mode: str, project: s
         return None
     import wandb
 
-    identity = run_dir / "wandb.json"
-    if not identity.exists():
-        write_json(identity, {"id": secrets.token_hex(4)})
-    options: dict[str, Any] = {
-        "project": project,
-        "group": group,
-        "name": name,
-        "dir": str(run_dir),
-        "id": json.loads(identity.read_text())["id"],
-        "config": dict(config),
-    }
-    settings = wandb.Settings(silent=True, console="off", init_timeout=30, x_disable_stats=True)
+    options: dict[str, Any] = {"project": project, "group": group, "name": name, "dir": str(run_dir), "config": dict(config)}
+    settings = wandb.Settings(silent=True, console="off", init_timeout=WANDB_TIMEOUT, x_disable_stats=True)
     if chosen == "online":
         try:
-            return wandb.init(mode="online", resume="allow", settings=settings, **options)
+            return wandb.init(mode="online", id=_wandb_id(run_dir), resume="allow", settings=settings, **options)
         except (wandb.errors.CommError, wandb.errors.UsageError, OSError) as error:
             logger.warning("W&B cannot be reached (%s): the run is recorded offline in %s", error, run_dir / "wandb")
-    return wandb.init(mode="offline", settings=settings, **options)
+            # The failed attempt keeps the id for this process.
+            (run_dir / "wandb.json").unlink()
+    return wandb.init(mode="offline", id=_wandb_id(run_dir), settings=settings, **options)
+
+
+def _wandb_id(run_dir: Path) -> str:
+    """The id of the run at W&B, the same after a resume."""
+    file = run_dir / "wandb.json"
+    if not file.exists():
+        write_json(file, {"id": secrets.token_hex(4)})
+    return str(json.loads(file.read_text())["id"])

@@ -43,6 +43,8 @@ def train(config: DictConfig, run_dir: Path) -> Metrics:
     after Ctrl-C; then `resume=true` goes on.
     """
     _check(config)
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     data = build_data(config)
     learner, steps = build_learner(config, data)

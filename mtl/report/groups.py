@@ -100,7 +100,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     groups = []
     for signature, flat in settings.items():
         shown = {key: _show(key, flat.get(key)) for key in differing}
-        name = ", ".join(f"{key.removesuffix('._target_')}={shown[key]}" for key in naming)
+        name = ", ".join(shown[key] if key == "mode" else f"{key.removesuffix('._target_')}={shown[key]}" for key in naming)
         groups.append(Group(name or members[signature][0].label, tuple(members[signature]), shown))
     return groups
 

@@ -83,7 +83,7 @@ def _write_cell(group: Group, column: Column) -> str:
 def comparison_table(runs: Sequence[Path]) -> Table:
     """Table of the run directories `runs` for the terminal."""
     table = Table(title="mean ± sample standard deviation over n runs that differ only in their seed", title_style="dim")
-    table.add_column("Run", overflow="fold")
+    table.add_column("Run", overflow="fold", min_width=12)
     table.add_column("n", justify="right")
     for column in COLUMNS:
         table.add_column(column.title, justify="right")

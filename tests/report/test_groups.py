@@ -39,7 +39,7 @@ def test_seed_name_and_output_do_not_divide_a_group() -> None:
     assert group.runs == tuple(runs)
 
 
-@pytest.mark.parametrize("key", ["mode", "model.name", "data.path"])
+@pytest.mark.parametrize("key", ["fusion", "model.name", "data.path"])
 def test_any_other_key_divides_them(key: str) -> None:
     configs = []
     for value in ("a", "b"):
@@ -57,7 +57,7 @@ def test_a_name_uses_the_fewest_keys_and_prefers_the_mode() -> None:
     ]
     groups = group_runs([make_run(config) for config in configs])
     names = [group.name for group in groups]
-    assert names == ["mode=federated, loss=Focal", "mode=federated, loss=Square", "mode=local, loss=Focal"]
+    assert names == ["federated, loss=Focal", "federated, loss=Square", "local, loss=Focal"]
     assert set(groups[0].settings) == {"mode", "loss._target_", "federation", "federation.rounds"}
 
 

@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import subprocess
+import subprocess
 import sys
 from html.parser import HTMLParser
 from io import BytesIO
@@ -100,7 +101,10 @@ def test_a_comparison_lies_in_the_common_parent_and_names_groups_by_what_differs
 def test_drawing_leaves_no_global_setting_and_no_pyplot_behind(comparison: Path) -> None:
     assert comparison.exists()
     assert matplotlib.rcParams["text.parse_math"] is True
-    assert "matplotlib.pyplot" not in sys.modules
+    code = "import sys, mtl.report.figures; print(chr(10).join(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "matplotlib.figure" in loaded
+    assert "matplotlib.pyplot" not in loaded
 
 
 def test_text_from_files_is_escaped(tmp_path: Path, fabricate) -> None:

@@ -33,19 +33,16 @@ def test_markdown_holds_mean_and_sample_deviation_by_hand(runs: list[Path]) -> N
     # rank-1: mean 92 %, deviation sqrt((2² + 2²) / 1) = 2.83; bytes: 2.0 MB ± sqrt(0.5) = 0.71
     lines = markdown_table(runs).splitlines()
     assert lines[0].startswith("| Run | n | Rank-1 % | AUROC |")
-    assert lines[2].startswith("| mode=x\\|[bold] | 2 | 92.0 ± 2.8 | 0.500 (n=1) |")
+    assert lines[2].startswith("| x\\|[bold] | 2 | 92.0 ± 2.8 | 0.500 (n=1) |")
     assert "| 2.0 ± 0.7 MB |" in lines[2]
-    assert (
-        lines[3]
-        == f"| mode=local | 1 | {UNKNOWN} | {UNKNOWN} | {UNKNOWN} | {UNKNOWN} | {UNKNOWN} | 12.3 | {UNKNOWN} | {UNKNOWN} |"
-    )
+    assert lines[3] == f"| local | 1 | {UNKNOWN} | {UNKNOWN} | {UNKNOWN} | {UNKNOWN} | {UNKNOWN} | 12.3 | {UNKNOWN} | {UNKNOWN} |"
 
 
 def test_the_terminal_shows_the_same_and_reads_no_markup(runs: list[Path]) -> None:
     console = Console(width=250, file=StringIO())
     console.print(comparison_table(runs))
     text = console.file.getvalue()
-    assert all(words in text for words in ("mode=x|[bold]", "92.0 ± 2.8", "2.0 ± 0.7 MB"))
+    assert all(words in text for words in ("x|[bold]", "92.0 ± 2.8", "2.0 ± 0.7 MB"))
 
 
 @pytest.mark.parametrize(

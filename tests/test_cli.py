@@ -1,0 +1,156 @@
+"""The command line as a user meets it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mtl.cli import main
+from tests.test_train import SMALL, numbers, small, without_time
+
+QUICK = ["augmentation=none", "data.image_size=[8,8]"]
+
+
+def words(root: Path, run_dir: Path, *more: str) -> list[str]:
+    return ["train", *SMALL, f"data.root={root}", f"output_dir={run_dir}", *more]
+
+
+def start(arguments: list[str]) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "mtl", *arguments], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ}
+    )
+
+
+def wait_for_round(run_dir: Path, round: int, process: "subprocess.Popen[str]") -> None:
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        metrics = run_dir / "metrics.csv"
+        if metrics.exists() and any(line.startswith(f"{round},") for line in metrics.read_text().splitlines()):
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    raise AssertionError(f"round {round} never came")
+
+
+def test_help_needs_neither_torch_nor_lightning() -> None:
+    code = "import sys; from mtl.cli import main; main(['--help']); print(sorted({'torch', 'pytorch_lightning', 'hydra'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "mtl train" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_an_unknown_command_lists_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trian"]) == 2
+    assert "unknown command 'trian'; choose from train, report" in capsys.readouterr().err
+
+
+def test_train_help_lists_groups_members_and_defaults(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == 0
+    printed = capfd.readouterr().out
+    for text in ("partition: by_class, dirichlet, iid", "loss: bce, sphereface2", "learning_rate: 0.05", "experiment:"):
+        assert text in printed
+
+
+@pytest.mark.parametrize(
+    ("override", "messages"),
+    [
+        ("loss=hinge", ["Could not find 'loss/hinge'", "bce", "sphereface2"]),
+        ("rounds=many", ["'many'", "rounds"]),
+        ("loss.gamma=2", ["gamma"]),
+        ("client.learning_rate=-1", ["client.learning_rate must be > 0, got -1.0"]),
+        ("data.image_size=[1,1]", ["too small for this trunk"]),
+        ("data.root=/nowhere", ["data.root", "/nowhere"]),
+    ],
+)
+def test_wrong_words_end_with_a_message_and_not_with_a_traceback(
+    class_folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], override: str, messages: list[str]
+) -> None:
+    extra = ["trunk=classic_cnn"] if "image_size" in override else []
+    assert main(words(class_folders, tmp_path / "run", *extra, override)) == 2
+    printed = capfd.readouterr().err
+    assert "Traceback" not in printed
+    for message in messages:
+        assert message in printed, printed
+
+
+def test_an_output_folder_that_cannot_be_written_is_said(
+    class_folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert main(words(class_folders, tmp_path / "file" / "run")) == 2
+    printed = capfd.readouterr().err
+    assert "Traceback" not in printed
+    assert str(tmp_path / "file") in printed
+
+
+def test_a_sweep_makes_a_run_of_every_combination_and_a_report_of_all(
+    class_folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sweep = tmp_path / "sweep"
+    assert main(words(class_folders, sweep, "-m", "seed=0,1", "mode=federated,local", "rounds=1", *QUICK)) == 0
+    runs = sorted(path.parent.name for path in sweep.glob("*/summary.json"))
+    assert runs == ["0", "1", "2", "3"]
+    capfd.readouterr()
+    assert main(["report", str(sweep)]) == 0
+    printed = capfd.readouterr().out
+    assert "federated" in printed
+    assert (sweep / "report.html").exists()
+
+
+def test_report_of_a_folder_without_runs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path)]) == 2
+    assert "config.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["federated", "centralised"])
+def test_a_killed_run_resumes_to_the_same_numbers_bit_for_bit(class_folders: Path, tmp_path: Path, mode: str) -> None:
+    settings = [f"mode={mode}", "rounds=60", "evaluate_every=7", "checkpoint_every=4"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert main(words(class_folders, whole, *settings)) == 0
+    process = start(words(class_folders, cut, *settings))
+    wait_for_round(cut, 18, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (cut / "summary.json").exists()
+    assert main(words(class_folders, cut, *settings, "resume=true")) == 0
+    assert without_time(json.loads((cut / "summary.json").read_text())) == without_time(
+        json.loads((whole / "summary.json").read_text())
+    )
+    assert numbers(cut) == numbers(whole)
+
+
+def test_ctrl_c_saves_the_round_and_leaves(class_folders: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    settings = ["rounds=400", "checkpoint_every=1000"]
+    process = start(words(class_folders, run_dir, *settings))
+    wait_for_round(run_dir, 3, process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "resume=true" in errors
+    assert "Traceback" not in errors
+    assert (run_dir / "checkpoints" / "last.ckpt").exists()
+    assert not (run_dir / "summary.json").exists()
+
+
+def test_experiments_are_named_by_their_files(tmp_path: Path) -> None:
+    from mtl.configs import compose
+
+    folder = Path(__file__).resolve().parents[1] / "experiments"
+    names = [path.stem for path in folder.glob("*.yaml")]
+    assert "orl" in names
+    for name in names:
+        assert compose([f"+experiment={name}"], experiments=folder).name == name
+
+
+def test_the_small_run_is_what_the_command_line_runs(class_folders: Path, tmp_path: Path) -> None:
+    from mtl.train import train
+
+    assert main(words(class_folders, tmp_path / "line")) == 0
+    by_hand = train(small(class_folders), tmp_path / "hand")
+    assert without_time(json.loads((tmp_path / "line" / "summary.json").read_text())) == without_time(dict(by_hand))
