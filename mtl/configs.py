@@ -149,6 +149,7 @@ def _top_level() -> Any:
         keep=ZenField(str, "nothing"),
         fusion=ZenField(str, "argmax"),
         reduction=ZenField(str, "mean"),
+        mirror=ZenField(bool, True),
         rounds=ZenField(int, 80),
         evaluate_every=ZenField(int, 10),
         checkpoint_every=ZenField(int, 5),

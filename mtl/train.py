@@ -111,7 +111,7 @@ def build_model(config: DictConfig, data: FederatedData) -> HardSharing:
 def build_learner(config: DictConfig, data: FederatedData) -> tuple[Learner, int]:
     """The learner of the mode, and its training steps in a round."""
     model = build_model(config, data)
-    objective = Objective(instantiate(config.augmentation), instantiate(config.normalise), config.reduction)
+    objective = Objective(instantiate(config.augmentation), instantiate(config.normalise), config.reduction, config.mirror)
     client, work, schedule = instantiate(config.client), instantiate(config.work), instantiate(config.schedule)
     sampling, seed, per_task = instantiate(config.sampling), config.seed, config.tracking.per_task
     if config.mode == "centralised":

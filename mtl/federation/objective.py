@@ -12,11 +12,15 @@ from mtl.models.hard_sharing import HardSharing
 
 @dataclass(frozen=True)
 class Objective:
-    """How images become losses and scores. reduction: as in `reduce_pairs`."""
+    """How images become losses and scores.
+
+    reduction: as in `reduce_pairs`; mirror: score an image by the mean over itself and its mirror image, as is usual for faces.
+    """
 
     augmentation: Augmentation
     normalise: Normalise
     reduction: Reduction = "mean"
+    mirror: bool = False
 
     def __post_init__(self) -> None:
         check_reduction(self.reduction)
@@ -38,9 +42,13 @@ class Objective:
         """Decision scores [N, T] of stored images [N, c, H, W], in evaluation mode; above zero is yes."""
         was_training, decide = model.training, pair_loss(model).decision
         model.eval()
-        parts = [decide(model(self.inputs(part))).float() for part in images.split(batch_size)]
+        parts = []
+        for part in images.split(batch_size):
+            inputs = self.inputs(part)
+            scores = decide(model(inputs))
+            parts.append((scores + decide(model(inputs.flip(-1)))) / 2 if self.mirror else scores)
         model.train(was_training)
-        return torch.cat(parts)
+        return torch.cat(parts).float()
 
 
 def pair_loss(model: HardSharing) -> PairLoss:

@@ -27,7 +27,7 @@ class SphereFace2(PairLoss):
         *,
         balance: float = 0.7,
         scale: float = 30.0,
-        margin: float = 0.4,
+        margin: float = 0.6,
         sharpness: float = 3.0,
         weight: float = 1.0,
     ) -> None:

@@ -204,6 +204,13 @@ def test_scores_come_from_the_models_that_answer(federation: FederatedData, keep
             assert torch.allclose(scores[:, tasks], own[:, tasks], atol=1e-5)
 
 
+def test_mirrored_scores_are_the_mean_over_both_sides(federation: FederatedData) -> None:
+    model = make_model(federation)
+    images = federation.images[:5]
+    plain, mirrored = OBJECTIVE.scores(model, images), OBJECTIVE.scores(model, images.flip(-1))
+    assert torch.allclose(replace(OBJECTIVE, mirror=True).scores(model, images), (plain + mirrored) / 2, atol=1e-6)
+
+
 def test_the_mean_loss_per_image_is_logged_apart(federation: FederatedData) -> None:
     model = make_model(federation)
     _, logs = run(federation, model, 1, client=LocalSGD(learning_rate=1e-9, momentum=0.0, weight_decay=0.0))
