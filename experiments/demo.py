@@ -38,8 +38,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         overrides += [f"rounds={options.rounds}"] if options.rounds else []
         runs.append(output / mode)
         train(compose(overrides), runs[-1])
-    for run in runs:
-        write_report([run])
     page = write_report(runs, output)
     print()
     Console(width=None if sys.stdout.isatty() else 150).print(comparison_table(runs))

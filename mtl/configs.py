@@ -158,6 +158,7 @@ def _top_level() -> Any:
         output_dir=ZenField(str, "runs/${now:%Y-%m-%d_%H-%M-%S}"),
         resume=ZenField(bool, False),
         trainer=ZenField(TrainerOptions, TrainerOptions()),
+        report=ZenField(bool, True),
         tracking=ZenField(TrackingOptions, TrackingOptions()),
         hydra={
             "run": {"dir": "${output_dir}"},

@@ -12,7 +12,6 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from mtl.configs import CONFIG_NAME, register
-from mtl.report.page import write_report
 from mtl.train import Interrupted, train
 from mtl.types import Diverged
 
@@ -51,8 +50,9 @@ def _run(config: DictConfig) -> float | None:
     if context.mode == RunMode.MULTIRUN and config.tracking.group is None:
         config.tracking.group = Path(context.sweep.dir).name
     summary = train(config, run_dir)
-    page = write_report([run_dir])
-    print(f"run directory: {run_dir}\nreport: {page}")
+    print(f"run directory: {run_dir}")
+    if config.report:
+        print(f"report: {run_dir / 'report.html'}")
     return summary.get("test/rank1", summary["test/auroc"])
 
 

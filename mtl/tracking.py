@@ -71,8 +71,7 @@ class Tracker:
             self._wandb.log(defined, step=round)
 
     def finish(self, summary: Mapping[str, float | None], pictures: Sequence[Path] = ()) -> None:
-        """Write `summary.json` and close; the pictures and the summary go to W&B too."""
-        write_json(self.run_dir / "summary.json", dict(summary))
+        """Close; the summary, as numbers and as a table, and the pictures go to W&B."""
         self._file.close()
         if self._wandb is not None:
             import wandb
@@ -125,7 +124,9 @@ def open_run_directory(run_dir: Path, config: Mapping[str, Any], *, resume: bool
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """What makes a run this run: not where it writes, how it is watched, or how it was started."""
     return {
-        key: value for key, value in config.items() if key not in ("output_dir", "resume", "name", "tracking", "checkpoint_every")
+        key: value
+        for key, value in config.items()
+        if key not in ("output_dir", "resume", "name", "tracking", "report", "checkpoint_every")
     }
 
 

@@ -1,4 +1,4 @@
-"""One run, from its configuration to its run directory: build, fit, test, summary."""
+"""One run, from its configuration to its run directory: build, fit, test, summary, report."""
 
 import logging
 import warnings
@@ -18,7 +18,7 @@ from mtl.federation.for_each_client import LoopBackend
 from mtl.federation.inference import Inference
 from mtl.federation.objective import Objective
 from mtl.federation.rounds import Setting
-from mtl.files import write_arrays
+from mtl.files import write_arrays, write_json
 from mtl.learning.centralised import CentralisedLearning
 from mtl.learning.checkpoints import AtomicCheckpoints, SaveBest, SaveRounds, read_checkpoint
 from mtl.learning.federated import FederatedLearning
@@ -26,6 +26,7 @@ from mtl.learning.learner import Learner
 from mtl.learning.progress import RoundProgress
 from mtl.metrics import Metrics
 from mtl.models.hard_sharing import HardSharing
+from mtl.report.page import write_report
 from mtl.seeding import derive_seed
 from mtl.tracking import WANDB_MODES, Tracker, open_run_directory
 
@@ -78,7 +79,10 @@ def train(config: DictConfig, run_dir: Path) -> Metrics:
         trainer.test(learner, loaders, ckpt_path=None if chosen is None else chosen.path, verbose=False)
         summary |= {f"test/{name}": value for name, value in learner.test_metrics.items()}
         _save_predictions(run_dir, learner)
-        tracker.finish(summary)
+        write_json(run_dir / "summary.json", summary)
+        if config.report:
+            write_report([run_dir])
+        tracker.finish(summary, sorted((run_dir / "figures").glob("*.png")))
     except BaseException:
         tracker.abandon()
         raise

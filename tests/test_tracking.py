@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mtl import tracking
 from mtl.files import atomic_write, write_json
@@ -16,10 +17,12 @@ def test_an_offline_run_is_recorded_without_an_account_or_a_prompt(tmp_path: Pat
     tracker = Tracker(tmp_path, {"seed": 0}, group="sweep")
     tracker.log(1, {"train/loss": 0.5, "val/rank1": None})
     assert tracker.wandb_dir is not None
-    tracker.finish({"test/rank1": 0.25, "test/auroc": None})
+    picture = tmp_path / "map.png"
+    Image.new("L", (4, 4)).save(picture)
+    tracker.finish({"test/rank1": 0.25, "test/auroc": None}, [picture])
     recorded = list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
     assert len(recorded) == 1
-    assert json.loads((tmp_path / "summary.json").read_text()) == {"test/auroc": None, "test/rank1": 0.25}
+    assert list((tmp_path / "wandb").rglob("*.png"))
 
 
 def test_a_server_out_of_reach_leaves_an_offline_run(

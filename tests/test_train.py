@@ -29,6 +29,7 @@ SMALL = [
     "evaluate_every=2",
     "checkpoint_every=1",
     "tracking.wandb=disabled",
+    "report=false",
     "trainer.accelerator=cpu",
 ]
 
@@ -199,12 +200,15 @@ def test_a_full_disk_keeps_the_last_checkpoint(class_folders: Path, tmp_path: Pa
     kill_after(small(class_folders), run_dir, rounds=2)
     good = (run_dir / "checkpoints" / "last.ckpt").read_bytes()
 
-    def full(checkpoint: Any, file: Any) -> None:
-        file.write(b"half")
-        raise OSError(28, "No space left on device")
+    replace = Path.replace
 
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space left"):
+    def full(self: Path, target: Path) -> Path:
+        if target.name == "last.ckpt":
+            raise OSError(28, "No space left on device")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*last.ckpt'"):
         train(small(class_folders, "resume=true"), run_dir)
     assert (run_dir / "checkpoints" / "last.ckpt").read_bytes() == good
     assert not list(run_dir.rglob("*.partial"))

@@ -1,5 +1,6 @@
 """Checkpoints that are whole, belong to the run, and survive a kill at any moment."""
 
+import io
 import logging
 import math
 import signal
@@ -30,8 +31,11 @@ class AtomicCheckpoints(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
+        # In memory first: on a full disk torch.save would hide the reason behind an error of its own.
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
         with atomic_write(target) as file:
-            torch.save(checkpoint, file)
+            file.write(content.getbuffer())
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return read_checkpoint(Path(path))

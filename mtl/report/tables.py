@@ -67,9 +67,9 @@ COLUMNS = (
 )
 
 
-def comparison_rows(groups: Sequence[Group]) -> list[Row]:
-    """One row per group, in the order of `COLUMNS`."""
-    return [Row(group.name, len(group.runs), tuple(_write_cell(group, column) for column in COLUMNS)) for group in groups]
+def comparison_rows(groups: Sequence[Group], columns: Sequence[Column] = COLUMNS) -> list[Row]:
+    """One row per group, in the order of `columns`."""
+    return [Row(group.name, len(group.runs), tuple(_write_cell(group, column) for column in columns)) for group in groups]
 
 
 def _write_cell(group: Group, column: Column) -> str:
@@ -93,10 +93,10 @@ def comparison_table(runs: Sequence[Path]) -> Table:
     return table
 
 
-def markdown_table(runs: Sequence[Path]) -> str:
-    """The same table in Markdown."""
-    lines = [["Run", "n", *(column.title for column in COLUMNS)], ["---", *["---:"] * (len(COLUMNS) + 1)]]
-    lines += [[row.name, str(row.num_runs), *row.cells] for row in comparison_rows(_read_groups(runs))]
+def markdown_table(runs: Sequence[Path], columns: Sequence[Column] = COLUMNS) -> str:
+    """The same table in Markdown, or one of other columns."""
+    lines = [["Run", "n", *(column.title for column in columns)], ["---", *["---:"] * (len(columns) + 1)]]
+    lines += [[row.name, str(row.num_runs), *row.cells] for row in comparison_rows(_read_groups(runs), columns)]
     return "".join("| " + " | ".join(_escape_cell(cell) for cell in line) + " |\n" for line in lines)
 
 
