@@ -158,13 +158,14 @@ def _top_level() -> Any:
         output_dir=ZenField(str, "runs/${now:%Y-%m-%d_%H-%M-%S}"),
         resume=ZenField(bool, False),
         trainer=ZenField(TrainerOptions, TrainerOptions()),
-        report=ZenField(bool, True),
+        write_report=ZenField(bool, True),
         tracking=ZenField(TrackingOptions, TrackingOptions()),
         hydra={
             "run": {"dir": "${output_dir}"},
             "sweep": {"dir": "${output_dir}", "subdir": "${hydra.job.num}"},
             "output_subdir": None,
             "help": {"app_name": "mtl train"},
+            "job": {"config": {"override_dirname": {"exclude_keys": ["output_dir", "resume", "data.root"]}}},
         },
     )
 

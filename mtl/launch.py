@@ -47,11 +47,12 @@ def launch(words: list[str]) -> int:
 def _run(config: DictConfig) -> float | None:
     context = HydraConfig.get()
     run_dir = Path(context.runtime.output_dir)
-    if context.mode == RunMode.MULTIRUN and config.tracking.group is None:
-        config.tracking.group = Path(context.sweep.dir).name
+    if context.mode == RunMode.MULTIRUN:
+        config.tracking.group = config.tracking.group or Path(context.sweep.dir).name
+        config.name = config.name or context.job.override_dirname
     summary = train(config, run_dir)
     print(f"run directory: {run_dir}")
-    if config.report:
+    if config.write_report:
         print(f"report: {run_dir / 'report.html'}")
     return summary.get("test/rank1", summary["test/auroc"])
 

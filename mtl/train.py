@@ -80,7 +80,7 @@ def train(config: DictConfig, run_dir: Path) -> Metrics:
         summary |= {f"test/{name}": value for name, value in learner.test_metrics.items()}
         _save_predictions(run_dir, learner)
         write_json(run_dir / "summary.json", summary)
-        if config.report:
+        if config.write_report:
             write_report([run_dir])
         tracker.finish(summary, sorted((run_dir / "figures").glob("*.png")))
     except BaseException:

@@ -65,7 +65,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     def write_half() -> None:
         with atomic_write(path) as file:
             file.write(b"half")
-            raise OSError("full")
+            raise OSError(28, "full")
 
     with pytest.raises(OSError, match="full"):
         write_half()

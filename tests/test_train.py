@@ -29,7 +29,7 @@ SMALL = [
     "evaluate_every=2",
     "checkpoint_every=1",
     "tracking.wandb=disabled",
-    "report=false",
+    "write_report=false",
     "trainer.accelerator=cpu",
 ]
 
