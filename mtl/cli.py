@@ -30,7 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if words[0] not in commands:
         return _fail(f"unknown command {words[0]!r}; choose from {', '.join(commands)}")
-    return commands[words[0]](words[1:])
+    try:
+        return commands[words[0]](words[1:])
+    except KeyboardInterrupt:
+        return _fail("stopped by Ctrl-C", 130)
 
 
 def _fail(message: str, code: int = 2) -> int:

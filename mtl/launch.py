@@ -38,7 +38,11 @@ def launch(words: list[str]) -> int:
     except Interrupted as stop:
         print(f"mtl: {stop}", file=sys.stderr)
         return 130
-    except (HydraException, OmegaConfBaseException, ValueError, OSError, Diverged) as error:
+    except OSError as error:
+        kind = "" if isinstance(error, ValueError) else "output_dir cannot be used, or a file cannot be read: "
+        print(f"mtl: error: {kind}{error}", file=sys.stderr)
+        return 2
+    except (HydraException, OmegaConfBaseException, ValueError, Diverged) as error:
         print(f"mtl: error: {_reason(error)}", file=sys.stderr)
         return 1 if isinstance(error, Diverged) else 2
     return 0

@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import binary_auroc, binary_stat_scores
+from torchmetrics.functional.classification import binary_auroc
 
 Metrics = dict[str, float | None]
 
@@ -52,11 +52,12 @@ def auroc(scores: Tensor, targets: Tensor, known: Tensor) -> Tensor:
 
 def balanced_accuracy(scores: Tensor, targets: Tensor, known: Tensor) -> Tensor:
     """Mean of the true positive and true negative rate at threshold zero, float64 [T]; NaN where one kind of label is missing."""
-    labels = torch.where(known, targets.long(), -1)
-    counts = binary_stat_scores((scores > 0).long().T, labels.T, multidim_average="samplewise", ignore_index=-1).double().cpu()
-    true_positive, false_positive, true_negative, false_negative, _ = counts.T
-    rates = (true_positive / (true_positive + false_negative) + true_negative / (true_negative + false_positive)) / 2
-    return torch.where(_two_sided(targets, known).cpu(), rates, torch.nan)
+    # Counted here: torchmetrics' stat_scores cannot count a single subtask.
+    yes = scores > 0
+    true_positive, positives = (yes & targets & known).sum(0), (targets & known).sum(0)
+    true_negative, negatives = (~yes & ~targets & known).sum(0), (~targets & known).sum(0)
+    rates = (true_positive.double() / positives + true_negative.double() / negatives) / 2
+    return torch.where(_two_sided(targets, known), rates, torch.nan).cpu()
 
 
 def _two_sided(targets: Tensor, known: Tensor) -> Tensor:

@@ -4,6 +4,7 @@
 """
 
 import csv
+import hashlib
 import importlib.metadata
 import json
 import logging
@@ -34,7 +35,7 @@ LIBRARIES = (
     "numpy",
     "wandb",
 )
-WANDB_TIMEOUT = 30.0  # seconds to wait for the server
+WANDB_TIMEOUT = 20.0  # seconds to wait for the server
 WANDB_MODES = ("auto", "online", "offline", "disabled")
 
 
@@ -101,7 +102,7 @@ def open_run_directory(run_dir: Path, config: Mapping[str, Any], *, resume: bool
     """
     saved = run_dir / "config.yaml"
     if saved.exists():
-        before = yaml.safe_load(saved.read_text())
+        before = _read_config(saved)
         differing = sorted(_differences(_identity(before), _identity(config)))
         if differing:
             raise ValueError(
@@ -119,6 +120,24 @@ def open_run_directory(run_dir: Path, config: Mapping[str, Any], *, resume: bool
     with atomic_write(saved) as file:
         file.write(yaml.safe_dump(dict(config), sort_keys=False).encode())
     return None
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text())
+    except yaml.YAMLError:
+        config = None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is damaged: expected the configuration of a run; use another output_dir")
+    return config
+
+
+def fingerprint(config: Mapping[str, Any], *data: bytes) -> str:
+    """What a checkpoint must share with a run to be its own: the configuration, but for where and how it is watched, and the data."""
+    digest = hashlib.blake2b(json.dumps(_identity(config), sort_keys=True, default=str).encode(), digest_size=16)
+    for part in data:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:

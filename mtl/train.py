@@ -9,6 +9,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from hydra_zen import instantiate
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from mtl.data.client_batches import LocalWork
@@ -28,9 +29,11 @@ from mtl.metrics import Metrics
 from mtl.models.hard_sharing import HardSharing
 from mtl.report.page import write_report
 from mtl.seeding import derive_seed
-from mtl.tracking import WANDB_MODES, Tracker, open_run_directory
+from mtl.tracking import WANDB_MODES, Tracker, fingerprint, open_run_directory
 
 MODES = ("federated", "centralised", "local")
+# 16-mixed needs a gradient scaler in every client's steps; bfloat16 does not.
+PRECISIONS = ("32-true", "bf16-mixed")
 
 
 class Interrupted(RuntimeError):
@@ -49,8 +52,10 @@ def train(config: DictConfig, run_dir: Path) -> Metrics:
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     data = build_data(config)
     learner, steps = build_learner(config, data)
+    learner.run = fingerprint(plain, *(part.numpy().tobytes() for part in (data.images, data.targets, data.known)))
+    trainer = build_trainer(config, run_dir, learner)
     checkpoint = open_run_directory(run_dir, plain, resume=config.resume)
-    last_round = None if checkpoint is None else int(read_checkpoint(checkpoint)["epoch"]) + 1
+    last_round = None if checkpoint is None else int(read_checkpoint(checkpoint, learner.run)["epoch"]) + 1
     tracker = Tracker(
         run_dir,
         plain,
@@ -63,10 +68,13 @@ def train(config: DictConfig, run_dir: Path) -> Metrics:
     learner.log_round = tracker.log
     try:
         _save_federation(run_dir, data)
-        _quieten_lightning()
-        trainer = build_trainer(config, run_dir, learner)
         loaders = FederatedDataModule(data, steps=steps)
-        trainer.fit(learner, loaders, ckpt_path=checkpoint)
+        try:
+            trainer.fit(learner, loaders, ckpt_path=checkpoint)
+        except SystemExit as end:  # what Lightning makes of a second Ctrl-C
+            raise Interrupted(
+                f"stopped in round {trainer.current_epoch + 1}; resume=true goes on from the last checkpoint"
+            ) from end
         saver = trainer.checkpoint_callbacks[-1]
         if isinstance(saver, SaveRounds) and saver.stopped:
             raise Interrupted(
@@ -119,9 +127,10 @@ def build_learner(config: DictConfig, data: FederatedData) -> tuple[Learner, int
     client, work, schedule = instantiate(config.client), instantiate(config.work), instantiate(config.schedule)
     sampling, seed, per_task = instantiate(config.sampling), config.seed, config.tracking.per_task
     if config.mode == "centralised":
-        # The same number of gradient steps as the cohort makes together.
-        cohort = sorted((len(held) for held in data.clients), reverse=True)[: sampling.cohort]
-        steps = sum(work.num_steps(size) for size in cohort)
+        # As many gradient steps in all as the clients that come back make together, spread evenly over the rounds.
+        cohorts = (sampling.draw(data.num_clients, seed=seed, round=r)[1] for r in range(config.rounds))
+        total = sum(work.num_steps(len(data.clients[client])) for cohort in cohorts for client in cohort)
+        steps = max(round(total / config.rounds), 1)
         work = LocalWork(batch_size=work.batch_size, steps=steps)
         learner = CentralisedLearning(
             model, data.pooled(), objective, client, work, schedule, num_rounds=config.rounds, seed=seed, per_task=per_task
@@ -149,20 +158,24 @@ def build_trainer(config: DictConfig, run_dir: Path, learner: Learner) -> pl.Tra
     if learner.watched == "val":
         callbacks.append(SaveBest(folder / "best.ckpt"))
     callbacks.append(SaveRounds(folder / "last.ckpt", every=config.checkpoint_every))
-    return pl.Trainer(
-        accelerator=config.trainer.accelerator,
-        devices=config.trainer.devices,
-        precision=config.trainer.precision,
-        max_epochs=config.rounds,
-        check_val_every_n_epoch=min(config.evaluate_every, config.rounds),
-        num_sanity_val_steps=0,
-        plugins=[AtomicCheckpoints()],
-        callbacks=callbacks,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=run_dir,
-    )
+    _quieten_lightning()
+    try:
+        return pl.Trainer(
+            accelerator=config.trainer.accelerator,
+            devices=config.trainer.devices,
+            precision=config.trainer.precision,
+            max_epochs=config.rounds,
+            check_val_every_n_epoch=min(config.evaluate_every, config.rounds),
+            num_sanity_val_steps=0,
+            plugins=[AtomicCheckpoints()],
+            callbacks=callbacks,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=run_dir,
+        )
+    except MisconfigurationException as error:
+        raise ValueError(f"trainer cannot be made of accelerator={config.trainer.accelerator}: {error}") from error
 
 
 def _check(config: DictConfig) -> None:
@@ -173,6 +186,10 @@ def _check(config: DictConfig) -> None:
             raise ValueError(f"{name} must be >= 1, got {config[name]}")
     if config.tracking.wandb not in WANDB_MODES:
         raise ValueError(f"tracking.wandb must be one of {', '.join(WANDB_MODES)}, got {config.tracking.wandb}")
+    if config.trainer.precision not in PRECISIONS:
+        raise ValueError(f"trainer.precision must be one of {', '.join(PRECISIONS)}, got {config.trainer.precision}")
+    if config.trainer.threads is not None and config.trainer.threads < 1:
+        raise ValueError(f"trainer.threads must be >= 1, got {config.trainer.threads}")
     if config.trainer.devices != 1:
         raise ValueError(f"trainer.devices must be 1, got {config.trainer.devices}")
 

@@ -125,12 +125,14 @@ def test_a_killed_run_resumes_to_the_same_numbers_bit_for_bit(class_folders: Pat
     assert numbers(cut) == numbers(whole)
 
 
-def test_ctrl_c_saves_the_round_and_leaves(class_folders: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("mode", "number"), [("federated", signal.SIGINT), ("centralised", signal.SIGTERM)])
+def test_ctrl_c_and_sigterm_save_the_round_and_leave(
+    class_folders: Path, tmp_path: Path, mode: str, number: signal.Signals
+) -> None:
     run_dir = tmp_path / "run"
-    settings = ["rounds=400", "checkpoint_every=1000"]
-    process = start(words(class_folders, run_dir, *settings))
+    process = start(words(class_folders, run_dir, f"mode={mode}", "rounds=400", "checkpoint_every=1000"))
     wait_for_round(run_dir, 3, process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert "resume=true" in errors

@@ -48,6 +48,13 @@ def test_a_one_sided_task_is_undefined_and_left_out_of_mean_and_worst() -> None:
     assert "rank1" not in metrics
 
 
+def test_one_subtask_is_enough() -> None:
+    scores, targets = torch.tensor([[2.0], [-1.0], [1.0]]), torch.tensor([[True], [False], [False]])
+    metrics = evaluate_scores(scores, targets, torch.ones(3, 1, dtype=torch.bool), torch.tensor([0, -1, -1]), ("a",))
+    assert metrics["balanced_accuracy"] == 0.75
+    assert metrics["auroc"] == 1.0
+
+
 def test_equal_scores_everywhere_are_a_coin() -> None:
     assert (
         auroc(torch.zeros(4, 1), torch.tensor([[True], [False], [True], [False]]), torch.ones(4, 1, dtype=torch.bool)).item()

@@ -58,6 +58,13 @@ def test_a_folder_of_another_configuration_names_what_differs(tmp_path: Path) ->
     assert open_run_directory(run_dir, same, resume=True) is None
 
 
+@pytest.mark.parametrize("content", ["", "a: [1", "- 1"])
+def test_a_damaged_configuration_is_said(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(ValueError, match=r"config.yaml is damaged"):
+        open_run_directory(tmp_path, {"seed": 0}, resume=True)
+
+
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_json(path, {"a": 1})

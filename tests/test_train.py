@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import DictConfig
+from PIL import Image
 
 from mtl.configs import DEFAULTS, PARTIAL, WHOLE, compose
 from mtl.learning.checkpoints import CheckpointError, read_checkpoint
@@ -184,6 +185,33 @@ def test_a_torn_or_foreign_checkpoint_is_refused_and_nothing_is_overwritten(
     assert {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()} == before
 
 
+def test_a_checkpoint_of_another_run_is_refused(class_folders: Path, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        train(small(class_folders, f"seed={seed}"), tmp_path / f"{seed}")
+    shutil.copy(tmp_path / "1" / "checkpoints" / "last.ckpt", tmp_path / "0" / "checkpoints" / "last.ckpt")
+    with pytest.raises(CheckpointError, match="of another run"):
+        train(small(class_folders, "seed=0", "resume=true"), tmp_path / "0")
+
+
+def test_images_that_changed_since_are_another_run(class_folders: Path, tmp_path: Path) -> None:
+    train(small(class_folders), tmp_path / "run")
+    picture = next((class_folders / "c0").glob("*.png"))
+    Image.new("L", (16, 16), 200).save(picture)
+    with pytest.raises(CheckpointError, match="its configuration or its data"):
+        train(small(class_folders, "resume=true"), tmp_path / "run")
+
+
+def test_subtasks_that_nobody_trained_in_a_round_have_no_loss_in_it(class_folders: Path, tmp_path: Path) -> None:
+    train(small(class_folders, "sampling.dropout=0.6", "rounds=8", "evaluate_every=8"), tmp_path / "run")
+    rows = [row for row in numbers(tmp_path / "run") if row[0] != "round"]
+    per_round = {r: {row[1] for row in rows if row[0] == str(r)} for r in range(1, 9)}
+    trained = [sum(f"train/c{t}/positive" in names for t in range(4)) for names in per_round.values()]
+    assert set(trained) == {0, 2, 4}
+    for names, number in zip(per_round.values(), trained, strict=True):
+        assert ("train/loss" in names) == (number > 0)
+    assert all(float(row[2]) > 0 for row in rows if row[1] == "train/loss")
+
+
 def test_divergence_stops_with_client_and_round_and_keeps_the_last_good_checkpoint(class_folders: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     config = small(class_folders, "client.learning_rate=1e30", "schedule=constant", "loss=bce", "heads=linear")
@@ -246,8 +274,15 @@ def test_unusable_settings_are_refused_before_anything_is_written(class_folders:
         "fusion=vote": "fusion must be one of argmax, platt, got vote",
         "keep=trunk": "keep must be one of nothing, heads, all, got trunk",
         "split.train=9": "split.train",
+        "trainer.precision=16-mixed": "trainer.precision must be one of 32-true, bf16-mixed, got 16-mixed",
+        "trainer.accelerator=gpu": "trainer cannot be made of accelerator=gpu",
+        "trainer.threads=0": "trainer.threads must be >= 1, got 0",
+        "trunk.channels=[10]": r"trunk.channels must be numbers divisible by trunk.groups=8, at least one, got \[10\]",
+        "subtasks.classes=[c0]": "at least 2",
         "tracking.wandb=maybe": "tracking.wandb must be one of auto, online, offline, disabled, got maybe",
     }
+    if torch.cuda.is_available():
+        del cases["trainer.accelerator=gpu"]
     for override, message in cases.items():
         with pytest.raises(Exception, match=message):
             train(small(class_folders, override), tmp_path / "run")

@@ -1,6 +1,7 @@
 """Everything the learners read, in memory on one device: images, labels, the split, who holds what and who trains what."""
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
@@ -13,6 +14,8 @@ from mtl.data.partition import Partition
 from mtl.data.splits import Split
 from mtl.data.subtasks import Subtasks
 from mtl.types import ImageData
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,11 +81,15 @@ def federate(
     present = data.classes[split.train].unique()
     if not data.attribute_names and len(present) < 2:
         raise ValueError(f"data {data.name} must hold at least 2 classes in the training images, got {len(present)}")
+    _check_watched(subtasks, split)
     places = partition(_labels(data, partition_by)[split.train], seed)
     clients = tuple(split.train[place] for place in places)
     positives = torch.stack([(subtasks.targets & subtasks.known)[client].sum(0) for client in clients])
     negatives = torch.stack([(~subtasks.targets & subtasks.known)[client].sum(0) for client in clients])
     assigned = assignment(positives, seed)
+    only_positives = int(((negatives * assigned).sum(1) == 0).sum())
+    if only_positives:
+        logger.warning("%d of %d clients hold only positives of what they train", only_positives, len(clients))
     check_assignment(assigned, positives, torch.tensor([len(client) for client in clients]), subtasks.names)
     return FederatedData(
         name=data.name,
@@ -97,6 +104,17 @@ def federate(
         positives=positives,
         negatives=negatives,
     )
+
+
+def _check_watched(subtasks: Subtasks, split: Split) -> None:
+    """The validation and test images must define the metric that a run is judged by, or there is nothing to see."""
+    for name, index in (("val", split.val), ("test", split.test)):
+        targets, known = subtasks.targets[index], subtasks.known[index]
+        two_sided = ((targets & known).any(0) & (~targets & known).any(0)).any()
+        if len(index) and not two_sided:
+            raise ValueError(
+                f"split.{name} must leave a positive and a negative of some subtask among its {len(index)} images, and there is none"
+            )
 
 
 def _labels(data: ImageData, by: str) -> Tensor:

@@ -122,7 +122,7 @@ def decode(
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
     except PILLOW_ERRORS as error:
-        raise CorruptImage(f"cannot decode {path}: {error}") from error
+        raise CorruptImage(f"cannot decode {path}: it is damaged or not an image ({type(error).__name__})") from error
     if crop is not None and (crop[0] + crop[2] > image.height or crop[1] + crop[3] > image.width):
         raise ValueError(f"crop must lie inside every picture, got {tuple(crop)} for {path} of {image.height} x {image.width}")
     return to_pixels(image, image_size, grey, crop)

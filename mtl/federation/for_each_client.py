@@ -36,7 +36,7 @@ class ClientJob:
 @dataclass(frozen=True)
 class ClientResult:
     """params: after training, valid until the next result is asked for; update: params - start;
-    positive, negative: [T], sums over the steps of (images in the batch x loss); num_samples: images seen.
+    positive, negative: [T], the losses summed over the images seen; num_samples: images seen.
     """
 
     client: int
@@ -75,17 +75,15 @@ class LoopBackend:
         state = self.algorithm.init(params)
         index = data.clients[job.client][job.batches.index.to(device)]
         valid, draws = job.batches.valid.to(device), job.batches.draw.to(device)
-        positive, negative = torch.zeros(2, data.num_tasks, device=device)
+        sums = torch.zeros(2, data.num_tasks, device=device)
         for chosen, counted, draw in zip(index, valid, draws, strict=True):
             inputs = self.objective.inputs(data.images[chosen], draw).contiguous(memory_format=torch.channels_last)
             mask = data.known[chosen] & data.assignment[job.client]
             losses = self.objective.losses(self.model, inputs, data.targets[chosen], mask, counted, counts)
             grads = torch.autograd.grad(losses.tasks.sum(), list(params.values()))
             params, state = self.algorithm.step(params, dict(zip(params, grads, strict=True)), state, job.learning_rate)
-            size = counted.sum()
-            positive += losses.positive.detach() * size
-            negative += losses.negative.detach() * size
+            sums += self.objective.image_sums(losses, counted)
         with torch.no_grad():
             update = self.algorithm.final(params, job.start)
         trained = {name: value.detach() for name, value in params.items()}
-        return ClientResult(job.client, trained, update, positive, negative, int(job.batches.valid.sum()))
+        return ClientResult(job.client, trained, update, sums[0], sums[1], int(job.batches.valid.sum()))

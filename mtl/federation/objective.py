@@ -37,6 +37,11 @@ class Objective:
         positive, negative = pair_loss(model).terms(model(inputs), counts)
         return reduce_pairs(positive, negative, targets, mask, valid, reduction=self.reduction)
 
+    def image_sums(self, losses: PairLosses, valid: Tensor) -> Tensor:
+        """Positive and negative losses [2, T] summed over the images of a batch, from the reduced ones; for logging."""
+        both = torch.stack([losses.positive, losses.negative]).detach()
+        return both if self.reduction == "sum" else both * valid.sum()
+
     @torch.no_grad()
     def scores(self, model: HardSharing, images: Tensor, *, batch_size: int = 500) -> Tensor:
         """Decision scores [N, T] of stored images [N, c, H, W], in evaluation mode; above zero is yes."""

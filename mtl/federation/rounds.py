@@ -36,6 +36,7 @@ class Setting:
 @dataclass
 class RoundLog:
     """cohort, returned: clients; positive, negative: [T], mean loss per image on the clients that train the subtask;
+    trained: bool [T], the subtasks that some of them trained;
     num_samples: images seen; bytes_up, bytes_down: sent by and to all clients of the cohort.
     """
 
@@ -43,6 +44,7 @@ class RoundLog:
     returned: list[int]
     positive: Tensor
     negative: Tensor
+    trained: Tensor
     learning_rate: float
     num_samples: int = 0
     bytes_up: int = 0
@@ -67,7 +69,7 @@ def run_round(setting: Setting, state: State, round: int) -> tuple[State, RoundL
     device = data.images.device
     mean = RunningMean(travelling, data.num_tasks, device)
     positive, negative, seen = torch.zeros(3, data.num_tasks, device=device)
-    log = RoundLog(cohort, returned, positive, negative, rate)
+    log = RoundLog(cohort, returned, positive, negative, data.assignment[returned].any(0), rate)
     kept: dict[int, Params] = {}
     health = []
 

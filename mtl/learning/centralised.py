@@ -15,6 +15,7 @@ from mtl.learning.learner import Learner
 from mtl.losses.pairs import TaskCounts
 from mtl.models.hard_sharing import HardSharing, is_head
 from mtl.seeding import derive_seed
+from mtl.types import Diverged
 
 
 class CentralisedLearning(Learner):
@@ -63,27 +64,27 @@ class CentralisedLearning(Learner):
         self._sums = torch.zeros(2, data.num_tasks, device=self.device)
 
     def training_step(self, step: Tensor, batch_idx: int) -> Tensor:
-        if batch_idx == 0:
-            # Dropout layers draw from torch's own generator. Not sooner: loaders draw from it too.
-            torch.manual_seed(derive_seed(self.seed, "dropout", self.current_epoch))
         data, batches = self.federated_data, self._batches
         chosen, valid, draw = (part[batch_idx].to(self.device) for part in (batches.index, batches.valid, batches.draw))
         chosen = data.clients[0][chosen]
         inputs = self.objective.inputs(data.images[chosen], draw).contiguous(memory_format=torch.channels_last)
-        losses = self.objective.losses(self.model, inputs, data.targets[chosen], data.known[chosen], valid, self._counts)
-        with torch.no_grad():
-            self._sums += torch.stack([losses.positive, losses.negative]) * valid.sum()
+        # Dropout layers draw from torch's own generator: give them a place in the naming of draws.
+        with torch.random.fork_rng():
+            torch.manual_seed(derive_seed(self.seed, "dropout", self.current_epoch, batch_idx))
+            losses = self.objective.losses(self.model, inputs, data.targets[chosen], data.known[chosen], valid, self._counts)
+        self._sums += self.objective.image_sums(losses, valid)
         return losses.tasks.sum()
 
     def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Tensor, batch_idx: int) -> None:
         if batch_idx + 1 < len(self._batches):
             return
+        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+            raise Diverged(f"a parameter is not finite after round {self.current_epoch + 1}; try a lower client.learning_rate")
         samples = int(self._batches.valid.sum())
         self.account["samples"] += samples
         positive, negative = self._sums / samples
-        self.finish_round(
-            positive, negative, self.client.learning_rate * self.schedule.factor(self.current_epoch, self.num_rounds)
-        )
+        rate = self.client.learning_rate * self.schedule.factor(self.current_epoch, self.num_rounds)
+        self.finish_round(positive, negative, torch.ones(len(positive), dtype=torch.bool), rate)
 
     def scores(self, index: Tensor) -> Tensor:
         return self.objective.scores(self.model, self.federated_data.images[index])

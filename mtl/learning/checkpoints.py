@@ -41,8 +41,11 @@ class AtomicCheckpoints(TorchCheckpointIO):
         return read_checkpoint(Path(path))
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The checkpoint at `path`, on the CPU. Raises `CheckpointError` where it is torn or not one of this project's."""
+def read_checkpoint(path: Path, run: str | None = None) -> dict[str, Any]:
+    """The checkpoint at `path`, on the CPU.
+
+    Raises `CheckpointError` where it is torn, not one of this project's, or, with `run`, not of the run of that fingerprint.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             torn = archive.testzip()
@@ -57,6 +60,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"checkpoint {path} is not one of mtl's: {error}") from error
     if not isinstance(checkpoint, dict) or "account" not in checkpoint:
         raise CheckpointError(f"checkpoint {path} is not one of mtl's: expected a dictionary with the key account")
+    if run is not None and checkpoint["run"] != run:
+        raise CheckpointError(f"checkpoint {path} is of another run: its configuration or its data are not those of this one")
     return checkpoint
 
 
@@ -93,7 +98,8 @@ class SaveRounds(Checkpoint):
         self.stopped = False
         self._before: dict[signal.Signals, Any] = {}
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Not sooner: Lightning sets a handler of its own for SIGTERM, which would stop in the middle of a round.
         # Only the main thread may handle signals; a sweep's worker threads leave them to it.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -111,7 +117,13 @@ class SaveRounds(Checkpoint):
             trainer.save_checkpoint(self.path, weights_only=False)
         trainer.should_stop = trainer.should_stop or self.stopped
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._restore()
+
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
         while self._before:
             number, handler = self._before.popitem()
             signal.signal(number, handler)

@@ -45,7 +45,7 @@ class FederatedLearning(Learner):
         self.account["samples"] += log.num_samples
         self.account["bytes_up"] += log.bytes_up
         self.account["bytes_down"] += log.bytes_down
-        self.finish_round(log.positive, log.negative, log.learning_rate)
+        self.finish_round(log.positive, log.negative, log.trained, log.learning_rate)
         return None
 
     def scores(self, index: Tensor) -> Tensor:

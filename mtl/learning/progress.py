@@ -49,7 +49,13 @@ class RoundProgress(Callback):
             self._next_line = time.monotonic() + self.seconds_between
             print(f"{self.title}: round {done}/{total}  {_numbers(pl_module)}  {left:.0f} s left", file=sys.stderr, flush=True)
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._stop()
+
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -57,7 +63,7 @@ class RoundProgress(Callback):
 
 def _numbers(learner: Learner) -> str:
     latest = learner.latest
-    text = f"loss {latest['loss']:.4f} (+{latest['positive']:.4f} -{latest['negative']:.4f})"
+    text = "" if "loss" not in latest else f"loss {latest['loss']:.4f} (+{latest['positive']:.4f} -{latest['negative']:.4f})"
     if learner.chosen_by in latest:
         note = ", never used to choose" if learner.watched == "monitor" else ""
         text += f"  {learner.chosen_by} {100 * latest[learner.chosen_by]:.1f} %{note}"

@@ -68,4 +68,4 @@ def reduce_pairs(
 
 def check_reduction(reduction: str) -> None:
     if reduction not in get_args(Reduction):
-        raise ValueError(f"objective.reduction must be one of {', '.join(get_args(Reduction))}, got {reduction}")
+        raise ValueError(f"reduction must be one of {', '.join(get_args(Reduction))}, got {reduction}")

@@ -39,6 +39,7 @@ def classic_cnn(
 
     With ten linear heads on 3x32x32 images it has 1,626,442 parameters, as in pfl-research's benchmark. Xavier initialisation.
     """
+    _check(channels, width)
     layers: list[nn.Module] = []
     for before, after in zip((image_shape[0], *channels), channels, strict=False):
         layers += [nn.Conv2d(before, after, 3), nn.ReLU()]
@@ -56,6 +57,7 @@ def small_cnn(image_shape: ImageShape, *, channels: Sequence[int] = (32, 64, 128
     GroupNorm (Wu & He 2018) needs no batch statistics, so clients of few images train it safely. The embedding is linear, so its
     directions can serve cosine heads.
     """
+    _check(channels, width, groups)
     layers: list[nn.Module] = []
     for before, after in zip((image_shape[0], *channels), channels, strict=False):
         layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), nn.GroupNorm(groups, after), nn.ReLU()]
@@ -67,6 +69,7 @@ def separable_cnn(
     image_shape: ImageShape, *, channels: Sequence[int] = (32, 64, 128, 128), width: int = 128, groups: int = 8
 ) -> Trunk:
     """`small_cnn` with depthwise-separable blocks after the first convolution: an order fewer multiplications."""
+    _check(channels, width, groups)
     first, *rest = channels
     layers: list[nn.Module] = [
         nn.Conv2d(image_shape[0], first, 3, stride=2, padding=1, bias=False),
@@ -91,6 +94,13 @@ class DepthwiseSeparable(nn.Sequential):
             nn.GroupNorm(groups, after),
             nn.ReLU(),
         )
+
+
+def _check(channels: Sequence[int], width: int, groups: int = 1) -> None:
+    if not channels or any(number < 1 or number % groups for number in channels):
+        raise ValueError(f"trunk.channels must be numbers divisible by trunk.groups={groups}, at least one, got {list(channels)}")
+    if width < 1:
+        raise ValueError(f"trunk.width must be >= 1, got {width}")
 
 
 def _flat_width(layers: list[nn.Module], image_shape: ImageShape) -> int:

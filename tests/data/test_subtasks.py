@@ -2,6 +2,10 @@ import pytest
 import torch
 
 from mtl.data import subtasks
+from mtl.data.assignment import all_to_all
+from mtl.data.federated_data import federate
+from mtl.data.partition import iid
+from mtl.data.splits import Split
 from mtl.types import ImageData
 
 
@@ -61,3 +65,11 @@ def test_groups_that_overlap_are_not_exclusive(images: ImageData) -> None:
 def test_wrong_names_are_refused_with_the_choices(images: ImageData, make: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(images)  # type: ignore[operator]
+
+
+def test_a_split_that_shows_nothing_is_refused(images: ImageData) -> None:
+    place = torch.arange(24) % 6
+    split = Split(torch.nonzero(place < 4).flatten(), torch.tensor([4]), torch.nonzero(place == 5).flatten())
+    rules = {"partition": iid, "partition_by": "class", "assignment": all_to_all, "seed": 0}
+    with pytest.raises(ValueError, match=r"split.val must leave a positive and a negative of some subtask among its 1 images"):
+        federate(images, subtasks.one_vs_rest(images), split, **rules)  # type: ignore[arg-type]
