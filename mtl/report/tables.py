@@ -82,12 +82,15 @@ def _write_cell(group: Group, column: Column) -> str:
 
 def comparison_table(runs: Sequence[Path]) -> Table:
     """Table of the run directories `runs` for the terminal."""
-    table = Table(title="mean ± sample standard deviation over n runs that differ only in their seed", title_style="dim")
+    rows = comparison_rows(_read_groups(runs))
+    several = any(row.num_runs > 1 for row in rows)
+    title = "mean ± sample standard deviation over n runs that differ only in their seed" if several else None
+    table = Table(title=title, title_style="dim")
     table.add_column("Run", overflow="fold", min_width=12)
     table.add_column("n", justify="right")
     for column in COLUMNS:
         table.add_column(column.title, justify="right")
-    for row in comparison_rows(_read_groups(runs)):
+    for row in rows:
         # Text, since a name such as `norm=[mean]` must not be read as markup.
         table.add_row(Text(row.name), str(row.num_runs), *(Text(cell) for cell in row.cells))
     return table
