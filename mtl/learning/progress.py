@@ -6,7 +6,7 @@ import time
 import pytorch_lightning as pl
 from pytorch_lightning import Callback
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
 from mtl.learning.learner import Learner
 
@@ -23,18 +23,23 @@ class RoundProgress(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start = (time.monotonic(), trainer.current_epoch)
         self._next_line = self._start[0] + self.seconds_between
+        assert isinstance(pl_module, Learner)
+        if pl_module.watched == "monitor":
+            note = "no validation images: the last round counts; monitor/ is the test images, watched and never used to choose"
+            print(f"{self.title}: {note}", file=sys.stderr, flush=True)
         if not sys.stderr.isatty():
             return
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
+        console = Console(stderr=True)
+        columns: list[ProgressColumn] = [
             TextColumn("round"),
             MofNCompleteColumn(),
             TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(compact=True),
             TextColumn("left"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        )
+        ]
+        # A narrow terminal needs its room for the numbers.
+        before = [TextColumn("{task.description}"), BarColumn(16)] if console.width >= 110 else []
+        self._bar = Progress(*before, *columns, console=console)
         self._bar.add_task(self.title, total=trainer.max_epochs, completed=trainer.current_epoch, numbers="")
         self._bar.start()
 
@@ -65,6 +70,5 @@ def _numbers(learner: Learner) -> str:
     latest = learner.latest
     text = "" if "loss" not in latest else f"loss {latest['loss']:.4f} (+{latest['positive']:.4f} -{latest['negative']:.4f})"
     if learner.chosen_by in latest:
-        note = ", never used to choose" if learner.watched == "monitor" else ""
-        text += f"  {learner.chosen_by} {100 * latest[learner.chosen_by]:.1f} %{note}"
+        text += f"  {learner.chosen_by} {100 * latest[learner.chosen_by]:.1f} %"
     return text
