@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from mtl.report import figures
+from mtl.report import curves, maps, style
 from mtl.report.groups import Group, flatten, group_runs
 from mtl.report.runs import Run, read_run
 from mtl.report.tables import COLUMNS, UNKNOWN, comparison_rows
@@ -25,21 +25,21 @@ _SECTIONS = (
     (
         "learning",
         "Learning",
-        figures.draw_learning,
+        curves.draw_learning,
         "Every task's loss is the sum of a positive and a negative part.",
         "Lines are means over the seeds at the rounds they all have, bands their range.",
     ),
     (
         "tasks",
         "Tasks",
-        figures.draw_tasks,
+        maps.draw_tasks,
         "Each panel has its own order, the worst task first and in vermilion.",
         "Bars are means over the seeds, whiskers their range.",
     ),
     (
         "holdings",
         "Who holds and who trains what",
-        figures.draw_holdings,
+        maps.draw_holdings,
         "Positive training labels that each client holds, white where none; outlined where the client trains the task. "
         "Tasks are ordered by the first client that trains them.",
         "Shown for the first run.",
@@ -47,14 +47,14 @@ _SECTIONS = (
     (
         "confusion",
         "Who is taken for whom",
-        figures.draw_confusion,
+        maps.draw_confusion,
         "How the test images of each identity are spread over the answers. Images of nobody known are left out.",
         "Pooled over the seeds.",
     ),
     (
         "separation",
         "Separation of scores",
-        figures.draw_separation,
+        maps.draw_separation,
         "How far the scores of a task's positives lie from those of its negatives; the least separated task comes first.",
         "Pooled over the seeds.",
     ),
@@ -129,7 +129,7 @@ def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
         output = paths[0] if len(paths) == 1 else Path(os.path.commonpath([path.parent for path in paths]))
     folder = output / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    with figures.figure_style():
+    with style.figure_style():
         title, body = _write_run(groups[0], folder) if len(paths) == 1 else _write_comparison(groups, folder)
     page = output / "report.html"
     page.write_text(_PAGE.substitute(title=escape(title), body=body), encoding="utf-8")
@@ -162,16 +162,16 @@ def _write_comparison(groups: Sequence[Group], folder: Path) -> tuple[str, str]:
         _write_notes(groups),
         "<h2>Side by side</h2>",
         _write_comparison_table(groups),
-        _write_figure(folder / "comparison.png", figures.draw_comparison(groups), "Metrics and cost of each group", dots),
+        _write_figure(folder / "comparison.png", curves.draw_comparison(groups), "Metrics and cost of each group", dots),
         f"<details><summary>Mean, standard deviation and range of each metric</summary>{_write_spreads(groups)}</details>",
         _write_settings(groups),
     ]
     if len(groups) > 1:
         parts += [
             "<h2>Learning</h2>",
-            _write_figure(folder / "learning.png", figures.draw_learning_by_group(groups), "Learning curves by group", lines),
+            _write_figure(folder / "learning.png", curves.draw_learning_by_group(groups), "Learning curves by group", lines),
             "<h2>How evenly the tasks are served</h2>",
-            _write_figure(folder / "profiles.png", figures.draw_profiles(groups), "Sorted AUROC of the tasks by group", profiles),
+            _write_figure(folder / "profiles.png", curves.draw_profiles(groups), "Sorted AUROC of the tasks by group", profiles),
         ]
     for index, group in enumerate(groups[:MAX_DETAILED_GROUPS], start=1):
         parts += [f"<h2>{escape(group.name)}</h2>", _write_sections(group, folder, f"{index}-{_slug(group.name)}-", "h3")]
@@ -214,13 +214,13 @@ def _write_undefined(group: Group) -> str:
     return f"<p class=soft>No AUROC, for want of test positives or negatives: {escape(listed)}.</p>"
 
 
-def _write_figure(path: Path, figure: figures.Drawing, alt: str, caption: str) -> str:
+def _write_figure(path: Path, figure: style.Drawing, alt: str, caption: str) -> str:
     if figure is None:
         path.unlink(missing_ok=True)  # an older report's figure must not pass for this one's
         return "<p class=soft>Not shown: the run directories hold no data for this figure.</p>"
-    figures.save_figure(figure, path)
+    style.save_figure(figure, path)
     data = path.read_bytes()
-    width, height = (size * 96 // figures.DPI for size in struct.unpack(">II", data[16:24]))  # of the PNG's header
+    width, height = (size * 96 // style.DPI for size in struct.unpack(">II", data[16:24]))  # of the PNG's header
     source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
     image = f'<img src="{source}" width="{width}" height="{height}" alt="{escape(alt)}">'
     return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"

@@ -100,7 +100,7 @@ def test_a_comparison_lies_in_the_common_parent_and_names_groups_by_what_differs
 def test_drawing_leaves_no_global_setting_and_no_pyplot_behind(comparison: Path) -> None:
     assert comparison.exists()
     assert matplotlib.rcParams["text.parse_math"] is True
-    code = "import sys, mtl.report.figures; print(chr(10).join(sys.modules))"
+    code = "import sys, mtl.report.page; print(chr(10).join(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "matplotlib.figure" in loaded
     assert "matplotlib.pyplot" not in loaded

@@ -1,0 +1,180 @@
+"""What runs say over the rounds and side by side: learning curves, profiles of the tasks, comparisons of groups.
+
+One function per figure, from groups of runs to a matplotlib `Figure`, None without data. With several seeds a curve is the mean and
+its band the range over seeds.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+from mtl.report.groups import Group, Spread
+from mtl.report.style import BLACK, BLUE, COLOURS, GREY, ORANGE, Drawing, name_rows, pick_colour, pick_dash, shorten
+from mtl.report.tables import COLUMNS
+
+Lines = Sequence[tuple[str, dict[int, Spread]]]
+MAX_MARKED = 60  # tasks that still get a dot each
+PARTS = ("loss", "positive", "negative")
+STAGES = {"train": "Training loss", "val": "Validation", "monitor": "Monitored, never used to choose"}
+LABELS = {
+    "loss": "total",
+    "positive": "positive part",
+    "negative": "negative part",
+    "rank1": "rank-1",
+    "auroc": "AUROC",
+    "worst_task_auroc": "worst-task AUROC",
+    "balanced_accuracy": "balanced accuracy",
+    "worst_task_balanced_accuracy": "worst-task balanced accuracy",
+}
+
+
+def draw_learning(group: Group) -> Drawing:
+    """Loss with its two parts, and the validation and monitored rates, by round."""
+    panels = {stage: names for stage in STAGES if (names := _curve_names([group], stage))}
+    if not panels:
+        return None
+    is_log = _spans_decades([group])
+    figure = Figure(figsize=(3.7 * len(panels) + 0.6, 2.9))
+    for axes, (stage, names) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
+        lines = [(LABELS.get(name, name), group.curve(f"{stage}/{name}")) for name in names]
+        colours = (BLACK, BLUE, ORANGE) if stage == "train" else COLOURS
+        _draw_lines(axes, lines, colours, stage, is_log)
+        axes.set_title(STAGES[stage])
+        _name_line_ends(axes, lines, colours)
+        best = group.spread("fit/best_round")
+        if stage == "val" and best is not None and len(group.runs) == 1:
+            axes.axvline(best.mean, color=GREY, linewidth=0.8, linestyle=":")
+            place = {"transform": axes.get_xaxis_transform(), "ha": "right", "size": 7, "color": GREY}
+            axes.text(best.mean, 0.02, f"best round {best.mean:.0f} ", **place)
+    return figure
+
+
+def draw_learning_by_group(groups: Sequence[Group]) -> Drawing:
+    """One panel per metric (three per stage), one line per group."""
+    panels = [(stage, name) for stage in STAGES for name in _curve_names(groups, stage)[:3]]
+    if not panels:
+        return None
+    is_log = _spans_decades(groups)
+    num_columns = min(3, len(panels))
+    num_rows = -(-len(panels) // num_columns)
+    figure = Figure(figsize=(3.3 * num_columns, 2.4 * num_rows + 0.07 * len(groups) + 0.3))
+    grid = figure.subplots(num_rows, num_columns, squeeze=False).flat
+    for axes, (stage, name) in zip(grid, panels, strict=False):
+        _draw_lines(axes, [(group.name, group.curve(f"{stage}/{name}")) for group in groups], COLOURS, stage, is_log)
+        head, _, remark = STAGES[stage].partition(", ")
+        axes.set_title(f"{head}: {LABELS.get(name, name)}" + (f"\n({remark})" if remark else ""))
+    for axes in list(grid)[len(panels) :]:
+        axes.remove()
+    for index, group in enumerate(groups):
+        figure.axes[0].plot([], [], color=pick_colour(index), linestyle=pick_dash(index), label=shorten(group.name, 48))
+    figure.legend(loc="outside upper left", ncols=min(3, len(groups)))
+    return figure
+
+
+def draw_profiles(groups: Sequence[Group]) -> Drawing:
+    """AUROC of every task, each group sorted from its worst to its best: how evenly the tasks are served."""
+    figure = Figure(figsize=(6.5, 3.2))
+    axes = figure.subplots()
+    for index, group in enumerate(groups):
+        means = [spread.mean for spread in group.task_spreads("auroc").values() if spread is not None]
+        if means:
+            look: dict[str, Any] = {"color": pick_colour(index), "linestyle": pick_dash(index), "markersize": 2.5}
+            place = 100 * np.arange(1, len(means) + 1) / len(means)
+            axes.plot(place, means, marker="o" if len(means) <= MAX_MARKED else "", label=shorten(group.name, 48), **look)
+    if not axes.lines:
+        return None
+    axes.set(xlabel="tasks, from worst to best, % of tasks", ylabel="AUROC, mean over seeds", xlim=(0, 101))
+    axes.grid()
+    figure.legend(loc="outside upper left", ncols=min(3, len(groups)))
+    return figure
+
+
+def draw_comparison(groups: Sequence[Group]) -> Drawing:
+    """Every group in every metric of the table: one dot per run, a mark at the mean, a line of ± one deviation."""
+    columns = [column for column in COLUMNS if any(group.spread(column.metric) for group in groups)]
+    if not columns:
+        return None
+    num_columns = min(4, len(columns))
+    num_rows = -(-len(columns) // num_columns)
+    figure = Figure(figsize=(2.4 * num_columns + 1.2, num_rows * (0.85 + 0.26 * len(groups))))
+    grid = figure.subplots(num_rows, num_columns, squeeze=False, sharey=True).flat
+    for axes, column in zip(grid, columns, strict=False):
+        is_bytes = column.metric.startswith("fit/bytes")
+        factor = 100 if column.title.endswith("%") else 1e-6 if is_bytes else 1
+        for row, group in enumerate(groups):
+            spread = group.spread(column.metric)
+            if spread is None:
+                axes.text(0.5, row, "unknown", transform=axes.get_yaxis_transform(), ha="center", va="center", color=GREY)
+                continue
+            values = [value * factor for run in group.runs if (value := run.summary.get(column.metric)) is not None]
+            look: dict[str, Any] = {"color": pick_colour(row), "markersize": 9, "linewidth": 1.2}
+            axes.plot(values, [row] * len(values), "o", color=pick_colour(row), markersize=3.5, alpha=0.45, markeredgewidth=0)
+            axes.errorbar(spread.mean * factor, row, xerr=(spread.deviation or 0) * factor, marker="|", **look)
+        axes.set_title(f"{column.title}{', MB' if is_bytes else ''}", size=8, pad=13)
+        wish = "higher is better" if column.higher_is_better else "lower is better"
+        axes.text(0, 1.04, wish, transform=axes.transAxes, size=6.5, color=GREY)
+        axes.margins(x=0.12)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        name_rows(axes, [shorten(group.name, 36) for group in groups], size=8)
+    for axes in list(grid)[len(columns) :]:
+        axes.remove()
+    return figure
+
+
+def _curve_names(groups: Sequence[Group], stage: str) -> list[str]:
+    """Names of `stage/name` (no task) that hold the loss, a part of it, or a rate in [0, 1]; known names first, at most six."""
+    names = []
+    keys = dict.fromkeys(key for group in groups for key in group.metrics if key.startswith(f"{stage}/") and key.count("/") == 1)
+    for key in keys:
+        name = key.removeprefix(f"{stage}/")
+        spreads = [spread for group in groups for spread in group.curve(key).values()]
+        is_rate = all(spread.minimum >= 0 and spread.maximum <= 1 for spread in spreads)
+        if spreads and (name in PARTS if stage == "train" else is_rate and name not in PARTS):
+            names.append(name)
+    known = list(LABELS)
+    return sorted(names, key=lambda name: known.index(name) if name in known else len(known))[:6]
+
+
+def _spans_decades(groups: Sequence[Group]) -> bool:
+    """Whether the losses need a logarithmic axis; one answer for all panels of a figure."""
+    losses = [spread.mean for group in groups for name in PARTS for spread in group.curve(f"train/{name}").values()]
+    return bool(losses) and min(losses) > 0 and max(losses) > 30 * min(losses)
+
+
+def _draw_lines(axes: Axes, lines: Lines, colours: Sequence[str], stage: str, is_log: bool) -> None:
+    for index, (_, curve) in enumerate(lines):
+        if curve:
+            rounds, means = list(curve), [spread.mean for spread in curve.values()]
+            colour, marker = colours[index % len(colours)], "o" if len(rounds) == 1 else ""
+            axes.plot(rounds, means, color=colour, linestyle=pick_dash(index), marker=marker, markersize=3)
+            low, high = [spread.minimum for spread in curve.values()], [spread.maximum for spread in curve.values()]
+            axes.fill_between(rounds, low, high, color=colour, alpha=0.15, linewidth=0)
+    if stage == "train" and is_log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
+    axes.set(xlabel="round", ylabel="loss" if stage == "train" else "rate")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+    axes.grid()
+
+
+def _name_line_ends(axes: Axes, lines: Lines, colours: Sequence[str]) -> None:
+    """Name each line at its right end, moving names apart where they would overlap."""
+    ends = []
+    for index, (label, curve) in enumerate(lines):
+        if curve:
+            last = list(curve)[-1]
+            height = float((axes.transScale + axes.transLimits).transform((last, curve[last].mean))[1])
+            ends.append((height, label, colours[index % len(colours)]))
+    ends.sort()
+    heights: list[float] = []
+    for height, _, _ in ends:
+        heights.append(max(height, heights[-1] + 0.075) if heights else height)
+    excess = max(0.0, heights[-1] - 1.0) if heights else 0.0
+    for height, (_, label, colour) in zip(heights, ends, strict=True):
+        axes.text(1.02, height - excess, label, color=colour, transform=axes.transAxes, va="center", size=7.5)
