@@ -1,6 +1,7 @@
 """`mtl train`: from the words of a command line to one run or a sweep of runs, by Hydra."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -8,10 +9,10 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mtl.configs import CONFIG_NAME, register
+from mtl.configs import CONFIG_NAME, DEFAULTS, compose, register
 from mtl.train import Interrupted, train
 from mtl.types import Diverged
 
@@ -43,7 +44,7 @@ def launch(words: list[str]) -> int:
         print(f"mtl: error: {kind}{error}", file=sys.stderr)
         return 2
     except (HydraException, OmegaConfBaseException, ValueError, Diverged) as error:
-        print(f"mtl: error: {_reason(error)}", file=sys.stderr)
+        print(f"mtl: error: {_reason(error)}{_choices(str(error), words)}", file=sys.stderr)
         return 1 if isinstance(error, Diverged) else 2
     return 0
 
@@ -59,6 +60,18 @@ def _run(config: DictConfig) -> float | None:
     if config.write_report:
         print(f"report: {run_dir / 'report.html'}")
     return summary.get("test/rank1", summary["test/auroc"])
+
+
+def _choices(message: str, words: list[str]) -> str:
+    """The keys that stand where an unknown one was given; Hydra does not list them."""
+    unknown = re.match(r"Could not override '([^']+)'", message)
+    if unknown is None:
+        return ""
+    parent = unknown[1].rpartition(".")[0]
+    config = compose([word for word in words if word.partition("=")[0] in DEFAULTS and "," not in word])
+    node = OmegaConf.select(config, parent) if parent else config
+    keys = [str(key) for key in node if not str(key).startswith("_")] if isinstance(node, DictConfig) else []
+    return f"\n{parent or 'the configuration'} has the keys {', '.join(keys)}" if keys else ""
 
 
 def _reason(error: BaseException) -> str:

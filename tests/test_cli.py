@@ -62,7 +62,8 @@ def test_train_help_lists_groups_members_and_defaults(capfd: pytest.CaptureFixtu
     [
         ("loss=hinge", ["Could not find 'loss/hinge'", "bce", "sphereface2"]),
         ("rounds=many", ["'many'", "rounds"]),
-        ("loss.gamma=2", ["gamma"]),
+        ("loss.gamma=2", ["gamma", "loss has the keys balance, scale, margin, sharpness, weight"]),
+        ("learning_rate=2", ["learning_rate", "the configuration has the keys", "client", "rounds"]),
         ("client.learning_rate=-1", ["client.learning_rate must be > 0, got -1.0"]),
         ("data.image_size=[1,1]", ["too small for this trunk"]),
         ("data.root=/nowhere", ["data.root", "/nowhere"]),
