@@ -89,11 +89,6 @@ class Tracker:
         if self._wandb is not None:
             self._wandb.finish(exit_code=1)
 
-    @property
-    def wandb_dir(self) -> Path | None:
-        """Where the offline W&B run lies, for `wandb sync`."""
-        return None if self._wandb is None or not self._wandb.offline else Path(self._wandb.dir).parent
-
 
 def open_run_directory(run_dir: Path, config: Mapping[str, Any], *, resume: bool) -> Path | None:
     """Make `run_dir` a run's home, or check that it is this run's; returns the checkpoint to go on from, None to start anew.

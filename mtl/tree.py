@@ -6,10 +6,6 @@ from torch import Tensor
 from mtl.types import Params
 
 
-def clone(params: Params) -> Params:
-    return {name: value.clone() for name, value in params.items()}
-
-
 def subtract(left: Params, right: Params) -> Params:
     """left - right, over the names of `left`."""
     return {name: value - right[name] for name, value in left.items()}

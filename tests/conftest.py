@@ -7,7 +7,11 @@ import torch
 
 from mtl.data.federated_data import FederatedData
 from mtl.data.splits import Split
-from mtl.types import ImageData
+from mtl.types import ImageData, Params
+
+
+def clone(params: Params) -> Params:
+    return {name: value.clone() for name, value in params.items()}
 
 
 def make_images(num_classes: int = 4, per_class: int = 6, size: int = 8, seed: int = 0) -> ImageData:

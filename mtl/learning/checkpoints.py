@@ -3,6 +3,7 @@
 import io
 import logging
 import math
+import pickle
 import signal
 import threading
 import zipfile
@@ -54,9 +55,7 @@ def read_checkpoint(path: Path, run: str | None = None) -> dict[str, Any]:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (zipfile.BadZipFile, RuntimeError, EOFError) as error:
         raise CheckpointError(f"checkpoint {path} is torn: expected a whole torch file, got {error}") from error
-    except Exception as error:
-        if type(error).__name__ != "UnpicklingError":
-            raise
+    except pickle.UnpicklingError as error:
         raise CheckpointError(f"checkpoint {path} is not one of mtl's: {error}") from error
     if not isinstance(checkpoint, dict) or "account" not in checkpoint:
         raise CheckpointError(f"checkpoint {path} is not one of mtl's: expected a dictionary with the key account")

@@ -3,9 +3,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtl import tree
 from mtl.federation.local_sgd import LocalSGD
 from mtl.federation.schedule import Schedule
+from tests.conftest import clone
 
 
 @given(st.floats(0.01, 0.5), st.sampled_from([0.0, 0.5, 0.9]), st.sampled_from([0.0, 0.1]), st.integers(0, 99))
@@ -14,7 +14,7 @@ def test_steps_agree_with_torch(rate: float, momentum: float, weight_decay: floa
     rng = torch.Generator().manual_seed(seed)
     start = {"trunk.w": torch.randn(3, 2, generator=rng), "heads.w": torch.randn(2, 2, generator=rng)}
     algorithm = LocalSGD(learning_rate=rate, momentum=momentum, weight_decay=weight_decay, head_scale=0.5)
-    params, state = tree.clone(start), algorithm.init(start)
+    params, state = clone(start), algorithm.init(start)
     theirs = {name: torch.nn.Parameter(value.clone()) for name, value in start.items()}
     groups = [{"params": [theirs["trunk.w"]]}, {"params": [theirs["heads.w"]], "lr": rate * 0.5}]
     optimizer = torch.optim.SGD(groups, lr=rate, momentum=momentum, weight_decay=weight_decay)

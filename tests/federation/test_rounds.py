@@ -4,7 +4,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mtl import tree
 from mtl.data.client_batches import LocalWork, plan_batches
 from mtl.data.federated_data import FederatedData
 from mtl.data.transforms import Augmentation, Normalise
@@ -22,7 +21,7 @@ from mtl.losses.pairs import TaskCounts
 from mtl.models import cnn, heads
 from mtl.models.hard_sharing import HardSharing
 from mtl.types import Diverged, Params
-from tests.conftest import make_federation
+from tests.conftest import clone, make_federation
 
 OBJECTIVE = Objective(Augmentation(flip=False), Normalise())
 
@@ -52,7 +51,7 @@ def make_setting(data: FederatedData, model: HardSharing, **changed: object) -> 
 def start(data: FederatedData, model: HardSharing, setting: Setting, keep: str = "nothing") -> State:
     bank = Bank(keep, model.params(), data.assignment)
     travelling = {name: value for name, value in model.params().items() if not bank.stays(name)}
-    return State(tree.clone(model.params()), setting.server.init(travelling), bank)
+    return State(clone(model.params()), setting.server.init(travelling), bank)
 
 
 def run(
@@ -182,7 +181,7 @@ def test_a_loss_that_is_not_finite_names_client_and_round_and_leaves_the_state(f
     data.images[data.clients[1][0]] = torch.nan
     setting = make_setting(data, model)
     state = start(data, model, setting, "heads")
-    before = tree.clone(state.params | {f"bank {k}": v for k, v in state.bank.values.items()})
+    before = clone(state.params | {f"bank {k}": v for k, v in state.bank.values.items()})
     with pytest.raises(Diverged, match="client 1 is not finite in round 3"):
         run_round(setting, state, 2)
     assert_equal(state.params | {f"bank {k}": v for k, v in state.bank.values.items()}, before)
