@@ -125,15 +125,30 @@ class TrainerOptions:
 
 
 @dataclass
+class EngineOptions:
+    """How clients are simulated. backend: auto (the fastest, tried on the first cohort), loop (one by one), vmap (stacked);
+    compile: whether torch.compile makes the stacked step: auto (where it pays), true, false; block: clients stacked at most, null for
+    as many as fit; bank_memory: bytes of what stays on the clients beyond which it lies in a file.
+    """
+
+    backend: str = "auto"
+    compile: str = "auto"
+    block: int | None = None
+    bank_memory: int = 2**32
+
+
+@dataclass
 class TrackingOptions:
     """wandb: auto (online where an account is set up, else offline), online, offline or disabled; group: of a sweep's runs;
-    per_task: whether losses and metrics are logged for every subtask over the rounds.
+    per_task: whether losses and metrics are logged for every subtask over the rounds; log_every: the numbers of that many rounds are
+    read from the compute device at once.
     """
 
     wandb: str = "auto"
     project: str = "mtl"
     group: str | None = None
     per_task: bool = True
+    log_every: int = 1
 
 
 def _top_level() -> Any:
@@ -157,7 +172,9 @@ def _top_level() -> Any:
         name=ZenField(str | None, None),
         output_dir=ZenField(str, "runs/${now:%Y-%m-%d_%H-%M-%S}"),
         resume=ZenField(bool, False),
+        engine=ZenField(EngineOptions, EngineOptions()),
         trainer=ZenField(TrainerOptions, TrainerOptions()),
+        profile=ZenField(bool, False),
         write_report=ZenField(bool, True),
         tracking=ZenField(TrackingOptions, TrackingOptions()),
         hydra={

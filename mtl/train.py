@@ -15,9 +15,11 @@ from omegaconf import DictConfig, OmegaConf
 from mtl.data.client_batches import LocalWork
 from mtl.data.datamodule import FederatedDataModule
 from mtl.data.federated_data import FederatedData, federate
-from mtl.federation.for_each_client import LoopBackend
+from mtl.federation.auto import make_backend
+from mtl.federation.for_each_client import Training
 from mtl.federation.inference import Inference
 from mtl.federation.objective import Objective
+from mtl.federation.personalise import Bank
 from mtl.federation.rounds import Setting
 from mtl.files import write_arrays, write_json
 from mtl.learning.centralised import CentralisedLearning
@@ -31,6 +33,7 @@ from mtl.report.page import write_report
 from mtl.seeding import derive_seed
 from mtl.tracking import WANDB_MODES, Tracker, fingerprint, open_run_directory
 
+logger = logging.getLogger(__name__)
 MODES = ("federated", "centralised", "local")
 # 16-mixed needs a gradient scaler in every client's steps; bfloat16 does not.
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -51,7 +54,7 @@ def train(config: DictConfig, run_dir: Path) -> Metrics:
         torch.set_num_threads(config.trainer.threads)
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     data = build_data(config)
-    learner, steps = build_learner(config, data)
+    learner, steps = build_learner(config, data, run_dir)
     learner.run = fingerprint(plain, *(part.numpy().tobytes() for part in (data.images, data.targets, data.known)))
     trainer = build_trainer(config, run_dir, learner)
     checkpoint = open_run_directory(run_dir, plain, resume=config.resume)
@@ -120,35 +123,46 @@ def build_model(config: DictConfig, data: FederatedData) -> HardSharing:
         return HardSharing(trunk, heads, instantiate(config.loss)(data.num_tasks))
 
 
-def build_learner(config: DictConfig, data: FederatedData) -> tuple[Learner, int]:
+def build_learner(config: DictConfig, data: FederatedData, run_dir: Path) -> tuple[Learner, int]:
     """The learner of the mode, and its training steps in a round."""
     model = build_model(config, data)
     objective = Objective(instantiate(config.augmentation), instantiate(config.normalise), config.reduction, config.mirror)
     client, work, schedule = instantiate(config.client), instantiate(config.work), instantiate(config.schedule)
-    sampling, seed, per_task = instantiate(config.sampling), config.seed, config.tracking.per_task
+    sampling, seed = instantiate(config.sampling), config.seed
+    told = {"per_task": config.tracking.per_task, "log_every": config.tracking.log_every}
     if config.mode == "centralised":
         # As many gradient steps in all as the clients that come back make together, spread evenly over the rounds.
         cohorts = (sampling.draw(data.num_clients, seed=seed, round=r)[1] for r in range(config.rounds))
-        total = sum(work.num_steps(len(data.clients[client])) for cohort in cohorts for client in cohort)
+        total = sum(work.num_steps(data.clients.size(client)) for cohort in cohorts for client in cohort)
         steps = max(round(total / config.rounds), 1)
         work = LocalWork(batch_size=work.batch_size, steps=steps)
-        learner = CentralisedLearning(
-            model, data.pooled(), objective, client, work, schedule, num_rounds=config.rounds, seed=seed, per_task=per_task
+        central = CentralisedLearning(
+            model, data.pooled(), objective, client, work, schedule, num_rounds=config.rounds, seed=seed, **told
         )
-        return learner, steps
+        return central, steps
+    training = Training(model, objective, client, work, seed)
+    engine = config.engine
     setting = Setting(
         data=data,
-        backend=LoopBackend(model, objective, client, seed=seed),
-        client=client,
-        work=work,
+        training=training,
+        backend=make_backend(engine.backend, training, num_rounds=config.rounds, block=engine.block, compile=engine.compile),
         schedule=schedule,
         sampling=sampling,
         server=instantiate(config.server),
         num_rounds=config.rounds,
-        seed=seed,
     )
     keep = "all" if config.mode == "local" else config.keep
-    return FederatedLearning(model, setting, Inference(model, objective, config.fusion), keep=keep, per_task=per_task), 1
+    bank = Bank(keep, model.params(), data.assignment, folder=run_dir / "bank", memory=engine.bank_memory)
+    if bank.num_bytes:
+        place = f"files in {bank.folder}" if bank.folder else "memory"
+        logger.info(
+            "what stays on the clients: %.1f kB a client, %.1f MB when all %d have trained, in %s",
+            bank.bytes_per_client / 1e3,
+            bank.num_bytes / 1e6,
+            data.num_clients,
+            place,
+        )
+    return FederatedLearning(model, setting, Inference(model, objective, config.fusion), bank, **told), 1
 
 
 def build_trainer(config: DictConfig, run_dir: Path, learner: Learner) -> pl.Trainer:
@@ -223,7 +237,7 @@ def _save_federation(run_dir: Path, data: FederatedData) -> None:
         positives=data.positives.numpy(),
         negatives=data.negatives.numpy(),
         assignment=data.assignment.cpu().numpy(),
-        images=np.array([len(held) for held in data.clients]),
+        images=np.array(data.clients.sizes),
     )
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mtl.data.federated_data import FederatedData
+from mtl.data.ragged import Ragged
 from mtl.data.splits import Split
 from mtl.types import ImageData, Params
 
@@ -50,7 +51,7 @@ def make_federation(num_clients: int = 2, *, num_classes: int = 4, per_class: in
         known=torch.ones_like(targets),
         identity=images.classes,
         split=split,
-        clients=clients,
+        clients=Ragged.of(clients),
         assignment=positives > 0,
         positives=positives,
         negatives=torch.stack([(~targets[client]).sum(0) for client in clients]),

@@ -1,16 +1,22 @@
-"""What each client sees in a round: batches as indices, a mask for the padding, and the random draws of the augmentation.
+"""What the clients of a cohort see in a round: batches as indices into the images, and the keys of everything that is random.
 
-Everything is a function of (seed, round, client), so every backend trains on the same batches in the same order.
+Everything is a function of (seed, round, client), so every backend trains on the same batches in the same order, and a client's do not
+depend on who else takes part.
 """
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from mtl.data.ragged import Ragged
 from mtl.data.transforms import DRAWS
-from mtl.seeding import generator
+from mtl.seeding import client_keys, random_bits, random_uniform, split_key
+
+ORDER, AUGMENTATION, DROPOUT = range(3)  # what the parts of a client's key are for
 
 
 @dataclass(frozen=True)
@@ -32,27 +38,100 @@ class LocalWork:
     def num_steps(self, num_images: int) -> int:
         return self.steps if self.steps is not None else self.epochs * math.ceil(num_images / self.batch_size)
 
+    def num_samples(self, num_images: int) -> int:
+        """Images seen in all steps, the same image as often as it is seen."""
+        per_epoch = math.ceil(num_images / self.batch_size)
+        epochs, rest = divmod(self.num_steps(num_images), per_epoch)
+        return epochs * num_images + min(rest * self.batch_size, num_images)
+
 
 @dataclass(frozen=True)
-class ClientBatches:
-    """index: int64 [S, B] into the client's images; valid: bool [S, B], false where padded; draw: float [S, B, DRAWS] in 0..1."""
+class CohortBatches:
+    """The batches of K clients, the one with most steps first, step after step: no row is padding.
 
+    active: how many clients take step s, always the first ones; the rows of step s follow those of step s - 1.
+    index: int64 [rows, B] into the images; filled: int64 [rows], how many of a batch count, the first ones; client: int64 [rows], which
+    of the K; step: int32 [rows]; key: int32 [K, 2].
+    """
+
+    active: tuple[int, ...]
     index: Tensor
-    valid: Tensor
-    draw: Tensor
+    filled: Tensor
+    client: Tensor
+    step: Tensor
+    key: Tensor
 
-    def __len__(self) -> int:
-        return len(self.index)
+    @property
+    def valid(self) -> Tensor:
+        """Bool [rows, B], false where a batch is padded."""
+        return torch.arange(self.index.shape[1], device=self.index.device) < self.filled[:, None]
+
+    def draws(self, rows: slice) -> Tensor:
+        """The uniform draws of the augmentation, [len(rows), B, DRAWS]."""
+        size = self.index.shape[1]
+        within = torch.arange(size * DRAWS, dtype=torch.int32, device=self.index.device)
+        place = self.step[rows, None] * (size * DRAWS) + within
+        return random_uniform(self._part(rows, AUGMENTATION)[:, None], place).view(-1, size, DRAWS)
+
+    def dropout_keys(self, rows: slice, num_layers: int) -> Tensor:
+        """A key for each dropout layer in each row, int32 [len(rows), L, 2]."""
+        layers = torch.arange(num_layers, dtype=torch.int32, device=self.index.device)
+        return split_key(self._part(rows, DROPOUT)[:, None], self.step[rows, None] * num_layers + layers)
+
+    def _part(self, rows: slice, part: int) -> Tensor:
+        return part_of_key(self.key, part)[self.client[rows]]
 
 
-def plan_batches(num_images: int, work: LocalWork, *, seed: int, round: int, client: int) -> ClientBatches:
-    """The batches of one client in one round, on the CPU."""
-    rng = generator(seed, "batches", round, client)
-    steps, size = work.num_steps(num_images), work.batch_size
+def part_of_key(key: Tensor, part: int) -> Tensor:
+    """The key of one purpose, int32 [..., 2]."""
+    return split_key(key, torch.tensor(part, dtype=torch.int32, device=key.device))
+
+
+def plan_batches(
+    held: Ragged, clients: Sequence[int], work: LocalWork, *, seed: int, round: int, max_steps: int | None = None
+) -> CohortBatches:
+    """held: what each client of the federation holds; clients: whom to plan for, the one with most steps first; max_steps: stop there."""
+    device, size = held.values.device, work.batch_size
+    steps = [work.num_steps(held.size(client)) for client in clients]
+    if max_steps is not None:
+        steps = [min(count, max_steps) for count in steps]
+    assert all(before >= after for before, after in itertools.pairwise(steps))
+    key = client_keys(seed, "client", round, clients).to(device)
+    # One plan for all clients of a size: their shapes are the same.
+    same_size: dict[int, list[int]] = {}
+    for place, client in enumerate(clients):
+        same_size.setdefault(held.size(client), []).append(place)
+    parts, filled, places = [], [], []
+    for group in same_size.values():
+        count = steps[group[0]]
+        images = torch.stack([held[clients[place]] for place in group])
+        index, full = _plan(images, part_of_key(key[group], ORDER), count, size)
+        parts.append(index.reshape(-1, size))
+        filled.append(full.repeat(len(group)))
+        places.append(torch.tensor(group).repeat_interleave(count))
+    owner = torch.cat(places)
+    step = torch.cat([torch.arange(steps[group[0]]).repeat(len(group)) for group in same_size.values()])
+    order = (step * len(clients) + owner).argsort()
+    active = torch.bincount(step).tolist()
+    moved = order.to(device)
+    return CohortBatches(
+        active=tuple(active),
+        index=torch.cat(parts)[moved],
+        filled=torch.cat(filled)[order].to(device),
+        client=owner[order].to(device),
+        step=step[order].int().to(device),
+        key=key,
+    )
+
+
+def _plan(images: Tensor, key: Tensor, steps: int, size: int) -> tuple[Tensor, Tensor]:
+    """images: int64 [G, n]; key: int32 [G, 2]; returns the batches [G, steps, size] and how many images each step counts, [steps]."""
+    num_images = images.shape[1]
     per_epoch = math.ceil(num_images / size)
-    index = torch.zeros(math.ceil(steps / per_epoch), per_epoch * size, dtype=torch.long)
-    for epoch in index:
-        epoch[:num_images] = torch.randperm(num_images, generator=rng)
-    valid = (torch.arange(per_epoch * size) < num_images).expand_as(index)
-    draw = torch.rand(steps, size, DRAWS, generator=rng)
-    return ClientBatches(index.reshape(-1, size)[:steps], valid.reshape(-1, size)[:steps], draw)
+    epochs = math.ceil(steps / per_epoch)
+    place = torch.arange(epochs * num_images, dtype=torch.int32, device=images.device).view(epochs, num_images)
+    order = random_bits(key[:, None, None], place).argsort(stable=True, dim=-1)
+    chosen = images[:, None].expand(-1, epochs, -1).gather(-1, order)
+    padded = torch.nn.functional.pad(chosen, (0, per_epoch * size - num_images))
+    filled = (num_images - torch.arange(per_epoch) * size).clamp(max=size).repeat(epochs)
+    return padded.view(len(images), -1, size)[:, :steps], filled[:steps]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mtl.data.assignment import check_assignment
 from mtl.data.partition import Partition
+from mtl.data.ragged import Ragged
 from mtl.data.splits import Split
 from mtl.data.subtasks import Subtasks
 from mtl.types import ImageData
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class FederatedData:
     """images: uint8 or float [N, c, H, W]; targets, known: bool [N, T]; identity: int64 [N];
-    clients: C index tensors into the images, all of them training images;
+    clients: what each holds, indices into the images, all of them training images;
     assignment: bool [C, T], which client trains which subtask; positives, negatives: int64 [C, T], the labels each client holds.
     """
 
@@ -32,7 +33,7 @@ class FederatedData:
     known: Tensor
     identity: Tensor
     split: Split
-    clients: tuple[Tensor, ...]
+    clients: Ragged
     assignment: Tensor
     positives: Tensor
     negatives: Tensor
@@ -52,15 +53,15 @@ class FederatedData:
 
     def to(self, device: torch.device) -> Self:
         """The tensors that the hot path reads, on `device`; the others stay on the CPU."""
-        moved = {name: getattr(self, name).to(device) for name in ("images", "targets", "known", "identity", "assignment")}
+        moved = {name: getattr(self, name).to(device) for name in ("images", "targets", "known", "identity")}
         split = Split(*(part.to(device) for part in dataclasses.astuple(self.split)))
-        return dataclasses.replace(self, **moved, split=split, clients=tuple(part.to(device) for part in self.clients))
+        return dataclasses.replace(self, **moved, split=split, clients=self.clients.to(device))
 
     def pooled(self) -> Self:
         """The same images and labels on one client that trains every subtask."""
         return dataclasses.replace(
             self,
-            clients=(self.split.train,),
+            clients=Ragged.of([self.split.train]),
             assignment=torch.ones_like(self.assignment[:1]),
             positives=(self.targets & self.known)[self.split.train].sum(0, keepdim=True).to(self.positives.device),
             negatives=(~self.targets & self.known)[self.split.train].sum(0, keepdim=True).to(self.negatives.device),
@@ -83,14 +84,13 @@ def federate(
         raise ValueError(f"data {data.name} must hold at least 2 classes in the training images, got {len(present)}")
     _check_watched(subtasks, split)
     places = partition(_labels(data, partition_by)[split.train], seed)
-    clients = tuple(split.train[place] for place in places)
-    positives = torch.stack([(subtasks.targets & subtasks.known)[client].sum(0) for client in clients])
-    negatives = torch.stack([(~subtasks.targets & subtasks.known)[client].sum(0) for client in clients])
+    clients = Ragged.of([split.train[place] for place in places])
+    positives, negatives = (_sum_by_client(clients, chosen & subtasks.known) for chosen in (subtasks.targets, ~subtasks.targets))
     assigned = assignment(positives, seed)
     only_positives = int(((negatives * assigned).sum(1) == 0).sum())
     if only_positives:
         logger.warning("%d of %d clients hold only positives of what they train", only_positives, len(clients))
-    check_assignment(assigned, positives, torch.tensor([len(client) for client in clients]), subtasks.names)
+    check_assignment(assigned, positives, torch.tensor(clients.sizes), subtasks.names)
     return FederatedData(
         name=data.name,
         tasks=subtasks.names,
@@ -104,6 +104,13 @@ def federate(
         positives=positives,
         negatives=negatives,
     )
+
+
+def _sum_by_client(clients: Ragged, labels: Tensor) -> Tensor:
+    """How many of the labels, bool [N, T], are true among the images of each client, int64 [C, T]."""
+    owner = torch.arange(len(clients)).repeat_interleave(torch.tensor(clients.sizes))
+    sums = torch.zeros(len(clients), labels.shape[1], dtype=torch.long)
+    return sums.index_add_(0, owner, labels[clients.values].long())
 
 
 def _check_watched(subtasks: Subtasks, split: Split) -> None:

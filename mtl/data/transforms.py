@@ -36,6 +36,11 @@ class Augmentation:
             if not 0 <= getattr(self, name) <= end:
                 raise ValueError(f"augmentation.{name} must be in [0, {end:g}], got {getattr(self, name)}")
 
+    @property
+    def changes(self) -> bool:
+        """Whether it changes images at all."""
+        return self.flip or any((self.rotation, self.scale, self.shift, self.brightness, self.cutout))
+
     def __call__(self, images: Tensor, draw: Tensor) -> Tensor:
         """images: float [B, c, H, W] in 0..1; draw: uniform [B, DRAWS] in 0..1; returns images of the same shape."""
         signed = draw * 2 - 1
@@ -95,6 +100,6 @@ class Normalise:
         return (images - mean) / (deviation + 1e-3)
 
 
-def to_float(images: Tensor) -> Tensor:
+def to_float(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """uint8 pixels to 0..1; float data as they are."""
-    return images.float() / 255 if images.dtype == torch.uint8 else images
+    return images.to(dtype) / 255 if images.dtype == torch.uint8 else images.to(dtype)

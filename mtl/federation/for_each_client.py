@@ -1,89 +1,167 @@
 """Train each client of a cohort from its own start.
 
-A backend is called with the jobs of a round and yields a result for each, in the order of the jobs. `LoopBackend` is the readable
-reference: one working model, one client after the other. Results must not depend on the backend or on the company a client keeps.
+A backend is called with what the clients of a round have to do, and yields what came out, a block of clients at a time. `LoopBackend`
+is the readable reference: one working model, one client after the other. Results must not depend on the backend or on the company a
+client keeps.
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from mtl.data.client_batches import ClientBatches
+from mtl.data.client_batches import CohortBatches, LocalWork, plan_batches
 from mtl.data.federated_data import FederatedData
 from mtl.federation.local_sgd import LocalSGD
 from mtl.federation.objective import Objective
 from mtl.losses.pairs import TaskCounts
 from mtl.models.hard_sharing import HardSharing
-from mtl.seeding import derive_seed
 from mtl.types import Params
 
-
-@dataclass(frozen=True)
-class ClientJob:
-    """What one client does in a round. start: its parameters; learning_rate: of this round."""
-
-    client: int
-    round: int
-    start: Params
-    batches: ClientBatches
-    learning_rate: float
+CHUNK = 2**23  # pixels that are prepared at once
+Start = Callable[[Sequence[int]], Params]
 
 
 @dataclass(frozen=True)
-class ClientResult:
-    """params: after training, valid until the next result is asked for; update: params - start;
-    positive, negative: [T], the losses summed over the images seen; num_samples: images seen.
+class CohortJob:
+    """What the clients do in a round. start: their parameters, stacked [K, ...], to be read only; learning_rate: of this round;
+    progress: share of the training that is done, 0 to 1; max_steps: stop there, to try things out.
     """
 
-    client: int
+    clients: Sequence[int]
+    round: int
+    start: Start
+    learning_rate: float
+    progress: float = 0.0
+    max_steps: int | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """clients: K of them; params: stacked [K, ...], after training, valid until the next result is asked for;
+    update: params - start; losses: [K, 2, T], the positive and negative losses summed over the images seen.
+    """
+
+    clients: Sequence[int]
     params: Params
     update: Params
-    positive: Tensor
-    negative: Tensor
-    num_samples: int
+    losses: Tensor
 
 
 class Backend(Protocol):
-    def __call__(self, jobs: Iterable[ClientJob], data: FederatedData) -> Iterator[ClientResult]: ...
+    @property
+    def name(self) -> str:
+        """What it is called in the configuration."""
+
+    def __call__(self, job: CohortJob, data: FederatedData) -> Iterator[Trained]: ...
+
+
+@dataclass(frozen=True)
+class Training:
+    """What every backend trains with. The model is only read."""
+
+    model: HardSharing
+    objective: Objective
+    algorithm: LocalSGD
+    work: LocalWork
+    seed: int
+
+    def plan(self, clients: Sequence[int], job: CohortJob, data: FederatedData) -> CohortBatches:
+        """The batches of some clients of the job, in the order given: the one with most steps first."""
+        return plan_batches(data.clients, clients, self.work, seed=self.seed, round=job.round, max_steps=job.max_steps)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Batches as the step reads them: inputs [rows, B, c, H, W]; targets, mask: bool [rows, B, T]; valid: bool [rows, B];
+    keys: int32 [rows, L, 2], of the dropout layers.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    mask: Tensor
+    valid: Tensor
+    keys: Tensor
+
+
+def prepare(
+    objective: Objective, model: HardSharing, batches: CohortBatches, rows: slice, tasks: Tensor, data: FederatedData
+) -> Rows:
+    """Gather, augment and normalise the images of many batches at once. tasks: bool [K, T], what the clients train."""
+    index = batches.index[rows]
+    dtype = next(model.parameters()).dtype
+    draws = batches.draws(rows).flatten(0, 1) if objective.augmentation.changes else None
+    inputs = objective.inputs(data.images[index.flatten()], draws, dtype=dtype)
+    return Rows(
+        inputs=inputs.unflatten(0, index.shape),
+        targets=data.targets[index],
+        mask=data.known[index] & tasks[batches.client[rows], None],
+        valid=batches.valid[rows],
+        keys=batches.dropout_keys(rows, len(model.dropouts)),
+    )
+
+
+def chunks(batches: CohortBatches, pixels: int) -> Iterator[tuple[range, slice]]:
+    """Ranges of steps with their rows, each of about `CHUNK` pixels in all. pixels: of one batch."""
+    first, start, end = 0, 0, 0
+    for step, active in enumerate(batches.active):
+        if end > start and (end - start + active) * pixels > CHUNK:
+            yield range(first, step), slice(start, end)
+            first, start = step, end
+        end += active
+    if end > start:
+        yield range(first, len(batches.active)), slice(start, end)
 
 
 class LoopBackend:
-    """The clients one by one on a working copy of `model`, whose parameters are reset in place."""
+    """The clients one by one on a working copy of the model, whose parameters are reset in place."""
 
-    def __init__(self, model: HardSharing, objective: Objective, algorithm: LocalSGD, *, seed: int) -> None:
-        self.model = copy.deepcopy(model).to(memory_format=torch.channels_last).train()
-        self.objective, self.algorithm, self.seed = objective, algorithm, seed
+    name = "loop"
 
-    def __call__(self, jobs: Iterable[ClientJob], data: FederatedData) -> Iterator[ClientResult]:
-        self.model.to(data.images.device)
-        with torch.random.fork_rng():
-            for job in jobs:
-                yield self._train(job, data)
+    def __init__(self, training: Training) -> None:
+        self.training = training
+        self.model = copy.deepcopy(training.model).to(memory_format=torch.channels_last).train()
 
-    def _train(self, job: ClientJob, data: FederatedData) -> ClientResult:
-        # Dropout layers draw from torch's own generator: give them a place in the naming of draws.
-        torch.manual_seed(derive_seed(self.seed, "dropout", job.round, job.client))
-        device = data.images.device
-        counts = TaskCounts(data.positives[job.client].to(device).float(), data.negatives[job.client].to(device).float())
+    def __call__(self, job: CohortJob, data: FederatedData) -> Iterator[Trained]:
+        self.model.to(data.images.device, next(self.training.model.parameters()).dtype)
+        for client in job.clients:
+            yield self._train(client, job, data)
+
+    def _train(self, client: int, job: CohortJob, data: FederatedData) -> Trained:
+        objective, algorithm, device = self.training.objective, self.training.algorithm, data.images.device
         params: Params = dict(self.model.named_parameters())
+        values = list(params.values())
+        start = job.start([client])
         with torch.no_grad():
-            torch._foreach_copy_(list(params.values()), [job.start[name] for name in params])
-        state = self.algorithm.init(params)
-        index = data.clients[job.client][job.batches.index.to(device)]
-        valid, draws = job.batches.valid.to(device), job.batches.draw.to(device)
-        sums = torch.zeros(2, data.num_tasks, device=device)
-        for chosen, counted, draw in zip(index, valid, draws, strict=True):
-            inputs = self.objective.inputs(data.images[chosen], draw).contiguous(memory_format=torch.channels_last)
-            mask = data.known[chosen] & data.assignment[job.client]
-            losses = self.objective.losses(self.model, inputs, data.targets[chosen], mask, counted, counts)
-            grads = torch.autograd.grad(losses.tasks.sum(), list(params.values()))
-            params, state = self.algorithm.step(params, dict(zip(params, grads, strict=True)), state, job.learning_rate)
-            sums += self.objective.image_sums(losses, counted)
-        with torch.no_grad():
-            update = self.algorithm.final(params, job.start)
-        trained = {name: value.detach() for name, value in params.items()}
-        return ClientResult(job.client, trained, update, sums[0], sums[1], int(job.batches.valid.sum()))
+            torch._foreach_copy_(values, [start[name][0] for name in params])
+        state = algorithm.init(params)
+        counts = TaskCounts(
+            *(part[client].to(device, values[0].dtype) for part in (data.positives, data.negatives)),
+        )
+        rate = torch.tensor(job.learning_rate, dtype=values[0].dtype, device=device)
+        tasks, batches = data.assignment[[client]].to(device), self.training.plan([client], job, data)
+        filled = batches.filled.tolist()
+        sums = torch.zeros(2, data.num_tasks, dtype=values[0].dtype, device=device)
+        pixels = data.images[0].numel() * batches.index.shape[1]
+        for steps, rows in chunks(batches, pixels):
+            chunk = prepare(objective, self.model, batches, rows, tasks, data)
+            inputs = chunk.inputs.flatten(0, 1).contiguous(memory_format=torch.channels_last).view_as(chunk.inputs)
+            for row, step in enumerate(steps):
+                used = slice(filled[step])  # the padding need not be computed
+                self.model.set_step(chunk.keys[row])
+                losses = objective.losses(
+                    self.model,
+                    inputs[row, used],
+                    chunk.targets[row, used],
+                    chunk.mask[row, used],
+                    chunk.valid[row, used],
+                    counts,
+                )
+                grads = torch.autograd.grad(losses.tasks.sum(), values)
+                params, state = algorithm.step(params, dict(zip(params, grads, strict=True)), state, rate)
+                sums += objective.image_sums(losses, chunk.valid[row])
+        trained = {name: value.detach()[None] for name, value in params.items()}
+        return Trained([client], trained, algorithm.final(trained, start), sums[None])

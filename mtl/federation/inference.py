@@ -1,59 +1,110 @@
 """Scores of images under a federation's state, [N, T]: of the global model, or fused from the clients' own."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
-from torch import Tensor
-from torch.func import functional_call
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
 
 from mtl.data.federated_data import FederatedData
 from mtl.federation.fusion import check_rule, fit_platt
 from mtl.federation.objective import Objective
 from mtl.federation.rounds import State
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.hard_sharing import HardSharing, is_head
 from mtl.types import Params
+
+SCORES = 2**24  # scores of many clients that are held at once
+PIXELS = 2**20  # pixels that many clients' whole models look at at once
 
 
 class Inference:
-    """rule: `argmax` or `platt`, see `fusion`."""
+    """rule: `argmax` or `platt`, see `fusion`; stacked: whether the clients' whole models are evaluated side by side."""
 
     def __init__(self, model: HardSharing, objective: Objective, rule: str = "argmax") -> None:
         check_rule(rule)
         self.model, self.objective, self.rule = model, objective, rule
 
-    def scores(self, data: FederatedData, state: State, index: Tensor) -> Tensor:
+    @torch.no_grad()
+    def scores(self, data: FederatedData, state: State, index: Tensor, *, stacked: bool = False) -> Tensor:
         """index: int64 [N] into the images; returns decision scores [N, T]."""
-        shared = self._model_scores(data, state.params, index) if state.bank.keep == "nothing" else None
-        if shared is not None and self.rule == "argmax":
-            return shared
+        if state.bank.keep == "nothing" and self.rule == "argmax":
+            return self._model_scores(state.params, data.images[index])
         total = torch.zeros(len(index), data.num_tasks, device=data.images.device)
-        answers = torch.zeros(data.num_tasks, device=data.images.device)
-        for client in range(data.num_clients):
-            params, tasks = state.bank.load(client, state.params), data.assignment[client]
-            own = shared if shared is not None else self._model_scores(data, params, index)
+        for clients, scores in self._client_scores(data, state, index, stacked):
             if self.rule == "platt":
-                own = self._calibrated(data, params, client, own)
-            total += torch.where(tasks, own, 0)
-            answers += tasks
-        return total / answers
+                scores = torch.stack([self._calibrated(data, state, *pair) for pair in zip(clients, scores, strict=True)])
+            tasks = data.assignment[clients].to(total.device)
+            total += torch.where(tasks[:, None], scores, 0).sum(0)
+        return total / data.assignment.sum(0).to(total.device)
 
-    def _calibrated(self, data: FederatedData, params: Params, client: int, scores: Tensor) -> Tensor:
+    def _client_scores(
+        self, data: FederatedData, state: State, index: Tensor, stacked: bool
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """Some clients after others, with the scores [K, N, T] of their own models."""
+        images, everyone = data.images[index], list(range(data.num_clients))
+        if state.bank.keep == "all":
+            size = max(PIXELS // max(images[0].numel() * min(len(images), 500), 1), 1) if stacked else 1
+            for clients in _blocks(everyone, size):
+                params = state.bank.load(clients, state.params)
+                yield (
+                    clients,
+                    self._stacked("scores", params, images)
+                    if len(clients) > 1
+                    else self._model_scores(_first(params), images)[None],
+                )
+            return
+        # The trunk is the same everywhere: what it makes of the images is computed once.
+        shared = {name: value for name, value in state.params.items() if not is_head(name)}
+        heads = {name: value for name, value in state.params.items() if is_head(name)}
+        features = [torch.cat(views) for views in zip(*(self._features(shared, part) for part in images.split(500)), strict=True)]
+        for clients in _blocks(everyone, max(SCORES // (len(index) * data.num_tasks), 1)):
+            own = state.bank.load(clients, heads)
+            yield clients, self._stacked("decide", own, features)
+
+    def _calibrated(self, data: FederatedData, state: State, client: int, scores: Tensor) -> Tensor:
         held = data.clients[client]
-        mask = data.known[held] & data.assignment[client]
-        scale, offset = fit_platt(self._model_scores(data, params, held), data.targets[held], mask)
+        mask = data.known[held] & data.assignment[client].to(held.device)
+        own = self._model_scores(_first(state.bank.load([client], state.params)), data.images[held])
+        scale, offset = fit_platt(own, data.targets[held], mask)
         return scores * scale + offset
 
-    def _model_scores(self, data: FederatedData, params: Params, index: Tensor) -> Tensor:
-        scores: Tensor = functional_call(
-            _Scorer(self.model, self.objective), {f"model.{k}": v for k, v in params.items()}, (data.images[index],)
-        )
+    def _model_scores(self, params: Params, images: Tensor) -> Tensor:
+        scores: Tensor = self._call("scores", params, images)
         return scores
 
+    def _features(self, params: Params, images: Tensor) -> list[Tensor]:
+        features: list[Tensor] = self._call("features", params, images)
+        return features
 
-class _Scorer(torch.nn.Module):
-    """The scoring of a model as a module, so that its parameters can be swapped for a call."""
+    def _stacked(self, what: str, params: Params, given: Any) -> Tensor:
+        """For many clients at once: params [K, ...], and what is given the same for all; returns [K, N, T]."""
+        scores: Tensor = vmap(lambda own: self._call(what, own, given))(params)
+        return scores.float()
+
+    def _call(self, what: str, params: Params, given: Any) -> Any:
+        self.model.eval()
+        named = {f"model.{name}": value for name, value in params.items()}
+        try:
+            return functional_call(_Scorer(self.model, self.objective), named, (what, given))
+        finally:
+            self.model.train()
+
+
+class _Scorer(nn.Module):
+    """The parts of the scoring of a model as a module, so that its parameters can be swapped for a call."""
 
     def __init__(self, model: HardSharing, objective: Objective) -> None:
         super().__init__()
         self.model, self.objective = model, objective
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.objective.scores(self.model, images)
+    def forward(self, what: str, given: Any) -> Any:
+        return getattr(self.objective, what)(self.model, given)
+
+
+def _first(params: Params) -> Params:
+    return {name: value[0] for name, value in params.items()}
+
+
+def _blocks(clients: list[int], size: int) -> Iterator[list[int]]:
+    return (clients[start : start + size] for start in range(0, len(clients), size))

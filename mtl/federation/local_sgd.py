@@ -9,6 +9,7 @@ starts at zero in every round: nothing lasts on the client.
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from mtl import tree
 from mtl.models.hard_sharing import is_head
@@ -38,8 +39,11 @@ class LocalSGD:
         return tree.zeros_like(params) if self.momentum else {}
 
     @torch.no_grad()
-    def step(self, params: Params, grads: Params, state: Params, learning_rate: float) -> tuple[Params, Params]:
-        """One step; takes over the memory of `params`, `grads` and `state`, which the caller must not use again."""
+    def step(self, params: Params, grads: Params, state: Params, learning_rate: Tensor) -> tuple[Params, Params]:
+        """One step; takes over the memory of `params`, `grads` and `state`, which the caller must not use again.
+
+        learning_rate: a tensor of no dimension, so that a compiled step or a CUDA graph serves every round.
+        """
         values, steps = list(params.values()), [grads[name] for name in params]
         if self.weight_decay:
             torch._foreach_add_(steps, values, alpha=self.weight_decay)
@@ -48,10 +52,8 @@ class LocalSGD:
             torch._foreach_mul_(velocity, self.momentum)
             torch._foreach_add_(velocity, steps)
             steps = velocity
-        for scale, heads in ((1.0, False), (self.head_scale, True)):
-            chosen = [i for i, name in enumerate(params) if is_head(name) == heads]
-            if chosen:
-                torch._foreach_add_([values[i] for i in chosen], [steps[i] for i in chosen], alpha=-learning_rate * scale)
+        for name, value, step in zip(params, values, steps, strict=True):
+            value.addcmul_(step, learning_rate, value=-(self.head_scale if is_head(name) else 1.0))
         return params, state
 
     def final(self, params: Params, start: Params) -> Params:

@@ -25,10 +25,10 @@ class Objective:
     def __post_init__(self) -> None:
         check_reduction(self.reduction)
 
-    def inputs(self, images: Tensor, draw: Tensor | None = None) -> Tensor:
+    def inputs(self, images: Tensor, draw: Tensor | None = None, *, dtype: torch.dtype = torch.float32) -> Tensor:
         """Stored images [B, c, H, W] as the trunk sees them; `draw` [B, DRAWS] augments them."""
-        pixels = to_float(images)
-        return self.normalise(pixels if draw is None else self.augmentation(pixels, draw))
+        pixels = to_float(images, dtype)
+        return self.normalise(pixels if draw is None else self.augmentation(pixels, draw.to(dtype)))
 
     def losses(
         self, model: HardSharing, inputs: Tensor, targets: Tensor, mask: Tensor, valid: Tensor, counts: TaskCounts
@@ -45,15 +45,21 @@ class Objective:
     @torch.no_grad()
     def scores(self, model: HardSharing, images: Tensor, *, batch_size: int = 500) -> Tensor:
         """Decision scores [N, T] of stored images [N, c, H, W], in evaluation mode; above zero is yes."""
-        was_training, decide = model.training, pair_loss(model).decision
+        was_training = model.training
         model.eval()
-        parts = []
-        for part in images.split(batch_size):
-            inputs = self.inputs(part)
-            scores = decide(model(inputs))
-            parts.append((scores + decide(model(inputs.flip(-1)))) / 2 if self.mirror else scores)
+        scores = [self.decide(model, self.features(model, part)) for part in images.split(batch_size)]
         model.train(was_training)
-        return torch.cat(parts).float()
+        return torch.cat(scores).float()
+
+    def features(self, model: HardSharing, images: Tensor) -> list[Tensor]:
+        """What the trunk makes of stored images, [N, h], and of their mirror images where they count."""
+        inputs = self.inputs(images, dtype=next(model.parameters()).dtype)
+        return [model.trunk(view) for view in ((inputs, inputs.flip(-1)) if self.mirror else (inputs,))]
+
+    def decide(self, model: HardSharing, features: list[Tensor]) -> Tensor:
+        """Decision scores [N, T] from `features`."""
+        scores = [pair_loss(model).decision(model.heads(view)) for view in features]
+        return torch.stack(scores).mean(0)
 
 
 def pair_loss(model: HardSharing) -> PairLoss:

@@ -2,8 +2,14 @@
 whole model (each client alone). What stays is neither sent nor averaged, and lasts from round to round.
 """
 
+import math
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,51 +20,105 @@ Keep = Literal["nothing", "heads", "all"]
 
 
 class Bank:
-    """The clients' own parameters, outside the cohort. Heads are kept as one row per (client, subtask) that is trained."""
+    """The clients' own parameters, in main memory whatever device trains.
 
-    def __init__(self, keep: str, params: Params, assignment: Tensor) -> None:
+    Heads are one row for each (client, subtask) that is trained. A client takes no memory until it has trained for the first time:
+    until then its own parameters are those that all start from. Beyond `memory` bytes in all, the rows lie in files in `folder`, of which
+    the system keeps in memory what is in use.
+    """
+
+    def __init__(
+        self, keep: str, params: Params, assignment: Tensor, *, folder: Path | None = None, memory: float = math.inf
+    ) -> None:
         if keep not in get_args(Keep):
             raise ValueError(f"keep must be one of {', '.join(get_args(Keep))}, got {keep}")
         self.keep = keep
-        self._assignment = assignment
-        self._starts = [0, *assignment.sum(1).cumsum(0).tolist()]
-        task_of_row = assignment.nonzero()[:, 1]
-        self.values: Params = {
-            name: value[task_of_row].clone() if is_head(name) else value.expand(len(assignment), *value.shape).clone()
+        self._assignment = assignment.cpu()
+        self._starts = torch.cat([torch.zeros(1, dtype=torch.long), self._assignment.sum(1).cumsum(0)])
+        self._touched = torch.zeros(len(assignment), dtype=torch.bool)
+        shapes = {
+            name: (int(self._starts[-1]), *value.shape[1:]) if is_head(name) else (len(assignment), *value.shape)
             for name, value in params.items()
             if self.stays(name)
         }
+        self.num_bytes: int = sum(math.prod(shape) * params[name].element_size() for name, shape in shapes.items())
+        self.folder = folder if self.num_bytes > memory else None
+        self._rows = {name: _empty(shape, params[name].dtype, self.folder) for name, shape in shapes.items()}
 
     def stays(self, name: str) -> bool:
         """Whether the parameter of this name stays on the clients."""
         return self.keep == "all" or (self.keep == "heads" and is_head(name))
 
-    def to(self, device: torch.device) -> None:
-        """Move the clients' own parameters."""
-        self.values = {name: value.to(device) for name, value in self.values.items()}
+    @property
+    def bytes_per_client(self) -> float:
+        """What a client that has trained takes, on average."""
+        return self.num_bytes / len(self._assignment)
 
-    def load(self, client: int, params: Params) -> Params:
-        """The parameters that the client starts from: its own where they stay with it, the global ones elsewhere."""
-        return {name: self._own(client, name, value) if self.stays(name) else value for name, value in params.items()}
+    def load(self, clients: Sequence[int], params: Params) -> Params:
+        """What the clients start from, stacked [K, ...]: their own where it stays with them, the global elsewhere. To be read only."""
+        stacked = {name: value.expand(len(clients), *value.shape) for name, value in params.items()}
+        if not self._rows:
+            return stacked
+        known = [place for place, client in enumerate(clients) if self._touched[client]]
+        if not known:
+            return stacked
+        whom = torch.tensor([clients[place] for place in known])
+        for name, rows in self._rows.items():
+            full = stacked[name].clone()
+            if is_head(name):
+                places, tasks = self._assignment[whom].nonzero().unbind(1)
+                places = torch.tensor(known)[places].to(full.device)
+                full[places, tasks.to(full.device)] = rows[self._rows_of(whom)].to(full.device)
+            else:
+                full[torch.tensor(known, device=full.device)] = rows[whom].to(full.device)
+            stacked[name] = full
+        return stacked
 
     @torch.no_grad()
-    def store(self, client: int, own: Params) -> None:
-        """Keep what `own_part` took out."""
-        for name, value in own.items():
-            self.values[name][self._place(client, name)] = value
+    def store(self, clients: Sequence[int], params: Params) -> None:
+        """Keep what stays with the clients of their parameters, stacked [K, ...]."""
+        if not self._rows or not len(clients):
+            return
+        whom = torch.tensor(clients)
+        for name, rows in self._rows.items():
+            value = params[name].cpu()
+            if is_head(name):
+                rows[self._rows_of(whom)] = value[self._assignment[whom]]
+            else:
+                rows[whom] = value
+        self._touched[whom] = True
 
-    def own_part(self, client: int, params: Params) -> Params:
-        """A copy of what stays with the client."""
-        tasks = self._assignment[client]
-        return {name: (params[name][tasks] if is_head(name) else params[name]).clone() for name in self.values}
+    def state_dict(self) -> dict[str, Tensor]:
+        """The clients that have trained, and their rows."""
+        whom = self._touched.nonzero().flatten()
+        return {"clients": whom} | {
+            name: rows[self._rows_of(whom) if is_head(name) else whom] for name, rows in self._rows.items()
+        }
 
-    def _own(self, client: int, name: str, like: Tensor) -> Tensor:
-        value = self.values[name][self._place(client, name)]
-        if not is_head(name):
-            return value
-        full = like.clone()
-        full[self._assignment[client]] = value
-        return full
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over what `state_dict` gave."""
+        whom = state["clients"]
+        self._touched[:] = False
+        self._touched[whom] = True
+        for name, rows in self._rows.items():
+            rows[self._rows_of(whom) if is_head(name) else whom] = state[name]
 
-    def _place(self, client: int, name: str) -> slice | int:
-        return slice(self._starts[client], self._starts[client + 1]) if is_head(name) else client
+    def _rows_of(self, clients: Tensor) -> Tensor:
+        """The rows of the clients' heads, one client after the other."""
+        first, counts = self._starts[clients], self._starts[clients + 1] - self._starts[clients]
+        before = counts.cumsum(0) - counts
+        return torch.arange(int(counts.sum())) + (first - before).repeat_interleave(counts)
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype, folder: Path | None) -> Tensor:
+    """Rows that take memory, or disk, only where they have been written."""
+    kind = torch.empty(0, dtype=dtype).numpy().dtype
+    if folder is None:
+        return torch.from_numpy(np.zeros(shape, kind))
+    folder.mkdir(parents=True, exist_ok=True)
+    needed, free = math.prod(shape) * kind.itemsize, shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(f"{folder} must have {needed} bytes free for what stays on the clients, and it has {free}")
+    # A file without a name: it is gone when the process is, however that ends.
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return torch.from_numpy(np.memmap(file, kind, mode="w+", shape=shape))

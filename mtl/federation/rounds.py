@@ -1,16 +1,16 @@
 """One round: broadcast, local training, aggregation. State goes in and comes out; a round that fails leaves the old state whole."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from mtl import tree
-from mtl.data.client_batches import LocalWork, plan_batches
 from mtl.data.federated_data import FederatedData
-from mtl.federation.for_each_client import Backend, ClientJob
-from mtl.federation.local_sgd import LocalSGD
+from mtl.federation.for_each_client import Backend, CohortJob, Trained, Training
 from mtl.federation.personalise import Bank
+from mtl.federation.ranks import Ranks
 from mtl.federation.sampling import Sampling
 from mtl.federation.schedule import Schedule
 from mtl.federation.server import FedAvg, RunningMean
@@ -23,32 +23,31 @@ class Setting:
     """What does not change over the rounds."""
 
     data: FederatedData
+    training: Training
     backend: Backend
-    client: LocalSGD
-    work: LocalWork
     schedule: Schedule
     sampling: Sampling
     server: FedAvg
     num_rounds: int
-    seed: int
 
 
 @dataclass
 class RoundLog:
-    """cohort, returned: clients; positive, negative: [T], mean loss per image on the clients that train the subtask;
-    trained: bool [T], the subtasks that some of them trained;
-    num_samples: images seen; bytes_up, bytes_down: sent by and to all clients of the cohort.
+    """cohort, returned: clients; losses: [2, T], mean positive and negative loss per image on the clients that train the subtask;
+    trained: bool [T], the subtasks that some of them trained; finite: bool [K], whether the loss and the update of each that returned
+    are, on the compute device; num_samples: images seen; bytes_up, bytes_down: sent by and to all clients of the cohort.
     """
 
+    round: int
     cohort: list[int]
     returned: list[int]
-    positive: Tensor
-    negative: Tensor
+    losses: Tensor
     trained: Tensor
+    finite: Tensor
     learning_rate: float
-    num_samples: int = 0
-    bytes_up: int = 0
-    bytes_down: int = 0
+    num_samples: int
+    bytes_up: int
+    bytes_down: int
 
 
 @dataclass
@@ -61,61 +60,83 @@ class State:
 
 
 def run_round(setting: Setting, state: State, round: int) -> tuple[State, RoundLog]:
-    """Round `round`, counted from 0. Raises `Diverged` where a client's loss or update is not finite."""
-    data, bank = setting.data, state.bank
-    cohort, returned = setting.sampling.draw(data.num_clients, seed=setting.seed, round=round)
-    rate = setting.client.learning_rate * setting.schedule.factor(round, setting.num_rounds)
+    """Round `round`, counted from 0. Nothing here waits for the compute device: whether all went well is in the log, for
+    `check_health`.
+    """
+    data, bank, ranks = setting.data, state.bank, Ranks()
+    cohort, returned = setting.sampling.draw(data.num_clients, seed=setting.training.seed, round=round)
+    rate = setting.training.algorithm.learning_rate * setting.schedule.factor(round, setting.num_rounds)
     travelling = {name: value for name, value in state.params.items() if not bank.stays(name)}
-    device = data.images.device
-    mean = RunningMean(travelling, data.num_tasks, device)
-    positive, negative, seen = torch.zeros(3, data.num_tasks, device=device)
-    log = RoundLog(cohort, returned, positive, negative, data.assignment[returned].any(0), rate)
-    kept: dict[int, Params] = {}
-    health = []
+    sizes, assigned = [data.clients.size(client) for client in returned], data.assignment[returned]
+    like = next(iter(state.params.values()))
+    samples = torch.tensor([setting.training.work.num_samples(size) for size in sizes], dtype=torch.float64)
+    weights = torch.tensor([setting.server.weight(size) for size in sizes], dtype=torch.float64)
+    mean = RunningMean(travelling, weights, assigned)
+    tasks, weights = assigned.to(like.device), weights.to(like)
+    place = {client: number for number, client in enumerate(returned)}
 
-    jobs = (
-        ClientJob(
-            client,
-            round,
-            bank.load(client, state.params),
-            plan_batches(len(data.clients[client]), setting.work, seed=setting.seed, round=round, client=client),
-            rate,
-        )
-        for client in returned
+    # Summed over the ranks: the updates, and for each client what it lost, whether it is finite, and what stays with it.
+    losses = like.new_zeros(len(returned), 2, data.num_tasks)
+    health = losses.new_zeros(len(returned))
+    kept = {name: value.new_zeros(len(returned), *value.shape) for name, value in state.params.items() if bank.stays(name)}
+
+    job = CohortJob(
+        clients=[returned[mine] for mine in ranks.share(samples.tolist())],
+        round=round,
+        start=lambda clients: bank.load(clients, state.params),
+        learning_rate=rate,
+        progress=round / setting.num_rounds,
     )
-    for result in setting.backend(jobs, data):
-        tasks = data.assignment[result.client]
-        sent = {name: result.update[name] for name in travelling}
-        mean.add(sent, setting.server.weight(len(data.clients[result.client])), tasks)
-        kept[result.client] = bank.own_part(result.client, result.params)
-        positive += result.positive
-        negative += result.negative
-        seen += result.num_samples * tasks
-        log.num_samples += result.num_samples
-        health.append((result.positive + result.negative).sum() + sum(value.sum() for value in result.update.values()))
+    for trained in _each(setting.backend, job, data):
+        places = torch.tensor([place[client] for client in trained.clients], device=losses.device)
+        mean.add(trained.update, weights[places], tasks[places])
+        losses[places] = trained.losses
+        health[places] = sum(value.reshape(len(places), -1).sum(1) for value in (trained.losses, *trained.update.values()))
+        for name, value in kept.items():
+            value[places] = trained.params[name]
+    ranks.sum([*mean.sums.values(), losses, health, *kept.values()])
 
-    _check_health(health, returned, round)
     params, server = setting.server.aggregate(travelling, mean, state.server)
-    for client, own in kept.items():
-        bank.store(client, own)
-    positive /= seen.clamp_min(1)
-    negative /= seen.clamp_min(1)
-    sizes = message_bytes(travelling, data.assignment)
-    log.bytes_down, log.bytes_up = int(sizes[cohort].sum()), int(sizes[returned].sum())
+    seen = (samples @ assigned.double()).clamp_min(1).to(losses)
+    log = RoundLog(
+        round=round,
+        cohort=cohort,
+        returned=returned,
+        losses=torch.where(tasks[:, None], losses, 0).sum(0) / seen,
+        trained=assigned.any(0),
+        finite=health.isfinite(),
+        learning_rate=rate,
+        num_samples=int(samples.sum()),
+        bytes_up=message_bytes(travelling, data.assignment, returned),
+        bytes_down=message_bytes(travelling, data.assignment, cohort),
+    )
+    if kept:
+        check_health(log)
+        bank.store(returned, kept)
     return State(state.params | params, server, bank), log
 
 
-def message_bytes(travelling: Params, assignment: Tensor) -> Tensor:
-    """What each client sends or is sent in a round, int64 [C]: the shared part and the rows of the heads that it trains."""
+def _each(backend: Backend, job: CohortJob, data: FederatedData) -> Iterator[Trained]:
+    """What the backend yields. Autocast would keep the low-precision copy of a weight from one local step to the next."""
+    kept = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield from backend(job, data)
+    finally:
+        torch.set_autocast_cache_enabled(kept)
+
+
+def message_bytes(travelling: Params, assignment: Tensor, clients: Sequence[int]) -> int:
+    """What some clients send, or are sent, in a round: each the shared part and the rows of the heads that it trains."""
     shared = tree.num_bytes({name: value for name, value in travelling.items() if not is_head(name)})
     per_task = tree.num_bytes({name: value[:1] for name, value in travelling.items() if is_head(name)})
-    return shared + per_task * assignment.sum(1).cpu()
+    return shared * len(clients) + per_task * int(assignment[list(clients)].sum())
 
 
-def _check_health(health: list[Tensor], clients: list[int], round: int) -> None:
-    finite = torch.stack(health).isfinite().tolist() if health else []
-    for client, good in zip(clients, finite, strict=True):
+def check_health(log: RoundLog) -> None:
+    """Raises `Diverged` where the loss or the update of a client is not finite."""
+    for client, good in zip(log.returned, log.finite.tolist(), strict=True):
         if not good:
             raise Diverged(
-                f"the loss or the update of client {client} is not finite in round {round + 1}; try a lower client.learning_rate"
+                f"the loss or the update of client {client} is not finite in round {log.round + 1}; try a lower client.learning_rate"
             )

@@ -1,10 +1,10 @@
 """Which clients take part in a round, and which of them come back."""
 
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
-from mtl.seeding import generator
+from mtl.seeding import derive_seed
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,11 @@ class Sampling:
 
     def draw(self, num_clients: int, *, seed: int, round: int) -> tuple[list[int], list[int]]:
         """The cohort of a round, and those of it that come back, both in rising order."""
-        cohort = list(range(num_clients))
+        cohort: Sequence[int] = range(num_clients)
         if self.cohort is not None:
             if self.cohort > num_clients:
                 raise ValueError(f"sampling.cohort must be in [1, {num_clients}], the number of clients, got {self.cohort}")
-            cohort = sorted(torch.randperm(num_clients, generator=generator(seed, "cohort", round))[: self.cohort].tolist())
-        if not self.dropout:
-            return cohort, cohort
-        stays = torch.rand(num_clients, generator=generator(seed, "client-dropout", round)) >= self.dropout
-        return cohort, [client for client in cohort if stays[client]]
+            # Costs as much as the cohort is large, however many clients sit out.
+            cohort = sorted(random.Random(derive_seed(seed, "cohort", round)).sample(cohort, self.cohort))
+        stays = [derive_seed(seed, "client-dropout", round, client) >= self.dropout * 2**63 for client in cohort]
+        return list(cohort), [client for client, stay in zip(cohort, stays, strict=True) if stay]

@@ -55,26 +55,34 @@ class FedAvg:
 
 
 class RunningMean:
-    """The weighted mean of the clients' updates, summed as they come: memory does not grow with the cohort."""
+    """The weighted mean of the clients' updates, summed as they come: memory does not grow with the cohort.
 
-    def __init__(self, like: Params, num_tasks: int, device: torch.device) -> None:
-        self._sum = tree.zeros_like(like)
-        self._weight = torch.zeros((), dtype=torch.float64, device=device)
-        self._task_weight = torch.zeros(num_tasks, dtype=torch.float64, device=device)
+    weights: [K], and tasks: bool [K, T], the subtasks that each trains, of all clients that came back, on whichever rank.
+    """
+
+    def __init__(self, like: Params, weights: Tensor, tasks: Tensor) -> None:
+        device = next(iter(like.values())).device if like else weights.device
+        self.sums = tree.zeros_like(like)
+        self._weight = weights.double().sum().to(device)
+        self._task_weight = (weights.double()[:, None] * tasks).sum(0).to(device)
 
     @torch.no_grad()
-    def add(self, update: Params, weight: float, tasks: Tensor) -> None:
-        """tasks: bool [T], the subtasks that the client trained; rows of other heads in its update do not count."""
-        self._weight += weight
-        self._task_weight += weight * tasks
-        for name, value in update.items():
+    def add(self, update: Params, weights: Tensor, tasks: Tensor) -> None:
+        """update: stacked [K, ...]; weights: [K]; tasks: bool [K, T]; rows of other heads in an update do not count."""
+        for name, total in self.sums.items():
+            value, weight = update[name], weights.to(total)
             if is_head(name):
-                value = torch.where(tree.rows(tasks, value), value, 0)
-            self._sum[name].add_(value, alpha=weight)
+                counted = (weight[:, None] * tasks).view(*tasks.shape, *[1] * (value.dim() - 2))
+                # Not by a product alone: a head that is not trained may hold anything.
+                total += torch.where(counted > 0, value * counted, 0).sum(0)
+            elif len(value) == 1:
+                total += value[0] * weight[0]
+            else:
+                total += torch.tensordot(weight, value, 1)
 
     def value(self) -> Params:
         """The mean, zero where nobody contributed."""
-        return {name: total / self._denominator(name, total) for name, total in self._sum.items()}
+        return {name: total / self._denominator(name, total) for name, total in self.sums.items()}
 
     def keep_untrained(self, name: str, before: Tensor, after: Tensor) -> Tensor:
         """`after` where some client trained it, `before` elsewhere."""

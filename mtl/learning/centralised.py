@@ -1,5 +1,6 @@
 """All data in one place: the same objective by plain SGD, a training step an optimiser step, an epoch as long as a round."""
 
+import functools
 from typing import Any
 
 import torch
@@ -8,13 +9,13 @@ from torch import Tensor
 
 from mtl.data.client_batches import LocalWork, plan_batches
 from mtl.data.federated_data import FederatedData
+from mtl.federation.for_each_client import prepare
 from mtl.federation.local_sgd import LocalSGD
 from mtl.federation.objective import Objective
 from mtl.federation.schedule import Schedule
 from mtl.learning.learner import Learner
 from mtl.losses.pairs import TaskCounts
 from mtl.models.hard_sharing import HardSharing, is_head
-from mtl.seeding import derive_seed
 from mtl.types import Diverged
 
 
@@ -35,8 +36,9 @@ class CentralisedLearning(Learner):
         num_rounds: int,
         seed: int,
         per_task: bool = True,
+        log_every: int = 1,
     ) -> None:
-        super().__init__(data, per_task=per_task)
+        super().__init__(data, per_task=per_task, log_every=log_every)
         self.model, self.objective, self.client, self.work = model.to(memory_format=torch.channels_last), objective, client, work
         self.schedule, self.num_rounds, self.seed = schedule, num_rounds, seed
         image_bytes = data.images[0].numel() * data.images.element_size()
@@ -59,32 +61,33 @@ class CentralisedLearning(Learner):
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
         data = self.federated_data
-        self._batches = plan_batches(len(data.clients[0]), self.work, seed=self.seed, round=self.current_epoch, client=0)
+        self._batches = plan_batches(data.clients, [0], self.work, seed=self.seed, round=self.current_epoch)
         self._counts = TaskCounts(*(count[0].to(self.device).float() for count in (data.positives, data.negatives)))
         self._sums = torch.zeros(2, data.num_tasks, device=self.device)
 
     def training_step(self, step: Tensor, batch_idx: int) -> Tensor:
-        data, batches = self.federated_data, self._batches
-        chosen, valid, draw = (part[batch_idx].to(self.device) for part in (batches.index, batches.valid, batches.draw))
-        chosen = data.clients[0][chosen]
-        inputs = self.objective.inputs(data.images[chosen], draw).contiguous(memory_format=torch.channels_last)
-        # Dropout layers draw from torch's own generator: give them a place in the naming of draws.
-        with torch.random.fork_rng():
-            torch.manual_seed(derive_seed(self.seed, "dropout", self.current_epoch, batch_idx))
-            losses = self.objective.losses(self.model, inputs, data.targets[chosen], data.known[chosen], valid, self._counts)
-        self._sums += self.objective.image_sums(losses, valid)
+        data, row = self.federated_data, slice(batch_idx, batch_idx + 1)
+        rows = prepare(self.objective, self.model, self._batches, row, data.assignment.to(self.device), data)
+        inputs = rows.inputs[0].contiguous(memory_format=torch.channels_last)
+        self.model.set_step(rows.keys[0])
+        losses = self.objective.losses(self.model, inputs, rows.targets[0], rows.mask[0], rows.valid[0], self._counts)
+        self._sums += self.objective.image_sums(losses, rows.valid[0])
         return losses.tasks.sum()
 
     def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Tensor, batch_idx: int) -> None:
-        if batch_idx + 1 < len(self._batches):
+        if batch_idx + 1 < len(self._batches.step):
             return
-        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
-            raise Diverged(f"a parameter is not finite after round {self.current_epoch + 1}; try a lower client.learning_rate")
-        samples = int(self._batches.valid.sum())
+        samples = self.work.num_samples(self.federated_data.clients.size(0))
         self.account["samples"] += samples
-        positive, negative = self._sums / samples
         rate = self.client.learning_rate * self.schedule.factor(self.current_epoch, self.num_rounds)
-        self.finish_round(positive, negative, torch.ones(len(positive), dtype=torch.bool), rate)
+        finite = torch.stack([parameter.isfinite().all() for parameter in self.model.parameters()]).all()
+        trained = torch.ones(self.federated_data.num_tasks, dtype=torch.bool)
+        self.finish_round(self._sums / samples, trained, rate, functools.partial(_check, finite, self.current_epoch + 1))
 
     def scores(self, index: Tensor) -> Tensor:
         return self.objective.scores(self.model, self.federated_data.images[index])
+
+
+def _check(finite: Tensor, round: int) -> None:
+    if not bool(finite):
+        raise Diverged(f"a parameter is not finite after round {round}; try a lower client.learning_rate")

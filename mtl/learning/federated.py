@@ -1,5 +1,6 @@
 """Federated learning as a LightningModule: a training step is one round. Also `local` learning, where nothing ever travels."""
 
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -7,25 +8,32 @@ import torch
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
+from mtl.federation.auto import AutoBackend
 from mtl.federation.inference import Inference
 from mtl.federation.personalise import Bank
-from mtl.federation.rounds import Setting, State, run_round
+from mtl.federation.ranks import Ranks
+from mtl.federation.rounds import Setting, State, check_health, run_round
 from mtl.learning.learner import Learner
 from mtl.models.hard_sharing import HardSharing
 
 
 class FederatedLearning(Learner):
-    """model: the global model, whose parameters are those of the last finished round; keep: what stays on the clients."""
+    """model: the global model, whose parameters are those of the last finished round; bank: what stays on the clients."""
 
     def __init__(
-        self, model: HardSharing, setting: Setting, inference: Inference, *, keep: str = "nothing", per_task: bool = True
+        self,
+        model: HardSharing,
+        setting: Setting,
+        inference: Inference,
+        bank: Bank,
+        *,
+        per_task: bool = True,
+        log_every: int = 1,
     ) -> None:
-        super().__init__(setting.data, per_task=per_task)
+        super().__init__(setting.data, per_task=per_task, log_every=log_every)
         self.automatic_optimization = False
-        self.model, self.setting, self.inference = model, setting, inference
-        bank = Bank(keep, model.params(), setting.data.assignment)
-        travelling = {name: value for name, value in model.params().items() if not bank.stays(name)}
-        self.server_state, self.bank = setting.server.init(travelling), bank
+        self.model, self.setting, self.inference, self.bank = model, setting, inference, bank
+        self.server_state = setting.server.init({k: v for k, v in model.params().items() if not bank.stays(k)})
 
     def configure_optimizers(self) -> None:
         """The clients have their own optimisers."""
@@ -34,22 +42,27 @@ class FederatedLearning(Learner):
         super().setup(stage)
         self.setting = replace(self.setting, data=self.federated_data)
         self.server_state = {name: value.to(self.device) for name, value in self.server_state.items()}
-        self.bank.to(self.device)
 
     def training_step(self, round_number: Tensor, batch_idx: int) -> STEP_OUTPUT:
         state, log = run_round(self.setting, self._state(), self.current_epoch)
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(state.params[name])
-        self.server_state, self.bank = state.server, state.bank
         self.account["samples"] += log.num_samples
         self.account["bytes_up"] += log.bytes_up
         self.account["bytes_down"] += log.bytes_down
-        self.finish_round(log.positive, log.negative, log.trained, log.learning_rate)
+        self.finish_round(log.losses, log.trained, log.learning_rate, functools.partial(check_health, log))
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(state.params[name])
+        self.server_state = state.server
         return None
 
     def scores(self, index: Tensor) -> Tensor:
-        return self.inference.scores(self.federated_data, self._state(), index)
+        """Each rank scores a part of the images."""
+        ranks, data = Ranks(), self.federated_data
+        mine = slice(ranks.number, None, ranks.count)
+        scores = torch.zeros(len(index), data.num_tasks, device=data.images.device)
+        scores[mine] = self.inference.scores(data, self._state(), index[mine], stacked=self.setting.backend.name != "loop")
+        ranks.sum([scores])
+        return scores
 
     def _state(self) -> State:
         return State(self.model.params(), self.server_state, self.bank)
@@ -57,9 +70,12 @@ class FederatedLearning(Learner):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["server_state"] = self.server_state
-        checkpoint["bank"] = self.bank.values
+        checkpoint["bank"] = self.bank.state_dict()
+        checkpoint["backend"] = self.setting.backend.name
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.server_state = checkpoint["server_state"]
-        self.bank.values = checkpoint["bank"]
+        self.bank.load_state_dict(checkpoint["bank"])
+        if isinstance(self.setting.backend, AutoBackend):
+            self.setting.backend.settle(checkpoint["backend"])

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,25 +17,40 @@ from mtl.types import Diverged
 Log = Callable[[int, Metrics], None]
 
 
+@dataclass(frozen=True)
+class RoundNumbers:
+    """What a round gave, on the compute device until it is read. losses: [2, T], mean positive and negative loss per image;
+    trained: bool [T], on the CPU, the subtasks that somebody trained; check: raises where the round went wrong.
+    """
+
+    round: int
+    losses: Tensor
+    trained: Tensor
+    learning_rate: float
+    account: dict[str, float]
+    check: Callable[[], None]
+
+
 class Learner(LightningModule):
     """One epoch of the Trainer is one round.
 
     `log_round(round, metrics)` receives the numbers of a round, counted from 1; `run` is the fingerprint that checkpoints carry. The
-    validation split is called `val`; where there is none the test images are watched under the name `monitor` and never used to
-    choose.
+    numbers of `log_every` rounds are read from the compute device at once, so that it need not wait for the host. The validation split
+    is called `val`; where there is none the test images are watched under the name `monitor` and never used to choose.
     """
 
-    def __init__(self, data: FederatedData, *, per_task: bool = True) -> None:
+    def __init__(self, data: FederatedData, *, per_task: bool = True, log_every: int = 1) -> None:
         super().__init__()
         self.federated_data = data
-        self.per_task = per_task
+        self.per_task, self.log_every = per_task, log_every
         self.log_round: Log = lambda round, metrics: None
         self.run = ""
         self.latest: dict[str, float] = {}
         self.account = {"seconds": 0.0, "samples": 0, "bytes_up": 0, "bytes_down": 0}
+        self.starts: list[float] = []
         self.test_scores: Tensor | None = None
         self.test_metrics: Metrics = {}
-        self._clock = 0.0
+        self._unread: list[RoundNumbers] = []
 
     def scores(self, index: Tensor) -> Tensor:
         """Decision scores [N, T] of the images at `index`."""
@@ -55,31 +71,48 @@ class Learner(LightningModule):
         self.federated_data = self.federated_data.to(self.device)
 
     def on_train_epoch_start(self) -> None:
-        self._clock = time.perf_counter()
+        self.starts.append(time.perf_counter())
 
-    def finish_round(self, positive: Tensor, negative: Tensor, trained: Tensor, learning_rate: float) -> None:
-        """Account for the round and log it.
-
-        positive, negative: [T], mean loss per image; trained: bool [T], the subtasks that somebody trained. The others have no loss
-        in this round; the totals are the sum over all subtasks, estimated from those that were trained.
-        """
-        self.account["seconds"] += time.perf_counter() - self._clock
-        losses, at_hand = torch.stack([positive, negative]).cpu(), trained.cpu()
+    def finish_round(self, losses: Tensor, trained: Tensor, learning_rate: float, check: Callable[[], None]) -> None:
+        """Account for the round; its numbers are logged when the time has come. See `RoundNumbers`."""
+        self.account["seconds"] += time.perf_counter() - self.starts[-1]
         round = self.current_epoch + 1
-        if not bool(losses.isfinite().all()):
-            raise Diverged(f"the loss is not finite in round {round}; try a lower client.learning_rate")
+        self._unread.append(RoundNumbers(round, losses, trained, learning_rate, dict(self.account), check))
+        if round % self.log_every == 0:
+            self.read_rounds()
+
+    def read_rounds(self) -> None:
+        """Log the rounds that have not been read from the device yet. Raises `Diverged` where one went wrong."""
+        unread, self._unread = self._unread, []
+        if not unread:
+            return
+        all_losses = torch.stack([numbers.losses for numbers in unread]).cpu()
+        for numbers, losses in zip(unread, all_losses, strict=True):
+            numbers.check()
+            if not bool(losses.isfinite().all()):
+                raise Diverged(f"the loss is not finite in round {numbers.round}; try a lower client.learning_rate")
+            self.log_round(numbers.round, self._round_metrics(numbers, losses))
+
+    def _round_metrics(self, numbers: RoundNumbers, losses: Tensor) -> Metrics:
+        """Subtasks that nobody trained have no loss in this round; the totals are the sum over all subtasks, estimated from the others."""
         metrics: Metrics = {}
-        if bool(at_hand.any()):
-            total_positive, total_negative = (losses[:, at_hand].mean(1) * len(at_hand)).tolist()
-            self.latest |= {"loss": total_positive + total_negative, "positive": total_positive, "negative": total_negative}
+        trained = numbers.trained
+        if bool(trained.any()):
+            positive, negative = (losses[:, trained].mean(1) * len(trained)).tolist()
+            self.latest |= {"loss": positive + negative, "positive": positive, "negative": negative}
             metrics |= {f"train/{name}": self.latest[name] for name in ("loss", "positive", "negative")}
-        metrics["train/learning_rate"] = learning_rate
+        metrics["train/learning_rate"] = numbers.learning_rate
         if self.per_task:
-            for t in at_hand.nonzero().flatten().tolist():
+            for t in trained.nonzero().flatten().tolist():
                 task, pair = self.federated_data.tasks[t], losses[:, t].tolist()
                 metrics |= {f"train/{task}/positive": pair[0], f"train/{task}/negative": pair[1]}
-        metrics |= {f"fit/{name}": float(value) for name, value in self.account.items() if name != "seconds"}
-        self.log_round(round, metrics)
+        return metrics | {f"fit/{name}": float(value) for name, value in numbers.account.items() if name != "seconds"}
+
+    def on_validation_start(self) -> None:
+        self.read_rounds()
+
+    def on_train_end(self) -> None:
+        self.read_rounds()
 
     def validation_step(self, index: Tensor, batch_idx: int) -> STEP_OUTPUT:
         metrics, _ = self._evaluate(index)
@@ -98,6 +131,7 @@ class Learner(LightningModule):
         return evaluate_scores(scores, data.targets[index], data.known[index], data.identity[index], data.tasks), scores.cpu()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.read_rounds()
         checkpoint["account"] = dict(self.account)
         checkpoint["run"] = self.run
 

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from mtl.models.dropout import KeyedDropout, use_keyed_dropout
 from mtl.types import Params
 
 HEADS = "heads."
@@ -23,10 +24,22 @@ class HardSharing(nn.Module):
             raise ValueError(
                 f"a trunk with BatchNorm ({batch_norms[0]}) has running statistics that clients cannot share; use GroupNorm"
             )
+        use_keyed_dropout(self)
+        self.dropouts = [name for name, layer in self.named_modules() if isinstance(layer, KeyedDropout)]
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.heads(self.trunk(images))
         return logits
+
+    def step_buffers(self, keys: Tensor) -> Params:
+        """What changes from step to step without being trained, by name. keys: int32 [L, 2], one for each dropout layer."""
+        return {f"{name}.key": key for name, key in zip(self.dropouts, keys, strict=True)}
+
+    def set_step(self, keys: Tensor) -> None:
+        """Put the buffers of a step in their places."""
+        for name, value in self.step_buffers(keys).items():
+            path, _, last = name.rpartition(".")
+            setattr(self.get_submodule(path), last, value)
 
     def params(self) -> Params:
         """The parameters by name, detached: they share memory with the module."""

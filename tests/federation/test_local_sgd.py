@@ -23,7 +23,7 @@ def test_steps_agree_with_torch(rate: float, momentum: float, weight_decay: floa
         for name, parameter in theirs.items():
             parameter.grad = grads[name].clone()
         optimizer.step()
-        params, state = algorithm.step(params, grads, state, rate)
+        params, state = algorithm.step(params, grads, state, torch.tensor(rate))
     for name, parameter in theirs.items():
         assert torch.allclose(params[name], parameter.detach(), rtol=1e-5, atol=1e-6)
     assert torch.equal(algorithm.final(params, start)["trunk.w"], params["trunk.w"] - start["trunk.w"])

@@ -6,13 +6,14 @@ import torch
 
 from mtl.data.client_batches import LocalWork, plan_batches
 from mtl.data.federated_data import FederatedData
+from mtl.data.ragged import Ragged
 from mtl.data.transforms import Augmentation, Normalise
-from mtl.federation.for_each_client import LoopBackend
+from mtl.federation.for_each_client import LoopBackend, Training
 from mtl.federation.inference import Inference
 from mtl.federation.local_sgd import LocalSGD
 from mtl.federation.objective import Objective
 from mtl.federation.personalise import Bank
-from mtl.federation.rounds import RoundLog, Setting, State, message_bytes, run_round
+from mtl.federation.rounds import RoundLog, Setting, State, check_health, message_bytes, run_round
 from mtl.federation.sampling import Sampling
 from mtl.federation.schedule import Schedule
 from mtl.federation.server import FedAvg
@@ -34,16 +35,17 @@ def make_model(data: FederatedData, *, dropout: bool = False) -> HardSharing:
 
 def make_setting(data: FederatedData, model: HardSharing, **changed: object) -> Setting:
     client = changed.pop("client", LocalSGD(learning_rate=0.1, momentum=0.0, weight_decay=0.0, head_scale=1.0))
+    work = changed.pop("work", LocalWork(batch_size=4, epochs=1))
+    make_backend = changed.pop("backend", LoopBackend)
+    training = Training(model, OBJECTIVE, client, work, seed=0)  # type: ignore[arg-type]
     setting = Setting(
         data=data,
-        backend=LoopBackend(model, OBJECTIVE, client, seed=0),  # type: ignore[arg-type]
-        client=client,  # type: ignore[arg-type]
-        work=LocalWork(batch_size=4, epochs=1),
+        training=training,
+        backend=make_backend(training),  # type: ignore[operator]
         schedule=Schedule("constant"),
         sampling=Sampling(),
         server=FedAvg(),
         num_rounds=5,
-        seed=0,
     )
     return replace(setting, **changed)  # type: ignore[arg-type]
 
@@ -90,10 +92,11 @@ def test_a_round_is_the_weighted_mean_of_clients_trained_by_hand(federation: Fed
     for client, held in enumerate(data.clients):
         copied = copy.deepcopy(model)
         optimizer = torch.optim.SGD(copied.parameters(), lr=0.1)
-        plan = plan_batches(len(held), LocalWork(batch_size=4, epochs=1), seed=0, round=0, client=client)
+        plan = plan_batches(data.clients, [client], LocalWork(batch_size=4, epochs=1), seed=0, round=0)
+        assert sorted(plan.index[plan.valid].tolist()) == held.tolist()
         tasks = data.assignment[client]
         for index, valid in zip(plan.index, plan.valid, strict=True):
-            chosen = held[index[valid]]
+            chosen = index[valid]
             logits = copied((data.images[chosen].float() / 255 - 0.5) / 0.25)[:, tasks]
             loss = torch.nn.functional.binary_cross_entropy_with_logits(
                 logits, data.targets[chosen][:, tasks].float(), reduction="sum"
@@ -125,7 +128,7 @@ def test_clients_that_drop_out_leave_no_trace(federation: FederatedData) -> None
         with_dropped, logs = run(federation, model, 2, keep, sampling=OnlyFirst())
         alone, _ = run(federation, model, 2, keep, sampling=Alone())
         assert_equal(with_dropped.params, alone.params)
-        assert_equal(with_dropped.bank.values, alone.bank.values)
+        assert_equal(with_dropped.bank.state_dict(), alone.bank.state_dict())
         assert (logs[0].bytes_down > logs[0].bytes_up) == (keep == "nothing")
 
 
@@ -137,16 +140,17 @@ def test_a_client_trains_the_same_in_any_company(federation: FederatedData) -> N
     model = make_model(federation, dropout=True)
     together, _ = run(federation, model, 2, "all")
     alone, _ = run(federation, model, 2, "all", sampling=Second())
-    for name, value in together.bank.values.items():
-        rows = slice(2, 4) if name.startswith("heads.") else 1
-        assert torch.equal(value[rows], alone.bank.values[name][rows])
+    assert_equal(together.bank.load([1], together.params), alone.bank.load([1], alone.params))
 
 
 def test_heads_that_stay_are_neither_sent_nor_averaged(federation: FederatedData) -> None:
     model = make_model(federation)
     state, logs = run(federation, model, 2, "heads")
     assert_equal({"heads.weight": state.params["heads.weight"]}, {"heads.weight": model.params()["heads.weight"]})
-    assert not torch.equal(state.bank.values["heads.weight"], model.params()["heads.weight"])
+    own = state.bank.load([0, 1], state.params)["heads.weight"]
+    for client, tasks in enumerate(federation.assignment):
+        assert not (own[client] == model.params()["heads.weight"])[tasks].all(1).any()
+        assert torch.equal(own[client][~tasks], model.params()["heads.weight"][~tasks])
     assert logs[0].bytes_up == 0  # flat trunk: nothing but heads
 
 
@@ -156,23 +160,24 @@ def test_local_learning_is_each_client_alone(federation: FederatedData) -> None:
     for client in range(2):
         single = replace(
             federation,
-            clients=federation.clients[client : client + 1],
+            clients=Ragged.of([federation.clients[client]]),
             assignment=federation.assignment[client : client + 1],
             positives=federation.positives[client : client + 1],
             negatives=federation.negatives[client : client + 1],
         )
         if client == 0:  # a client's draws go by its number, which only the first keeps here
             own, _ = run(single, model, 3)
-            loaded = state.bank.load(0, state.params)
+            loaded = state.bank.load([0], state.params)
             tasks = federation.assignment[0]
-            assert torch.allclose(loaded["heads.weight"][tasks], own.params["heads.weight"][tasks], atol=1e-6)
+            assert torch.allclose(loaded["heads.weight"][0, tasks], own.params["heads.weight"][tasks], atol=1e-6)
     assert sum(log.bytes_up + log.bytes_down for log in logs) == 0
 
 
 def test_bytes_are_the_shared_part_and_the_heads_of_the_client(federation: FederatedData) -> None:
     params = {"trunk.w": torch.zeros(10), "heads.w": torch.zeros(4, 3), "heads.b": torch.zeros(4)}
     assignment = torch.tensor([[True, True, False, False], [True, False, False, False]])
-    assert message_bytes(params, assignment).tolist() == [4 * (10 + 2 * 4), 4 * (10 + 4)]
+    assert message_bytes(params, assignment, [0]) == 4 * (10 + 2 * 4)
+    assert message_bytes(params, assignment, [0, 1]) == 4 * (10 + 2 * 4) + 4 * (10 + 4)
 
 
 def test_a_loss_that_is_not_finite_names_client_and_round_and_leaves_the_state(federation: FederatedData) -> None:
@@ -181,10 +186,15 @@ def test_a_loss_that_is_not_finite_names_client_and_round_and_leaves_the_state(f
     data.images[data.clients[1][0]] = torch.nan
     setting = make_setting(data, model)
     state = start(data, model, setting, "heads")
-    before = clone(state.params | {f"bank {k}": v for k, v in state.bank.values.items()})
+    before = clone(state.params | state.bank.state_dict())
     with pytest.raises(Diverged, match="client 1 is not finite in round 3"):
         run_round(setting, state, 2)
-    assert_equal(state.params | {f"bank {k}": v for k, v in state.bank.values.items()}, before)
+    assert_equal(state.params | state.bank.state_dict(), before)
+    # Where nothing stays on the clients the round does not wait for the answer, and its log has it.
+    _, log = run_round(setting, start(data, model, setting), 2)
+    assert log.finite.tolist() == [True, False]
+    with pytest.raises(Diverged, match="client 1 is not finite in round 3"):
+        check_health(log)
 
 
 @pytest.mark.parametrize("keep", ["nothing", "heads", "all"])
@@ -192,12 +202,14 @@ def test_a_loss_that_is_not_finite_names_client_and_round_and_leaves_the_state(f
 def test_scores_come_from_the_models_that_answer(federation: FederatedData, keep: str, rule: str) -> None:
     model = make_model(federation)
     state, _ = run(federation, model, 2, keep)
-    scores = Inference(model, OBJECTIVE, rule).scores(federation, state, federation.split.test)
+    inference = Inference(model, OBJECTIVE, rule)
+    scores = inference.scores(federation, state, federation.split.test)
     assert scores.shape == (8, 4)
+    assert torch.allclose(inference.scores(federation, state, federation.split.test, stacked=True), scores, atol=1e-5)
     if rule == "argmax":
         for client in range(2):
             copied = copy.deepcopy(model)
-            copied.load_state_dict(state.bank.load(client, state.params))
+            copied.load_state_dict({name: value[0] for name, value in state.bank.load([client], state.params).items()})
             own = copied((federation.images[federation.split.test].float() / 255 - 0.5) / 0.25)
             tasks = federation.assignment[client]
             assert torch.allclose(scores[:, tasks], own[:, tasks], atol=1e-5)
@@ -217,5 +229,5 @@ def test_the_mean_loss_per_image_is_logged_apart(federation: FederatedData) -> N
     for client, held in enumerate(federation.clients):
         positive, negative = BCE(4).terms(model(images[held]), TaskCounts(torch.ones(4), torch.ones(4)))
         targets, tasks = federation.targets[held], federation.assignment[client]
-        assert torch.allclose(logs[0].positive[tasks], (positive * targets).mean(0)[tasks], atol=1e-5)
-        assert torch.allclose(logs[0].negative[tasks], (negative * ~targets).mean(0)[tasks], atol=1e-5)
+        assert torch.allclose(logs[0].losses[0, tasks], (positive * targets).mean(0)[tasks], atol=1e-5)
+        assert torch.allclose(logs[0].losses[1, tasks], (negative * ~targets).mean(0)[tasks], atol=1e-5)

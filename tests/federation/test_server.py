@@ -5,7 +5,6 @@ from mtl.federation.sampling import Sampling
 from mtl.federation.server import FedAvg, RunningMean
 from mtl.types import Params
 
-CPU = torch.device("cpu")
 START: Params = {"trunk.w": torch.tensor([1.0, 2.0]), "heads.w": torch.tensor([[1.0], [2.0], [3.0]])}
 # Client a trains subtasks 0 and 1 on 1 image, client b subtask 1 on 3 images; nobody trains subtask 2.
 UPDATES = [
@@ -14,10 +13,16 @@ UPDATES = [
 ]
 
 
-def mean_of(server: FedAvg, updates: list[tuple[Params, int, list[bool]]] = UPDATES) -> RunningMean:
-    mean = RunningMean(START, 3, CPU)
-    for update, images, tasks in updates:
-        mean.add(update, server.weight(images), torch.tensor(tasks))
+def mean_of(server: FedAvg, updates: list[tuple[Params, int, list[bool]]] = UPDATES, *, together: bool = False) -> RunningMean:
+    """together: all updates stacked, as one block."""
+    weights = torch.tensor([server.weight(images) for _, images, _ in updates])
+    tasks = torch.tensor([trained for *_, trained in updates], dtype=torch.bool).view(-1, 3)
+    mean = RunningMean(START, weights, tasks)
+    if together:
+        mean.add({name: torch.stack([update[name] for update, *_ in updates]) for name in START}, weights, tasks)
+        return mean
+    for i, (update, *_) in enumerate(updates):
+        mean.add({name: value[None] for name, value in update.items()}, weights[[i]], tasks[[i]])
     return mean
 
 
@@ -26,9 +31,10 @@ def mean_of(server: FedAvg, updates: list[tuple[Params, int, list[bool]]] = UPDA
 )
 def test_trunk_and_heads_by_hand(weighting: str, trunk: list[float], heads: list[float]) -> None:
     server = FedAvg(weighting=weighting)
-    params, _ = server.aggregate(START, mean_of(server), server.init(START))
-    assert params["trunk.w"].tolist() == trunk
-    assert params["heads.w"].flatten().tolist() == heads
+    for together in (False, True):
+        params, _ = server.aggregate(START, mean_of(server, together=together), server.init(START))
+        assert params["trunk.w"].tolist() == trunk
+        assert params["heads.w"].flatten().tolist() == heads
 
 
 def test_order_of_clients_does_not_matter() -> None:

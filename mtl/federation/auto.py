@@ -1,0 +1,94 @@
+"""The fastest backend for this model, these clients and this machine: each is tried on a real cohort, once."""
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from mtl.data.federated_data import FederatedData
+from mtl.federation.for_each_client import Backend, CohortJob, LoopBackend, Trained, Training
+from mtl.federation.ranks import Ranks
+from mtl.federation.stacked import CannotStack, StackedBackend
+
+logger = logging.getLogger(__name__)
+TRIED_STEPS = 4
+TRIED_CLIENTS = 4
+BACKENDS = ("auto", "loop", "vmap", "compiled")
+COMPILE = ("auto", "true", "false")
+COMPILING = 40.0  # seconds that making and loading a compiled step takes on a slow machine
+
+
+class AutoBackend:
+    """Times the loop, the stacked step and, where the rounds to come could repay it, the compiled stacked step; then it is one of them.
+
+    num_rounds: of the run. A resumed run is told what the first part of it took (`settle`), so that it goes on with the same arithmetic.
+    """
+
+    def __init__(self, training: Training, *, num_rounds: int, block: int | None = None, compile: str = "auto") -> None:
+        self.training, self.num_rounds, self.block, self.compile = training, num_rounds, block, compile
+        self._chosen: Backend | None = None
+
+    @property
+    def name(self) -> str:
+        return "auto" if self._chosen is None else self._chosen.name
+
+    def settle(self, name: str) -> None:
+        """Take the backend of this name and try nothing."""
+        if name != "auto":
+            self._chosen = make_backend(name, self.training, num_rounds=self.num_rounds, block=self.block)
+
+    def __call__(self, job: CohortJob, data: FederatedData) -> Iterator[Trained]:
+        if self._chosen is None:
+            ranks = Ranks()
+            # Every rank measures, while the others do, and all take what the first one found.
+            name, why = ranks.agree(self._choose(job, data) if job.clients else ("loop", "nobody came back"))
+            self.settle(name)
+            if ranks.first:
+                logger.info("backend: %s (%s)", name, why)
+        assert self._chosen is not None
+        yield from self._chosen(job, data)
+
+    def _choose(self, job: CohortJob, data: FederatedData) -> tuple[str, str]:
+        steps = [self.training.work.num_steps(data.clients.size(client)) for client in job.clients]
+        few = replace(job, clients=job.clients[:TRIED_CLIENTS], max_steps=TRIED_STEPS)
+        many = replace(job, max_steps=TRIED_STEPS)
+        loop = _seconds(LoopBackend(self.training), few, data) / sum(min(n, TRIED_STEPS) for n in steps[:TRIED_CLIENTS])
+        seconds = {"loop": loop * sum(steps)}
+        try:
+            stacked = StackedBackend(self.training, block=self.block)
+            seconds["vmap"] = _seconds(stacked, many, data) / min(max(steps), TRIED_STEPS) * max(steps)
+        except CannotStack as reason:
+            return "loop", str(reason)
+        pays = self.num_rounds * min(seconds.values()) > 2 * COMPILING
+        if self.compile == "true" or (self.compile == "auto" and (pays or data.images.device.type == "cuda")):
+            compiled = StackedBackend(self.training, block=self.block, compiled=True)
+            seconds["compiled"] = _seconds(compiled, many, data) / min(max(steps), TRIED_STEPS) * max(steps)
+        best = min(seconds, key=lambda name: seconds[name])
+        told = ", ".join(f"{name} {value:.3g} s" for name, value in seconds.items())
+        return best, f"a round of {len(steps)} clients would take: {told}"
+
+
+def make_backend(name: str, training: Training, *, num_rounds: int, block: int | None = None, compile: str = "auto") -> Backend:
+    """name: auto, loop, vmap, or compiled, which is vmap with compile=true."""
+    if name not in BACKENDS:
+        raise ValueError(f"engine.backend must be one of {', '.join(BACKENDS)}, got {name}")
+    if compile not in COMPILE:
+        raise ValueError(f"engine.compile must be one of {', '.join(COMPILE)}, got {compile}")
+    if name == "auto":
+        return AutoBackend(training, num_rounds=num_rounds, block=block, compile=compile)
+    if name == "loop":
+        return LoopBackend(training)
+    return StackedBackend(training, block=block, compiled=name == "compiled" or compile == "true")
+
+
+def _seconds(backend: Backend, job: CohortJob, data: FederatedData) -> float:
+    """How long a job takes once everything is warm."""
+    for _ in range(2):
+        started = time.perf_counter()
+        for _ in backend(job, data):
+            pass
+        if data.images.device.type == "cuda":
+            torch.cuda.synchronize()
+    return time.perf_counter() - started

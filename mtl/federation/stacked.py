@@ -1,0 +1,254 @@
+"""The clients of a cohort side by side: their parameters are stacked along a first axis, and one step moves them all.
+
+`torch.func.vmap` of the gradient turns the step of one client into the step of many. Clients are sorted by their number of steps, so
+that those who still train are always the first k of the stack: a step runs on views of the first k, none is masked, and a client that is
+done costs nothing.
+"""
+
+import copy
+import functools
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.exc import BackendCompilerFailed
+from torch.func import functional_call, grad, vmap
+
+from mtl.data.client_batches import CohortBatches
+from mtl.data.federated_data import FederatedData
+from mtl.federation.cuda_graph import CapturedCalls
+from mtl.federation.for_each_client import CohortJob, Trained, Training, chunks, prepare
+from mtl.federation.objective import Objective
+from mtl.losses.pairs import TaskCounts
+from mtl.models.hard_sharing import HardSharing
+from mtl.types import Params
+
+logger = logging.getLogger(__name__)
+SHARE_OF_MEMORY = 0.25  # of what is free may be taken by a block's parameters, gradients and momenta
+COPIES = 4
+START = "start."
+
+
+class CannotStack(ValueError):
+    """The model does something that cannot be done for many clients at once."""
+
+
+class StackedBackend:
+    """block: clients that are stacked at most, None for as many as memory holds; compiled: whether `torch.compile` makes the step.
+
+    On a CUDA device the steps of a block run as one CUDA graph.
+    """
+
+    def __init__(self, training: Training, *, block: int | None = None, compiled: bool = False) -> None:
+        if block is not None and block < 1:
+            raise ValueError(f"engine.block must be >= 1, got {block}")
+        self.training, self.block = training, block
+        self.name = "compiled" if compiled else "vmap"
+        self._losses = _Losses(copy.deepcopy(training.model).train(), training.objective)
+        self._step: Callable[..., None] = self._compiled_step() if compiled else self._eager_step
+        self._captured = CapturedCalls(self._run)
+        self._checked = False
+
+    def __call__(self, job: CohortJob, data: FederatedData) -> Iterator[Trained]:
+        self._losses.to(data.images.device, next(self.training.model.parameters()).dtype)
+        longest_first = sorted(job.clients, key=lambda client: -self.training.work.num_steps(data.clients.size(client)))
+        if longest_first and not self._checked:
+            self._check(data)
+        while longest_first:
+            block = self.block or self._room(data.images.device)
+            trained = self._try(longest_first[:block], job, data)
+            if trained is None:
+                continue
+            longest_first = longest_first[block:]
+            yield trained
+
+    def _try(self, clients: Sequence[int], job: CohortJob, data: FederatedData) -> Trained | None:
+        """None where memory did not suffice: then the next block is half as large."""
+        try:
+            return self._train(clients, job, data)
+        except RuntimeError as error:
+            if not _out_of_memory(error) or len(clients) == 1:
+                raise
+        # Out here the failed attempt's tensors are gone.
+        self.block = (len(clients) + 1) // 2
+        if data.images.device.type == "cuda":
+            torch.cuda.empty_cache()
+        logger.warning("out of memory with %d clients stacked: going on with %d at a time", len(clients), self.block)
+        return None
+
+    def _train(self, clients: Sequence[int], job: CohortJob, data: FederatedData) -> Trained:
+        start, device = job.start(clients), data.images.device
+        dtype = next(iter(start.values())).dtype
+        batches = self.training.plan(clients, job, data)
+        whom = torch.tensor(clients)
+        tensors = {
+            "index": batches.index,
+            "filled": batches.filled,
+            "client": batches.client,
+            "step": batches.step,
+            "key": batches.key,
+            "tasks": data.assignment[whom].to(device),
+            "positives": data.positives[whom].to(device, dtype),
+            "negatives": data.negatives[whom].to(device, dtype),
+            "rate": torch.tensor(job.learning_rate, dtype=dtype, device=device),
+        }
+        params, update, losses = self._captured(tensors | {START + name: v for name, v in start.items()}, batches.active, data)
+        return Trained(clients, params, update, losses)
+
+    def _run(self, tensors: dict[str, Tensor], active: tuple[int, ...], data: FederatedData) -> tuple[Params, Params, Tensor]:
+        start = {name.removeprefix(START): value for name, value in tensors.items() if name.startswith(START)}
+        batches = CohortBatches(active, *(tensors[name] for name in ("index", "filled", "client", "step", "key")))
+        tasks, rate = tensors["tasks"], tensors["rate"]
+        algorithm = self.training.algorithm
+        params = {name: value.clone(memory_format=torch.contiguous_format) for name, value in start.items()}
+        state = algorithm.init(params)
+        sums = torch.zeros(len(tasks), 2, data.num_tasks, dtype=rate.dtype, device=rate.device)
+        pixels = data.images[0].numel() * batches.index.shape[1]
+        for steps, rows in chunks(batches, pixels):
+            chunk = prepare(self.training.objective, self._losses.model, batches, rows, tasks, data)
+            end = 0
+            for step in steps:
+                count = active[step]
+                now = slice(end, end + count)
+                end += count
+                self._step(
+                    _first(params, count),
+                    _first(state, count),
+                    sums[:count],
+                    chunk.inputs[now],
+                    chunk.targets[now],
+                    chunk.mask[now],
+                    chunk.valid[now],
+                    chunk.keys[now],
+                    tensors["positives"][:count],
+                    tensors["negatives"][:count],
+                    rate,
+                )
+        return params, algorithm.final(params, start), sums
+
+    @torch.no_grad()
+    def _eager_step(
+        self,
+        params: Params,
+        state: Params,
+        sums: Tensor,
+        inputs: Tensor,
+        targets: Tensor,
+        mask: Tensor,
+        valid: Tensor,
+        keys: Tensor,
+        positives: Tensor,
+        negatives: Tensor,
+        rate: Tensor,
+    ) -> None:
+        grads, losses = vmap(grad(self._loss, has_aux=True))(params, inputs, targets, mask, valid, keys, positives, negatives)
+        self.training.algorithm.step(params, grads, state, rate)
+        sums += losses
+
+    def _compiled_step(self) -> Callable[..., None]:
+        compiled = torch.compile(self._eager_step)
+
+        def step(*arguments: Any) -> None:
+            try:
+                compiled(*arguments)
+            except BackendCompilerFailed as error:
+                logger.warning("torch.compile does not work here (%s): the step runs without it", _first_line(error))
+                self._step = self._eager_step
+                self._eager_step(*arguments)
+
+        return step
+
+    def _loss(
+        self,
+        params: Params,
+        inputs: Tensor,
+        targets: Tensor,
+        mask: Tensor,
+        valid: Tensor,
+        keys: Tensor,
+        positives: Tensor,
+        negatives: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of one client in one step, and its parts [2, T] summed over the images."""
+        buffers = self._losses.model.step_buffers(keys)
+        named = {f"model.{name}": value for name, value in (params | buffers).items()}
+        total, parts = functional_call(self._losses, named, (inputs, targets, mask, valid, TaskCounts(positives, negatives)))
+        return total, parts
+
+    def _check(self, data: FederatedData) -> None:
+        """Refuse a model that cannot be stacked, by the name of the layer where it shows."""
+        model = self._losses.model
+        images = torch.zeros(2, 2, *data.images.shape[1:], dtype=next(model.parameters()).dtype, device=data.images.device)
+        params = {name: torch.stack([value, value]) for name, value in model.params().items()}
+        keys = torch.zeros(2, len(model.dropouts), 2, dtype=torch.int32, device=images.device)
+        inside: list[str] = []
+        hooks = []
+        for name, layer in model.named_modules():
+            hooks.append(layer.register_forward_pre_hook(functools.partial(_enter, inside, name)))
+            hooks.append(layer.register_forward_hook(functools.partial(_leave, inside)))
+
+        def call(params: Params, images: Tensor, keys: Tensor) -> Tensor:
+            logits: Tensor = functional_call(model, params | model.step_buffers(keys), (images,))
+            return logits
+
+        try:
+            with torch.no_grad():
+                vmap(call)(params, images, keys)
+        except RuntimeError as error:
+            if _out_of_memory(error):
+                raise
+            layer = model.get_submodule(inside[-1]) if inside else model
+            raise CannotStack(
+                f"engine.backend=vmap cannot stack {inside[-1] if inside else 'the model'} ({type(layer).__name__}): {_first_line(error)};"
+                " use engine.backend=loop"
+            ) from error
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self._checked = True
+
+    def _room(self, device: torch.device) -> int:
+        """How many clients' parameters, gradients, momenta and starts fit in a share of the free memory."""
+        size = COPIES * sum(value.numel() * value.element_size() for value in self.training.model.params().values())
+        return max(int(SHARE_OF_MEMORY * _free_memory(device) / size), 1)
+
+
+class _Losses(nn.Module):
+    """The objective of one client as a module, so that the model's parameters can be swapped for a call."""
+
+    def __init__(self, model: HardSharing, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, inputs: Tensor, targets: Tensor, mask: Tensor, valid: Tensor, counts: TaskCounts) -> tuple[Tensor, Tensor]:
+        losses = self.objective.losses(self.model, inputs, targets, mask, valid, counts)
+        return losses.tasks.sum(), self.objective.image_sums(losses, valid)
+
+
+def _enter(inside: list[str], name: str, *_: Any) -> None:
+    inside.append(name)
+
+
+def _leave(inside: list[str], *_: Any) -> None:
+    inside.pop()
+
+
+def _first(params: Params, count: int) -> Params:
+    return {name: value[:count] for name, value in params.items()}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].rstrip(".")
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,62 @@
+"""Dropout (Srivastava et al. 2014) whose masks are named: a function of a key and of the place in the batch.
+
+torch's own dropout takes the next numbers of a global generator, so that a client's masks would depend on who is trained beside it.
+Here the learner hands every layer a key for each step, and a client gets the same masks alone, in a stacked cohort, on any rank and in a
+CUDA graph.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from mtl.seeding import random_bits
+
+
+class KeyedDropout(nn.Module):
+    """Zeroes elements, or with `channels` whole channels, with probability p, and scales the others by 1 / (1 - p).
+
+    The buffer `key`, int32 [2], is replaced before each step.
+    """
+
+    key: Tensor
+
+    def __init__(self, p: float, *, channels: bool = False) -> None:
+        super().__init__()
+        self.p, self.channels = p, channels
+        self.register_buffer("key", torch.zeros(2, dtype=torch.int32), persistent=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return inputs
+        if self.p == 1:
+            return inputs * 0
+        bits = random_bits(self.key, self._places(inputs))
+        # Signed bits are uniform in [-2^31, 2^31).
+        kept = bits >= round(self.p * 2**32) - 2**31
+        return torch.where(kept, inputs / (1 - self.p), 0.0)
+
+    def _places(self, inputs: Tensor) -> Tensor:
+        if self.channels:
+            shape = [*inputs.shape[:2], *[1] * (inputs.dim() - 2)]
+            return torch.arange(math.prod(shape), dtype=torch.int32, device=inputs.device).view(shape)
+        places = torch.arange(inputs.numel(), dtype=torch.int32, device=inputs.device)
+        if inputs.dim() != 4:
+            return places.view(inputs.shape)
+        # Numbered with the channels last, as the images mostly lie in memory.
+        batch, channels, height, width = inputs.shape
+        return places.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}, channels={self.channels}"
+
+
+def use_keyed_dropout(module: nn.Module) -> None:
+    """Put a `KeyedDropout` in the place of every dropout layer inside `module`."""
+    for path, layer in list(module.named_modules()):
+        if not isinstance(layer, nn.modules.dropout._DropoutNd):
+            continue
+        if isinstance(layer, nn.AlphaDropout | nn.FeatureAlphaDropout):
+            raise ValueError(f"{type(layer).__name__} ({path}) draws from torch's global generator; use Dropout")
+        parent, _, name = path.rpartition(".")
+        setattr(module.get_submodule(parent), name, KeyedDropout(layer.p, channels=not isinstance(layer, nn.Dropout)))

@@ -1,0 +1,335 @@
+"""Every backend gives the same result, and no client's depends on who is trained beside it."""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from mtl.data.client_batches import LocalWork
+from mtl.data.federated_data import FederatedData
+from mtl.data.ragged import Ragged
+from mtl.data.transforms import Augmentation, Normalise
+from mtl.federation.auto import AutoBackend, make_backend
+from mtl.federation.for_each_client import Backend, CohortJob, LoopBackend, Trained, Training, chunks
+from mtl.federation.local_sgd import LocalSGD
+from mtl.federation.objective import Objective
+from mtl.federation.personalise import Bank
+from mtl.federation.rounds import Setting, State, run_round
+from mtl.federation.sampling import Sampling
+from mtl.federation.schedule import Schedule
+from mtl.federation.server import FedAvg
+from mtl.federation.stacked import CannotStack, StackedBackend
+from mtl.losses.bce import BCE
+from mtl.losses.sphereface2 import SphereFace2
+from mtl.models import cnn, heads
+from mtl.models.cnn import Trunk
+from mtl.models.hard_sharing import HardSharing
+from mtl.types import Params
+from tests.conftest import clone, make_federation
+
+FACES = Augmentation(rotation=10.0, scale=0.1, shift=0.08, brightness=0.2, cutout=0.2)
+LOOP, STACKED = LoopBackend, StackedBackend
+
+
+def uneven(sizes: list[int], seed: int) -> FederatedData:
+    """Clients of given sizes over random images, subtasks assigned and labels known at random."""
+    rng = torch.Generator().manual_seed(seed)
+    count = sum(sizes)
+    data = make_federation(per_class=-(-count // 4) + 2)
+    order = data.split.train[torch.randperm(len(data.split.train), generator=rng)]
+    assignment = torch.rand(len(sizes), 4, generator=rng) < 0.6
+    assignment[range(len(sizes)), torch.randint(4, (len(sizes),), generator=rng)] = True
+    clients = list(order[:count].split(sizes))
+    known = torch.rand(data.known.shape, generator=rng) < 0.8
+    labels = [(kind & known)[held].sum(0) for kind in (data.targets, ~data.targets) for held in clients]
+    return replace(
+        data,
+        clients=Ragged.of(clients),
+        known=known,
+        assignment=assignment,
+        positives=torch.stack(labels[: len(sizes)]),
+        negatives=torch.stack(labels[len(sizes) :]),
+    )
+
+
+def model_of(kind: str, data: FederatedData, dtype: torch.dtype = torch.float32) -> HardSharing:
+    torch.manual_seed(0)
+    trunk = {
+        "flat": lambda: cnn.flat(data.image_shape),
+        "dropout": lambda: cnn.classic_cnn(data.image_shape, channels=(4,), width=8),
+        "groupnorm": lambda: cnn.small_cnn(data.image_shape, channels=(8,), width=8),
+    }[kind]()
+    if kind == "groupnorm":
+        return HardSharing(trunk, heads.CosineHeads(trunk.width, 4), SphereFace2(4)).to(dtype)
+    return HardSharing(trunk, heads.LinearHeads(trunk.width, 4), BCE(4, positive_weight="balanced")).to(dtype)
+
+
+def three_rounds(
+    make: Callable[[Training], Backend],
+    data: FederatedData,
+    model: HardSharing,
+    *,
+    keep: str = "nothing",
+    client: LocalSGD | None = None,
+    work: LocalWork | None = None,
+    sampling: Sampling | None = None,
+    augmentation: Augmentation = FACES,
+    rounds: int = 3,
+) -> State:
+    training = Training(model, Objective(augmentation, Normalise()), client or LocalSGD(), work or LocalWork(batch_size=3), 0)
+    server = FedAvg(momentum=0.5)
+    setting = Setting(data, training, make(training), Schedule("cosine"), sampling or Sampling(), server, num_rounds=5)
+    bank = Bank(keep, model.params(), data.assignment)
+    params = clone(model.params())
+    state = State(params, server.init({k: v for k, v in params.items() if not bank.stays(k)}), bank)
+    for r in range(rounds):
+        state, _ = run_round(setting, state, r)
+    return state
+
+
+def assert_close(left: State, right: State, tolerance: float) -> None:
+    for one, other in ((left.params, right.params), (left.bank.state_dict(), right.bank.state_dict())):
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            scale = other[name].abs().max() if other[name].numel() else 0
+            assert torch.allclose(value, other[name], rtol=tolerance, atol=float(tolerance * scale)), name
+
+
+SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=5)
+CLIENTS = st.builds(
+    LocalSGD,
+    learning_rate=st.sampled_from([0.02, 0.1]),
+    momentum=st.sampled_from([0.0, 0.9]),
+    weight_decay=st.sampled_from([0.0, 1e-2]),
+    head_scale=st.sampled_from([0.0, 0.1, 1.0]),
+)
+WORKS = st.builds(LocalWork, batch_size=st.integers(1, 4), steps=st.sampled_from([None, 1, 4]), epochs=st.integers(1, 2))
+
+
+@given(
+    SIZES,
+    st.integers(0, 99),
+    st.sampled_from(["flat", "dropout", "groupnorm"]),
+    st.sampled_from(["nothing", "heads", "all"]),
+    CLIENTS,
+    WORKS,
+    st.sampled_from([0.0, 0.4]),
+    st.sampled_from([None, 1, 2]),
+)
+@settings(max_examples=30, deadline=None)
+def test_loop_and_stacked_agree(
+    sizes: list[int],
+    seed: int,
+    kind: str,
+    keep: str,
+    client: LocalSGD,
+    work: LocalWork,
+    dropout: float,
+    block: int | None,
+) -> None:
+    data = uneven(sizes, seed)
+    model = model_of(kind, data, torch.float64)
+    options = {"keep": keep, "client": client, "work": work, "sampling": Sampling(dropout=dropout)}
+    one = three_rounds(LOOP, data, model, **options)  # type: ignore[arg-type]
+    other = three_rounds(lambda training: STACKED(training, block=block), data, model, **options)  # type: ignore[arg-type]
+    assert_close(one, other, 1e-10)
+
+
+@pytest.mark.parametrize("kind", ["flat", "dropout", "groupnorm"])
+@pytest.mark.parametrize("keep", ["nothing", "heads", "all"])
+def test_loop_and_stacked_agree_in_single_precision(kind: str, keep: str) -> None:
+    data = uneven([5, 1, 7, 3], 1)
+    model = model_of(kind, data)
+    client = LocalSGD(learning_rate=0.02)
+    assert_close(
+        three_rounds(LOOP, data, model, keep=keep, client=client),
+        three_rounds(STACKED, data, model, keep=keep, client=client),
+        1e-5,
+    )
+
+
+@pytest.mark.slow
+def test_a_compiled_step_agrees() -> None:
+    data = uneven([5, 1, 7, 3], 1)
+    model = model_of("flat", data)
+    compiled = three_rounds(lambda training: STACKED(training, compiled=True), data, model)
+    assert_close(three_rounds(LOOP, data, model), compiled, 1e-5)
+
+
+@given(st.permutations(range(4)), st.sampled_from([LOOP, STACKED]))
+@settings(max_examples=12, deadline=None)
+def test_order_of_clients_in_the_cohort_does_not_matter(order: list[int], make: Callable[[Training], Backend]) -> None:
+    class Ordered(Sampling):
+        def draw(self, num_clients: int, *, seed: int, round: int) -> tuple[list[int], list[int]]:
+            return order, order
+
+    data = uneven([4, 2, 6, 2], 3)
+    model = model_of("dropout", data, torch.float64)
+    assert_close(
+        three_rounds(make, data, model, sampling=Ordered(), keep="heads"), three_rounds(make, data, model, keep="heads"), 1e-10
+    )
+
+
+@pytest.mark.parametrize("make", [LOOP, STACKED])
+def test_padding_content_does_not_matter(make: Callable[[Training], Backend]) -> None:
+    # A short last batch is padded with image 0, which no client holds: what it shows must not matter.
+    data = uneven([5, 1, 7], 2)
+    data = replace(data, images=data.images.double() / 255)
+    assert not (data.clients.values == 0).any()
+    other = replace(data, images=data.images.clone())
+    other.images[0] = torch.inf
+    model = model_of("dropout", data, torch.float64)
+    one, two = three_rounds(make, data, model), three_rounds(make, other, model)
+    assert all(torch.equal(one.params[name], two.params[name]) for name in one.params)
+
+
+@pytest.mark.parametrize("make", [LOOP, STACKED])
+def test_clients_that_sit_out_are_not_touched(make: Callable[[Training], Backend]) -> None:
+    data = uneven([4, 4, 4, 4], 0)
+    state = three_rounds(make, data, model_of("flat", data), keep="heads", sampling=Sampling(cohort=1), rounds=1)
+    assert len(state.bank.state_dict()["clients"]) == 1
+
+
+def test_dropout_masks_are_those_of_the_key_and_hit_the_stated_share() -> None:
+    from mtl.models.dropout import KeyedDropout
+
+    layer, inputs = KeyedDropout(0.3), torch.ones(40, 16, 8, 8)
+    layer.key = torch.tensor([123, 456], dtype=torch.int32)
+    first = layer(inputs)
+    assert torch.equal(first, layer(inputs))
+    assert torch.equal(first, layer(inputs.contiguous(memory_format=torch.channels_last)))
+    assert set(first.unique().tolist()) == {0.0, float(torch.tensor(1.0) / 0.7)}
+    assert float((first == 0).float().mean()) == pytest.approx(0.3, abs=0.01)  # deviation .0023
+    layer.key = torch.tensor([124, 456], dtype=torch.int32)
+    assert float((layer(inputs) == first).float().mean()) == pytest.approx(0.3**2 + 0.7**2, abs=0.015)
+    assert torch.equal(layer.eval()(inputs), inputs)
+    whole = KeyedDropout(0.5, channels=True)(inputs).flatten(2)
+    assert ((whole == 0).all(2) | (whole == 2).all(2)).all()
+
+
+class Branching(nn.Module):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs if inputs.sum() > 0 else -inputs
+
+
+def branching(data: FederatedData) -> HardSharing:
+    features = nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(64, 8), Branching()))
+    return HardSharing(Trunk(features, 8), heads.LinearHeads(8, 4), BCE(4))
+
+
+def test_a_trunk_that_cannot_be_stacked_is_refused_by_its_layer_and_auto_falls_to_the_loop(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    data = uneven([4, 4], 0)
+    with pytest.raises(CannotStack, match=r"cannot stack trunk.features.1.1 \(Branching\): .*; use engine.backend=loop"):
+        three_rounds(STACKED, data, branching(data))
+    with caplog.at_level(logging.INFO):
+        state = three_rounds(lambda training: AutoBackend(training, num_rounds=3), data, branching(data))
+    assert "backend: loop (engine.backend=vmap cannot stack trunk.features.1.1" in caplog.text
+    assert_close(state, three_rounds(LOOP, data, branching(data)), 0)
+
+
+def test_out_of_memory_splits_the_cohort_and_goes_on(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = uneven([4, 2, 6, 2, 3], 0)
+    model = model_of("flat", data)
+    expected = three_rounds(LOOP, data, model)
+    step = StackedBackend._eager_step
+
+    def crowded(self: StackedBackend, params: Params, *rest: Tensor) -> None:
+        if len(params["heads.weight"]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        step(self, params, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(StackedBackend, "_eager_step", crowded)
+    assert_close(three_rounds(STACKED, data, model), expected, 1e-5)
+    told = [record.message for record in caplog.records]
+    assert told == [
+        "out of memory with 5 clients stacked: going on with 3 at a time",
+        "out of memory with 3 clients stacked: going on with 2 at a time",
+    ]
+
+
+def test_without_a_compiler_the_step_runs_eager_and_says_so_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", ("/nonexistent/c++",))
+    data = uneven([4, 2], 0)
+    model = model_of("flat", data)
+    state = three_rounds(lambda training: make_backend("compiled", training, num_rounds=3), data, model)
+    assert_close(state, three_rounds(STACKED, data, model), 0)
+    assert [record.message.partition("(")[0] for record in caplog.records] == ["torch.compile does not work here "]
+    assert "/nonexistent/c++" in caplog.text
+
+
+def test_auto_takes_the_faster_one_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    class Slow(LoopBackend):
+        def __call__(self, job: CohortJob, data: FederatedData) -> Iterator[Trained]:
+            import time
+
+            time.sleep(0.5)
+            return super().__call__(job, data)
+
+    data = uneven([4, 2], 0)
+    with caplog.at_level(logging.INFO), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mtl.federation.auto.LoopBackend", Slow)
+        three_rounds(lambda training: AutoBackend(training, num_rounds=3, compile="false"), data, model_of("flat", data))
+    assert [record.message[:15] for record in caplog.records] == ["backend: vmap ("]
+    assert "a round of 2 clients would take: loop " in caplog.text
+
+
+def test_wrong_engines_are_refused() -> None:
+    data = uneven([2], 0)
+    training = Training(model_of("flat", data), Objective(FACES, Normalise()), LocalSGD(), LocalWork(), seed=0)
+    with pytest.raises(ValueError, match=r"engine.backend must be one of auto, loop, vmap, compiled, got ray"):
+        make_backend("ray", training, num_rounds=1)
+    with pytest.raises(ValueError, match=r"engine.compile must be one of auto, true, false, got maybe"):
+        make_backend("vmap", training, num_rounds=1, compile="maybe")
+    with pytest.raises(ValueError, match=r"engine.block must be >= 1, got 0"):
+        make_backend("vmap", training, num_rounds=1, block=0)
+
+
+def test_low_precision_sees_every_step() -> None:
+    # Autocast may keep the low-precision copy of a weight; a local step must not use that of the step before.
+    data = uneven([8, 8], 0)
+    model = model_of("flat", data)
+    client = LocalSGD(learning_rate=0.2, momentum=0.0)
+    for make in (LOOP, STACKED):
+        exact = three_rounds(make, data, model, client=client)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = three_rounds(make, data, model, client=client)
+        moved = (exact.params["heads.weight"] - model.params()["heads.weight"]).abs().max()
+        assert (rounded.params["heads.weight"] - exact.params["heads.weight"]).abs().max() < 0.02 * moved
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=30), st.integers(1, 2**21))
+def test_chunks_cover_every_step_once(active: list[int], pixels: int) -> None:
+    from types import SimpleNamespace
+
+    active.sort(reverse=True)
+    steps, end = [], 0
+    for covered, rows in chunks(SimpleNamespace(active=active), pixels):  # type: ignore[arg-type]
+        assert rows.start == end
+        end = rows.stop
+        assert end - rows.start == sum(active[s] for s in covered)
+        assert len(covered) == 1 or (end - rows.start) * pixels <= 2**23
+        steps += list(covered)
+    assert steps == list(range(len(active)))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", ["flat", "dropout", "groupnorm"])
+def test_a_captured_round_agrees_with_the_loop_on_the_cpu(kind: str) -> None:
+    data = uneven([5, 5, 5, 5], 1)
+    model = model_of(kind, data)
+    expected = three_rounds(LOOP, data, model)
+    on_device = data.to(torch.device("cuda"))
+    state = three_rounds(STACKED, on_device, model.cuda())
+    for name, value in expected.params.items():
+        assert torch.allclose(state.params[name].cpu(), value, rtol=1e-3, atol=1e-4), name
