@@ -50,8 +50,8 @@ class CohortBatches:
     """The batches of K clients, the one with most steps first, step after step: no row is padding.
 
     active: how many clients take step s, always the first ones; the rows of step s follow those of step s - 1.
-    index: int64 [rows, B] into the images; filled: int64 [rows], how many of a batch count, the first ones; client: int64 [rows], which
-    of the K; step: int32 [rows]; key: int32 [K, 2].
+    index: int64 [rows, B] into the images, padded with an image of the client's own; filled: int64 [rows], how many of a batch count,
+    the first ones; client: int64 [rows], which of the K; step: int32 [rows]; key: int32 [K, 2].
     """
 
     active: tuple[int, ...]
@@ -132,6 +132,7 @@ def _plan(images: Tensor, key: Tensor, steps: int, size: int) -> tuple[Tensor, T
     place = torch.arange(epochs * num_images, dtype=torch.int32, device=images.device).view(epochs, num_images)
     order = random_bits(key[:, None, None], place).argsort(stable=True, dim=-1)
     chosen = images[:, None].expand(-1, epochs, -1).gather(-1, order)
-    padded = torch.nn.functional.pad(chosen, (0, per_epoch * size - num_images))
+    # Padding repeats an image of the client's own: nothing of others can enter, not even by a number that is not finite.
+    padded = torch.cat([chosen, chosen[..., :1].expand(-1, -1, per_epoch * size - num_images)], -1)
     filled = (num_images - torch.arange(per_epoch) * size).clamp(max=size).repeat(epochs)
     return padded.view(len(images), -1, size)[:, :steps], filled[:steps]
