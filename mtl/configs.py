@@ -146,6 +146,7 @@ def _top_level() -> Any:
         ],
         mode=ZenField(str, "federated"),
         partition_by=ZenField(str, "class"),
+        norm=ZenField(str, "refuse"),
         keep=ZenField(str, "nothing"),
         fusion=ZenField(str, "argmax"),
         reduction=ZenField(str, "mean"),

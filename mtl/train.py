@@ -27,6 +27,7 @@ from mtl.learning.learner import Learner
 from mtl.learning.progress import RoundProgress
 from mtl.metrics import Metrics
 from mtl.models.hard_sharing import HardSharing
+from mtl.models.norm import replace_batch_norm
 from mtl.report.page import write_report
 from mtl.seeding import derive_seed
 from mtl.tracking import WANDB_MODES, Tracker, fingerprint, open_run_directory
@@ -115,7 +116,7 @@ def build_model(config: DictConfig, data: FederatedData) -> HardSharing:
     """The model at its start, which depends on the seed alone."""
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(config.seed, "model"))
-        trunk = instantiate(config.trunk)(data.image_shape)
+        trunk = replace_batch_norm(instantiate(config.trunk)(data.image_shape), config.norm)
         heads = instantiate(config.heads)(trunk.width, data.num_tasks)
         return HardSharing(trunk, heads, instantiate(config.loss)(data.num_tasks))
 

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from mtl.models.norm import refuse_batch_norm
 from mtl.types import Params
 
 HEADS = "heads."
@@ -18,11 +19,7 @@ class HardSharing(nn.Module):
         self.trunk = trunk
         self.heads = heads
         self.loss = loss
-        batch_norms = [name for name, layer in self.named_modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
-        if batch_norms:
-            raise ValueError(
-                f"a trunk with BatchNorm ({batch_norms[0]}) has running statistics that clients cannot share; use GroupNorm"
-            )
+        refuse_batch_norm(self)
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.heads(self.trunk(images))
