@@ -116,10 +116,13 @@ def register(experiments: Path | None = None) -> None:
 
 @dataclass
 class TrainerOptions:
-    """accelerator, devices, precision: as pytorch-lightning's Trainer takes them; threads: of torch on the CPU, None for its choice."""
+    """accelerator, devices, num_nodes, precision: as pytorch-lightning's Trainer takes them, with devices a number: a rank each, which on
+    the CPU is a process; threads: of torch on the CPU, null for all cores, shared by the ranks.
+    """
 
     accelerator: str = "auto"
     devices: int = 1
+    num_nodes: int = 1
     precision: str = "32-true"
     threads: int | None = None
 
@@ -161,6 +164,7 @@ def _top_level() -> Any:
         ],
         mode=ZenField(str, "federated"),
         partition_by=ZenField(str, "class"),
+        norm=ZenField(str, "refuse"),
         keep=ZenField(str, "nothing"),
         fusion=ZenField(str, "argmax"),
         reduction=ZenField(str, "mean"),

@@ -13,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mtl.configs import CONFIG_NAME, DEFAULTS, compose, register
-from mtl.train import Interrupted, train
-from mtl.types import Diverged
+from mtl.train import train
+from mtl.types import Diverged, Interrupted
 
 
 def experiments_folder() -> Path | None:

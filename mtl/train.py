@@ -1,6 +1,8 @@
 """One run, from its configuration to its run directory: build, fit, test, summary, report."""
 
+import json
 import logging
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,18 +22,23 @@ from mtl.federation.for_each_client import Training
 from mtl.federation.inference import Inference
 from mtl.federation.objective import Objective
 from mtl.federation.personalise import Bank
+from mtl.federation.ranks import Ranks
 from mtl.federation.rounds import Setting
 from mtl.files import write_arrays, write_json
 from mtl.learning.centralised import CentralisedLearning
 from mtl.learning.checkpoints import AtomicCheckpoints, SaveBest, SaveRounds, read_checkpoint
 from mtl.learning.federated import FederatedLearning
+from mtl.learning.group import joined, versions
 from mtl.learning.learner import Learner
 from mtl.learning.progress import RoundProgress
 from mtl.metrics import Metrics
 from mtl.models.hard_sharing import HardSharing
+from mtl.models.norm import replace_batch_norm
 from mtl.report.page import write_report
 from mtl.seeding import derive_seed
+from mtl.spawn import inside_rank, run_ranks
 from mtl.tracking import WANDB_MODES, Tracker, fingerprint, open_run_directory
+from mtl.types import Interrupted
 
 logger = logging.getLogger(__name__)
 MODES = ("federated", "centralised", "local")
@@ -39,65 +46,98 @@ MODES = ("federated", "centralised", "local")
 PRECISIONS = ("32-true", "bf16-mixed")
 
 
-class Interrupted(RuntimeError):
-    """The run was asked to stop; its last round is saved."""
-
-
 def train(config: DictConfig, run_dir: Path) -> Metrics:
     """Train as `config` says, in `run_dir`; returns what its `summary.json` holds.
 
-    Raises ValueError where the configuration or the data cannot be used, `Diverged` where the loss is not finite, and `Interrupted`
-    after Ctrl-C; then `resume=true` goes on.
+    With several devices this process starts a rank for each and waits, unless torchrun or Slurm has started it as one of them. Raises
+    ValueError where the configuration or the data cannot be used, `Diverged` where the loss is not finite, and `Interrupted` after
+    Ctrl-C; then `resume=true` goes on.
     """
     _check(config)
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    options = config.trainer
+    if inside_rank():
+        with joined(options.accelerator) as ranks:
+            return _train(config, plain, run_dir, ranks)
+    if options.num_nodes > 1:
+        raise ValueError(f"trainer.num_nodes={options.num_nodes} needs torchrun or Slurm to start the processes on every machine")
+    if options.devices > 1:
+        run_ranks(options.devices, plain, run_dir)
+        summary: Metrics = json.loads((run_dir / "summary.json").read_text())
+        return summary
+    return _train(config, plain, run_dir, Ranks())
+
+
+def _train(config: DictConfig, plain: dict[str, Any], run_dir: Path, ranks: Ranks) -> Metrics:
+    if config.trainer.threads or ranks.count > 1:
+        here = config.trainer.devices
+        torch.set_num_threads(config.trainer.threads or max((os.cpu_count() or 1) // here, 1))
     data = build_data(config)
+    # Every rank works for the one run directory of the first.
+    run_dir = ranks.agree(run_dir)
     learner, steps = build_learner(config, data, run_dir)
     learner.run = fingerprint(plain, *(part.numpy().tobytes() for part in (data.images, data.targets, data.known)))
+    ranks.require_same({**versions(), "configuration and data": learner.run})
     trainer = build_trainer(config, run_dir, learner)
-    checkpoint = open_run_directory(run_dir, plain, resume=config.resume)
-    last_round = None if checkpoint is None else int(read_checkpoint(checkpoint, learner.run)["epoch"]) + 1
-    tracker = Tracker(
-        run_dir,
-        plain,
-        wandb=config.tracking.wandb,
-        project=config.tracking.project,
-        group=config.tracking.group,
-        name=config.name or run_dir.name,
-        last_round=last_round,
-    )
-    learner.log_round = tracker.log
+    checkpoint, last_round = ranks.agree(_open(run_dir, plain, config.resume, learner) if ranks.first else None)
+    tracker = None
+    if ranks.first:
+        tracker = Tracker(
+            run_dir,
+            plain,
+            wandb=config.tracking.wandb,
+            project=config.tracking.project,
+            group=config.tracking.group,
+            name=config.name or run_dir.name,
+            last_round=last_round,
+        )
+        learner.log_round = tracker.log
     try:
-        _save_federation(run_dir, data)
-        loaders = FederatedDataModule(data, steps=steps)
-        try:
-            trainer.fit(learner, loaders, ckpt_path=checkpoint)
-        except SystemExit as end:  # what Lightning makes of a second Ctrl-C
-            raise Interrupted(
-                f"stopped in round {trainer.current_epoch + 1}; resume=true goes on from the last checkpoint"
-            ) from end
-        saver = trainer.checkpoint_callbacks[-1]
-        if isinstance(saver, SaveRounds) and saver.stopped:
-            raise Interrupted(
-                f"stopped after round {trainer.current_epoch} of {config.rounds}; resume=true output_dir={run_dir} goes on"
-            )
-        summary = _fit_summary(learner, data, config.rounds)
-        chosen = next((callback for callback in trainer.checkpoint_callbacks if isinstance(callback, SaveBest)), None)
-        if chosen is not None:
-            summary["fit/best_round"] = chosen.round
-        trainer.test(learner, loaders, ckpt_path=None if chosen is None else chosen.path, verbose=False)
-        summary |= {f"test/{name}": value for name, value in learner.test_metrics.items()}
-        _save_predictions(run_dir, learner)
-        write_json(run_dir / "summary.json", summary)
-        if config.write_report:
-            write_report([run_dir])
-        tracker.finish(summary, sorted((run_dir / "figures").glob("*.png")))
+        summary = _fit_and_test(config, run_dir, data, learner, trainer, FederatedDataModule(data, steps=steps), checkpoint)
+        if tracker is not None:
+            _save_federation(run_dir, data)
+            _save_predictions(run_dir, learner)
+            write_json(run_dir / "summary.json", summary)
+            if config.write_report:
+                write_report([run_dir])
+            tracker.finish(summary, sorted((run_dir / "figures").glob("*.png")))
     except BaseException:
-        tracker.abandon()
+        if tracker is not None:
+            tracker.abandon()
         raise
     return summary
+
+
+def _open(run_dir: Path, plain: dict[str, Any], resume: bool, learner: Learner) -> tuple[Path | None, int | None]:
+    """The checkpoint to go on from and its last round."""
+    checkpoint = open_run_directory(run_dir, plain, resume=resume)
+    return checkpoint, None if checkpoint is None else int(read_checkpoint(checkpoint, learner.run)["epoch"]) + 1
+
+
+def _fit_and_test(
+    config: DictConfig,
+    run_dir: Path,
+    data: FederatedData,
+    learner: Learner,
+    trainer: pl.Trainer,
+    loaders: FederatedDataModule,
+    checkpoint: Path | None,
+) -> Metrics:
+    try:
+        trainer.fit(learner, loaders, ckpt_path=checkpoint)
+    except SystemExit as end:  # what Lightning makes of a second Ctrl-C
+        raise Interrupted(f"stopped in round {trainer.current_epoch + 1}; resume=true goes on from the last checkpoint") from end
+    saver = trainer.checkpoint_callbacks[-1]
+    if isinstance(saver, SaveRounds) and saver.stopped:
+        raise Interrupted(
+            f"stopped after round {trainer.current_epoch} of {config.rounds}; resume=true output_dir={run_dir} goes on"
+        )
+    summary = _fit_summary(learner, data, config.rounds)
+    chosen = next((callback for callback in trainer.checkpoint_callbacks if isinstance(callback, SaveBest)), None)
+    if chosen is not None:
+        summary["fit/best_round"] = chosen.round
+    trainer.test(learner, loaders, ckpt_path=None if chosen is None else chosen.path, verbose=False)
+    return summary | {f"test/{name}": value for name, value in learner.test_metrics.items()}
 
 
 def build_data(config: DictConfig) -> FederatedData:
@@ -118,7 +158,7 @@ def build_model(config: DictConfig, data: FederatedData) -> HardSharing:
     """The model at its start, which depends on the seed alone."""
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(config.seed, "model"))
-        trunk = instantiate(config.trunk)(data.image_shape)
+        trunk = replace_batch_norm(instantiate(config.trunk)(data.image_shape), config.norm)
         heads = instantiate(config.heads)(trunk.width, data.num_tasks)
         return HardSharing(trunk, heads, instantiate(config.loss)(data.num_tasks))
 
@@ -177,6 +217,9 @@ def build_trainer(config: DictConfig, run_dir: Path, learner: Learner) -> pl.Tra
         return pl.Trainer(
             accelerator=config.trainer.accelerator,
             devices=config.trainer.devices,
+            num_nodes=config.trainer.num_nodes,
+            strategy="ddp" if Ranks().count > 1 else "auto",
+            use_distributed_sampler=False,
             precision=config.trainer.precision,
             max_epochs=config.rounds,
             check_val_every_n_epoch=min(config.evaluate_every, config.rounds),
@@ -204,8 +247,11 @@ def _check(config: DictConfig) -> None:
         raise ValueError(f"trainer.precision must be one of {', '.join(PRECISIONS)}, got {config.trainer.precision}")
     if config.trainer.threads is not None and config.trainer.threads < 1:
         raise ValueError(f"trainer.threads must be >= 1, got {config.trainer.threads}")
-    if config.trainer.devices != 1:
-        raise ValueError(f"trainer.devices must be 1, got {config.trainer.devices}")
+    for name in ("devices", "num_nodes"):
+        if config.trainer[name] < 1:
+            raise ValueError(f"trainer.{name} must be >= 1, got {config.trainer[name]}")
+        if config.trainer[name] > 1 and config.mode == "centralised":
+            raise ValueError(f"mode=centralised trains on one device: trainer.{name} must be 1, got {config.trainer[name]}")
 
 
 def _quieten_lightning() -> None:

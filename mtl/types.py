@@ -14,6 +14,10 @@ class Diverged(RuntimeError):
     """Training produced a loss that is not finite."""
 
 
+class Interrupted(RuntimeError):
+    """The run was asked to stop; its last round is saved."""
+
+
 @dataclass(frozen=True)
 class ImageData:
     """A data set in memory, decoded once.

@@ -4,15 +4,18 @@ import csv
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from omegaconf import DictConfig
 from PIL import Image
+from torch import nn
 
 from mtl.configs import DEFAULTS, PARTIAL, WHOLE, compose
 from mtl.learning.checkpoints import CheckpointError, read_checkpoint
+from mtl.models.cnn import ImageShape, Trunk
+from mtl.models.norm import Norm
 from mtl.train import build_data, build_learner, train
 from mtl.types import Diverged
 
@@ -32,6 +35,7 @@ SMALL = [
     "tracking.wandb=disabled",
     "write_report=false",
     "trainer.accelerator=cpu",
+    "engine.backend=loop",
 ]
 
 
@@ -79,7 +83,7 @@ def test_the_modes_make_the_same_number_of_gradient_steps(class_folders: Path, t
         mode: train(small(class_folders, f"mode={mode}"), tmp_path / mode)["fit/samples"] for mode in ("federated", "local")
     }
     assert samples == {"federated": 4 * 2 * 2 * 8, "local": 4 * 2 * 2 * 8}  # rounds x clients x steps x images of a client
-    _, steps = build_learner(small(class_folders, "mode=centralised"), build_data(small(class_folders)))
+    _, steps = build_learner(small(class_folders, "mode=centralised"), build_data(small(class_folders)), tmp_path)
     assert steps == 2 * 2
 
 
@@ -267,6 +271,23 @@ def test_rules_combine(class_folders: Path, tmp_path: Path, overrides: list[str]
     assert train(config, tmp_path / "run")["test/auroc"] is not None
 
 
+def trunk_with_batch_norm(image_shape: ImageShape) -> Trunk:
+    layers = [nn.Conv2d(image_shape[0], 4, 3, stride=4), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()]
+    return Trunk(nn.Sequential(*layers), 4 * 4 * 4)
+
+
+def test_a_trunk_with_batch_norm_trains_under_every_norm_but_refuse(class_folders: Path, tmp_path: Path) -> None:
+    words = [word for word in SMALL if not word.startswith("trunk.")]
+    for norm in get_args(Norm):
+        config = compose([*words, f"data.root={class_folders}", f"norm={norm}"])
+        config.trunk = {"_target_": f"{__name__}.{trunk_with_batch_norm.__name__}", "_partial_": True}
+        if norm == "refuse":
+            with pytest.raises(ValueError, match=r"BatchNorm \(features.1\).* norm=group, norm=frozen or norm=local"):
+                train(config, tmp_path / norm)
+        else:
+            assert train(config, tmp_path / norm)["test/auroc"] is not None
+
+
 def test_unusable_settings_are_refused_before_anything_is_written(class_folders: Path, tmp_path: Path) -> None:
     cases = {
         "mode=alone": "mode must be one of federated, centralised, local, got alone",
@@ -274,6 +295,7 @@ def test_unusable_settings_are_refused_before_anything_is_written(class_folders:
         "partition.num_clients=9": "partition.num_clients must be at most the 4 classes",
         "fusion=vote": "fusion must be one of argmax, platt, got vote",
         "keep=trunk": "keep must be one of nothing, heads, all, got trunk",
+        "norm=batch": "norm must be one of refuse, group, frozen, local, got batch",
         "split.train=9": "split.train",
         "trainer.precision=16-mixed": "trainer.precision must be one of 32-true, bf16-mixed, got 16-mixed",
         "trainer.accelerator=gpu": "trainer cannot be made of accelerator=gpu",

@@ -151,7 +151,7 @@ class LoopBackend:
             inputs = chunk.inputs.flatten(0, 1).contiguous(memory_format=torch.channels_last).view_as(chunk.inputs)
             for row, step in enumerate(steps):
                 used = slice(filled[step])  # the padding need not be computed
-                self.model.set_step(chunk.keys[row])
+                self.model.set_step(chunk.keys[row], chunk.valid[row, used])
                 losses = objective.losses(
                     self.model,
                     inputs[row, used],

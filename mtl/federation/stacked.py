@@ -173,7 +173,7 @@ class StackedBackend:
         negatives: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """The loss of one client in one step, and its parts [2, T] summed over the images."""
-        buffers = self._losses.model.step_buffers(keys)
+        buffers = self._losses.model.step_buffers(keys, valid)
         named = {f"model.{name}": value for name, value in (params | buffers).items()}
         total, parts = functional_call(self._losses, named, (inputs, targets, mask, valid, TaskCounts(positives, negatives)))
         return total, parts
@@ -184,6 +184,7 @@ class StackedBackend:
         images = torch.zeros(2, 2, *data.images.shape[1:], dtype=next(model.parameters()).dtype, device=data.images.device)
         params = {name: torch.stack([value, value]) for name, value in model.params().items()}
         keys = torch.zeros(2, len(model.dropouts), 2, dtype=torch.int32, device=images.device)
+        valid = torch.ones(2, dtype=torch.bool, device=images.device)
         inside: list[str] = []
         hooks = []
         for name, layer in model.named_modules():
@@ -191,7 +192,7 @@ class StackedBackend:
             hooks.append(layer.register_forward_hook(functools.partial(_leave, inside)))
 
         def call(params: Params, images: Tensor, keys: Tensor) -> Tensor:
-            logits: Tensor = functional_call(model, params | model.step_buffers(keys), (images,))
+            logits: Tensor = functional_call(model, params | model.step_buffers(keys, valid), (images,))
             return logits
 
         try:

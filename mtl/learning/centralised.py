@@ -69,7 +69,7 @@ class CentralisedLearning(Learner):
         data, row = self.federated_data, slice(batch_idx, batch_idx + 1)
         rows = prepare(self.objective, self.model, self._batches, row, data.assignment.to(self.device), data)
         inputs = rows.inputs[0].contiguous(memory_format=torch.channels_last)
-        self.model.set_step(rows.keys[0])
+        self.model.set_step(rows.keys[0], rows.valid[0])
         losses = self.objective.losses(self.model, inputs, rows.targets[0], rows.mask[0], rows.valid[0], self._counts)
         self._sums += self.objective.image_sums(losses, rows.valid[0])
         return losses.tasks.sum()

@@ -16,6 +16,7 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
 
+from mtl.federation.ranks import Ranks
 from mtl.files import atomic_write
 from mtl.learning.learner import Learner
 
@@ -108,10 +109,12 @@ class SaveRounds(Checkpoint):
         if self.stopped:
             raise KeyboardInterrupt
         self.stopped = True
-        logger.warning("stopping: this round is finished and saved first; Ctrl-C again to leave at once")
+        if Ranks().first:
+            logger.warning("stopping: this round is finished and saved first; Ctrl-C again to leave at once")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         done = trainer.current_epoch + 1
+        self.stopped = Ranks().any(self.stopped)
         if done % self.every == 0 or done == trainer.max_epochs or self.stopped:
             trainer.save_checkpoint(self.path, weights_only=False)
         trainer.should_stop = trainer.should_stop or self.stopped

@@ -24,6 +24,8 @@ class RoundProgress(Callback):
         self._start = (time.monotonic(), trainer.current_epoch)
         self._next_line = self._start[0] + self.seconds_between
         assert isinstance(pl_module, Learner)
+        if not trainer.is_global_zero:
+            return
         if pl_module.watched == "monitor":
             note = "no validation images: the last round counts; monitor/ is the test images, watched and never used to choose"
             print(f"{self.title}: {note}", file=sys.stderr, flush=True)
@@ -48,7 +50,7 @@ class RoundProgress(Callback):
         done, total = trainer.current_epoch + 1, trainer.max_epochs or 0
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done, numbers=_numbers(pl_module))
-        elif time.monotonic() >= self._next_line or done == total:
+        elif trainer.is_global_zero and (time.monotonic() >= self._next_line or done == total):
             began, first = self._start
             left = (time.monotonic() - began) / (done - first) * (total - done)
             self._next_line = time.monotonic() + self.seconds_between

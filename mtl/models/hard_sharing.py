@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from mtl.models.dropout import KeyedDropout, use_keyed_dropout
+from mtl.models.norm import LocalBatchNorm, refuse_batch_norm
 from mtl.types import Params
 
 HEADS = "heads."
@@ -19,25 +20,23 @@ class HardSharing(nn.Module):
         self.trunk = trunk
         self.heads = heads
         self.loss = loss
-        batch_norms = [name for name, layer in self.named_modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
-        if batch_norms:
-            raise ValueError(
-                f"a trunk with BatchNorm ({batch_norms[0]}) has running statistics that clients cannot share; use GroupNorm"
-            )
+        refuse_batch_norm(self)
         use_keyed_dropout(self)
         self.dropouts = [name for name, layer in self.named_modules() if isinstance(layer, KeyedDropout)]
+        self.local_norms = [name for name, layer in self.named_modules() if isinstance(layer, LocalBatchNorm)]
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.heads(self.trunk(images))
         return logits
 
-    def step_buffers(self, keys: Tensor) -> Params:
-        """What changes from step to step without being trained, by name. keys: int32 [L, 2], one for each dropout layer."""
-        return {f"{name}.key": key for name, key in zip(self.dropouts, keys, strict=True)}
+    def step_buffers(self, keys: Tensor, valid: Tensor) -> Params:
+        """What changes from step to step without being trained, by name. keys: int32 [L, 2], one for each dropout layer; valid: [B]."""
+        own_keys = {f"{name}.key": key for name, key in zip(self.dropouts, keys, strict=True)}
+        return own_keys | {f"{name}.valid": valid for name in self.local_norms}
 
-    def set_step(self, keys: Tensor) -> None:
+    def set_step(self, keys: Tensor, valid: Tensor) -> None:
         """Put the buffers of a step in their places."""
-        for name, value in self.step_buffers(keys).items():
+        for name, value in self.step_buffers(keys, valid).items():
             path, _, last = name.rpartition(".")
             setattr(self.get_submodule(path), last, value)
 

@@ -29,6 +29,7 @@ from mtl.losses.sphereface2 import SphereFace2
 from mtl.models import cnn, heads
 from mtl.models.cnn import Trunk
 from mtl.models.hard_sharing import HardSharing
+from mtl.models.norm import replace_batch_norm
 from mtl.types import Params
 from tests.conftest import clone, make_federation
 
@@ -57,14 +58,22 @@ def uneven(sizes: list[int], seed: int) -> FederatedData:
     )
 
 
+def local_norm_cnn(image_shape: tuple[int, int, int]) -> Trunk:
+    layers = [nn.Conv2d(image_shape[0], 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(8)]
+    features = nn.Sequential(*layers)
+    features(torch.zeros(2, *image_shape))
+    return Trunk(replace_batch_norm(features, "local"), 8)
+
+
 def model_of(kind: str, data: FederatedData, dtype: torch.dtype = torch.float32) -> HardSharing:
     torch.manual_seed(0)
     trunk = {
         "flat": lambda: cnn.flat(data.image_shape),
         "dropout": lambda: cnn.classic_cnn(data.image_shape, channels=(4,), width=8),
         "groupnorm": lambda: cnn.small_cnn(data.image_shape, channels=(8,), width=8),
+        "localnorm": lambda: local_norm_cnn(data.image_shape),
     }[kind]()
-    if kind == "groupnorm":
+    if kind.endswith("norm"):
         return HardSharing(trunk, heads.CosineHeads(trunk.width, 4), SphereFace2(4)).to(dtype)
     return HardSharing(trunk, heads.LinearHeads(trunk.width, 4), BCE(4, positive_weight="balanced")).to(dtype)
 
@@ -114,7 +123,7 @@ WORKS = st.builds(LocalWork, batch_size=st.integers(1, 4), steps=st.sampled_from
 @given(
     SIZES,
     st.integers(0, 99),
-    st.sampled_from(["flat", "dropout", "groupnorm"]),
+    st.sampled_from(["flat", "dropout", "groupnorm", "localnorm"]),
     st.sampled_from(["nothing", "heads", "all"]),
     CLIENTS,
     WORKS,
@@ -176,7 +185,7 @@ def test_order_of_clients_in_the_cohort_does_not_matter(order: list[int], make: 
 
 
 @pytest.mark.parametrize("make", [LOOP, STACKED])
-@pytest.mark.parametrize("kind", ["dropout", "groupnorm"])
+@pytest.mark.parametrize("kind", ["dropout", "groupnorm", "localnorm"])
 def test_padding_content_does_not_matter(make: Callable[[Training], Backend], kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = uneven([5, 1, 7], 2)
     model = model_of(kind, data, torch.float64)

@@ -34,7 +34,7 @@ def test_images_too_small_are_refused() -> None:
 
 def test_batch_norm_is_refused_by_name() -> None:
     trunk = cnn.Trunk(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16)), 16)
-    with pytest.raises(ValueError, match=r"BatchNorm \(trunk.features.1\).*use GroupNorm"):
+    with pytest.raises(ValueError, match=r"BatchNorm \(trunk.features.1\).*norm=group, norm=frozen or norm=local"):
         HardSharing(trunk, heads.LinearHeads(16, 3), BCE(3))
 
 

@@ -1,0 +1,28 @@
+"""One rank of a run: `python -m mtl.rank TASK`, started by `mtl.spawn`. What a user can mend is written beside the task."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from mtl.files import write_json
+from mtl.spawn import RAISED
+from mtl.train import train
+
+
+def main() -> int:
+    task = Path(sys.argv[1])
+    told = json.loads(task.read_text())
+    try:
+        train(OmegaConf.create(told["config"]), Path(told["run_dir"]))
+    except tuple(RAISED.values()) as error:
+        kind = next(name for name, raised in RAISED.items() if isinstance(error, raised))
+        write_json(task.parent / f"error{os.environ['RANK']}.json", {"kind": kind, "message": str(error)})
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
