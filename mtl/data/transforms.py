@@ -64,11 +64,15 @@ class Augmentation:
         mirror = torch.where(draw[:, 0] < 0.5, -1.0, 1.0) if self.flip else torch.ones_like(angle)
         # The grid is in units of half the height and half the width: turning needs the aspect ratio.
         aspect = height / width
-        rows = (
-            torch.stack([cos * mirror, sin * aspect, 2 * self.shift * signed[:, 3]], 1),
-            torch.stack([-sin / aspect * mirror, cos, 2 * self.shift * signed[:, 4]], 1),
-        )
-        grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+        x, y = ((torch.arange(size, dtype=images.dtype, device=images.device) * 2 + 1) / size - 1 for size in (width, height))
+
+        def plane(along_x: Tensor, along_y: Tensor, offset: Tensor) -> Tensor:
+            rows = along_y[:, None] * y + offset[:, None]
+            return rows[:, :, None] + (along_x[:, None] * x)[:, None]
+
+        across = plane(cos * mirror, sin * aspect, 2 * self.shift * signed[:, 3])
+        down = plane(-sin / aspect * mirror, cos, 2 * self.shift * signed[:, 4])
+        grid = torch.stack([across, down], -1)
         return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
     def _cut(self, images: Tensor, draw: Tensor) -> Tensor:

@@ -44,17 +44,42 @@ class LocalSGD:
 
         learning_rate: a tensor of no dimension, so that a compiled step or a CUDA graph serves every round.
         """
-        values, steps = list(params.values()), [grads[name] for name in params]
-        if self.weight_decay:
-            torch._foreach_add_(steps, values, alpha=self.weight_decay)
-        if self.momentum:
-            velocity = list(state.values())
-            torch._foreach_mul_(velocity, self.momentum)
-            torch._foreach_add_(velocity, steps)
-            steps = velocity
-        for name, value, step in zip(params, values, steps, strict=True):
-            value.addcmul_(step, learning_rate, value=-(self.head_scale if is_head(name) else 1.0))
+        for scale, names in (
+            (1.0, [name for name in params if not is_head(name)]),
+            (self.head_scale, [name for name in params if is_head(name)]),
+        ):
+            values, slopes = [params[name] for name in names], [grads[name] for name in names]
+            velocity = [state[name] for name in names] if self.momentum else []
+            rate = learning_rate * scale
+            # The compiler makes one pass over the memory of it by itself, and does not know the kernel that does.
+            step = self._step_by_step if torch.compiler.is_compiling() else self._step_at_once
+            step(values, slopes, velocity, rate)
         return params, state
+
+    def _step_by_step(self, values: list[Tensor], slopes: list[Tensor], velocity: list[Tensor], rate: Tensor) -> None:
+        for i, (value, slope) in enumerate(zip(values, slopes, strict=True)):
+            step = slope + self.weight_decay * value
+            if self.momentum:
+                step = velocity[i].mul_(self.momentum).add_(step)
+            value.sub_(rate * step)
+
+    def _step_at_once(self, values: list[Tensor], slopes: list[Tensor], velocity: list[Tensor], rate: Tensor) -> None:
+        # The kernel takes it for granted that a parameter and its gradient lie alike.
+        torch._fused_sgd_(
+            values,
+            [
+                slope if slope.stride() == value.stride() else torch.empty_like(value).copy_(slope)
+                for value, slope in zip(values, slopes, strict=True)
+            ],
+            velocity,
+            weight_decay=self.weight_decay,
+            momentum=self.momentum,
+            lr=rate,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+            is_first_step=False,
+        )
 
     def final(self, params: Params, start: Params) -> Params:
         """What the client sends: how far it moved."""

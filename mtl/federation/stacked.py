@@ -155,7 +155,9 @@ class StackedBackend:
             try:
                 compiled(*arguments)
             except BackendCompilerFailed as error:
-                logger.warning("torch.compile does not work here (%s): the step runs without it", _first_line(error))
+                logger.warning(
+                    "torch.compile does not work here (%s): the step runs without it", _first_line(error.inner_exception)
+                )
                 self._step = self._eager_step
                 self._eager_step(*arguments)
 

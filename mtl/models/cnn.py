@@ -42,9 +42,9 @@ def classic_cnn(
     _check(channels, width)
     layers: list[nn.Module] = []
     for before, after in zip((image_shape[0], *channels), channels, strict=False):
-        layers += [nn.Conv2d(before, after, 3), nn.ReLU()]
+        layers += [nn.Conv2d(before, after, 3), nn.ReLU(inplace=True)]
     layers += [nn.MaxPool2d(2), nn.Dropout(conv_dropout), nn.Flatten()]
-    layers += [nn.Linear(_flat_width(layers, image_shape), width), nn.ReLU(), nn.Dropout(dropout)]
+    layers += [nn.Linear(_flat_width(layers, image_shape), width), nn.ReLU(inplace=True), nn.Dropout(dropout)]
     for layer in layers:
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.xavier_uniform_(layer.weight)
@@ -60,7 +60,11 @@ def small_cnn(image_shape: ImageShape, *, channels: Sequence[int] = (32, 64, 128
     _check(channels, width, groups)
     layers: list[nn.Module] = []
     for before, after in zip((image_shape[0], *channels), channels, strict=False):
-        layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), nn.GroupNorm(groups, after), nn.ReLU()]
+        layers += [
+            nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False),
+            nn.GroupNorm(groups, after),
+            nn.ReLU(inplace=True),
+        ]
     layers.append(nn.Flatten())
     return Trunk(nn.Sequential(*layers, nn.Linear(_flat_width(layers, image_shape), width)), width)
 
@@ -74,7 +78,7 @@ def separable_cnn(
     layers: list[nn.Module] = [
         nn.Conv2d(image_shape[0], first, 3, stride=2, padding=1, bias=False),
         nn.GroupNorm(groups, first),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
     ]
     for i, (before, after) in enumerate(zip(channels, rest, strict=False)):
         layers.append(DepthwiseSeparable(before, after, stride=1 if i == 0 else 2, groups=groups))
@@ -89,10 +93,10 @@ class DepthwiseSeparable(nn.Sequential):
         super().__init__(
             nn.Conv2d(before, before, 3, stride=stride, padding=1, groups=before, bias=False),
             nn.GroupNorm(groups, before),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(before, after, 1, bias=False),
             nn.GroupNorm(groups, after),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
         )
 
 

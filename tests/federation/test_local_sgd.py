@@ -1,3 +1,5 @@
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,9 +10,9 @@ from mtl.federation.schedule import Schedule
 from tests.conftest import clone
 
 
-@given(st.floats(0.01, 0.5), st.sampled_from([0.0, 0.5, 0.9]), st.sampled_from([0.0, 0.1]), st.integers(0, 99))
-@settings(max_examples=25, deadline=None)
-def test_steps_agree_with_torch(rate: float, momentum: float, weight_decay: float, seed: int) -> None:
+@given(st.floats(0.01, 0.5), st.sampled_from([0.0, 0.5, 0.9]), st.sampled_from([0.0, 0.1]), st.booleans(), st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_steps_agree_with_torch(rate: float, momentum: float, weight_decay: float, compiling: bool, seed: int) -> None:
     rng = torch.Generator().manual_seed(seed)
     start = {"trunk.w": torch.randn(3, 2, generator=rng), "heads.w": torch.randn(2, 2, generator=rng)}
     algorithm = LocalSGD(learning_rate=rate, momentum=momentum, weight_decay=weight_decay, head_scale=0.5)
@@ -23,7 +25,8 @@ def test_steps_agree_with_torch(rate: float, momentum: float, weight_decay: floa
         for name, parameter in theirs.items():
             parameter.grad = grads[name].clone()
         optimizer.step()
-        params, state = algorithm.step(params, grads, state, torch.tensor(rate))
+        with mock.patch.object(torch.compiler, "is_compiling", lambda: compiling):
+            params, state = algorithm.step(params, grads, state, torch.tensor(rate))
     for name, parameter in theirs.items():
         assert torch.allclose(params[name], parameter.detach(), rtol=1e-5, atol=1e-6)
     assert torch.equal(algorithm.final(params, start)["trunk.w"], params["trunk.w"] - start["trunk.w"])
