@@ -77,7 +77,10 @@ PARTIAL: dict[str, dict[str, Any]] = {
         "flat": cnn.flat,
     },
     "heads": {"linear": heads.LinearHeads, "cosine": heads.CosineHeads},
-    "loss": {"bce": BCE, "sphereface2": SphereFace2},
+    "loss": {
+        "bce": BCE,
+        "sphereface2": SphereFace2,
+    },
 }
 DEFAULTS = {
     "data": "orl",

@@ -53,7 +53,12 @@ def test_an_unknown_command_lists_the_choices(capsys: pytest.CaptureFixture[str]
 def test_train_help_lists_groups_members_and_defaults(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--help"]) == 0
     printed = capfd.readouterr().out
-    for text in ("partition: by_class, dirichlet, iid", "loss: bce, sphereface2", "learning_rate: 0.05", "experiment:"):
+    for text in (
+        "partition: by_class, dirichlet, iid",
+        "loss: bce, sphereface2",
+        "learning_rate: 0.05",
+        "experiment:",
+    ):
         assert text in printed
 
 
