@@ -20,6 +20,9 @@ from mtl.federation.sampling import Sampling
 from mtl.federation.schedule import Schedule
 from mtl.federation.server import FedAvg
 from mtl.losses.bce import BCE
+from mtl.losses.class_balanced import ClassBalanced
+from mtl.losses.ldam import LDAM
+from mtl.losses.logit_adjusted import LogitAdjusted
 from mtl.losses.sphereface2 import SphereFace2
 from mtl.models import cnn, heads
 
@@ -79,6 +82,9 @@ PARTIAL: dict[str, dict[str, Any]] = {
     "heads": {"linear": heads.LinearHeads, "cosine": heads.CosineHeads},
     "loss": {
         "bce": BCE,
+        "class_balanced": ClassBalanced,
+        "logit_adjusted": LogitAdjusted,
+        "ldam": LDAM,
         "sphereface2": SphereFace2,
     },
 }

@@ -21,6 +21,7 @@ T = len(POSITIVES)
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("bce", {"positive_weight": "balanced"}),
+    ("ldam", {"defer": 0.0, "scale": 1.0}),
 ]
 
 
@@ -104,6 +105,9 @@ def test_the_decision_rises_with_the_score(name: str, low: float, high: float) -
     ("name", "options"),
     [
         ("bce", {}),
+        ("class_balanced", {}),
+        ("logit_adjusted", {}),
+        ("ldam", {}),
         ("sphereface2", {"balance": 0.5, "margin": 0.0}),
     ],
 )
@@ -118,6 +122,10 @@ def test_with_both_kinds_treated_alike_yes_is_where_a_positive_costs_less(name: 
     ("name", "options"),
     [
         ("bce", {"positive_weight": [1.0] * T}),
+        ("class_balanced", {"beta": 0}),
+        ("logit_adjusted", {"tau": 0}),
+        ("ldam", {"margin": 0, "scale": 1}),
+        ("ldam", {"margin": 0, "scale": 1, "beta": 0, "defer": 0}),
     ],
 )
 def test_the_special_case_is_bce(name: str, options: dict[str, Any]) -> None:
