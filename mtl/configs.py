@@ -19,8 +19,10 @@ from mtl.federation.local_sgd import LocalSGD
 from mtl.federation.sampling import Sampling
 from mtl.federation.schedule import Schedule
 from mtl.federation.server import FedAvg
+from mtl.losses.asymmetric import Asymmetric
 from mtl.losses.bce import BCE
 from mtl.losses.class_balanced import ClassBalanced
+from mtl.losses.focal import Focal
 from mtl.losses.ldam import LDAM
 from mtl.losses.logit_adjusted import LogitAdjusted
 from mtl.losses.sphereface2 import SphereFace2
@@ -83,6 +85,8 @@ PARTIAL: dict[str, dict[str, Any]] = {
     "loss": {
         "bce": BCE,
         "class_balanced": ClassBalanced,
+        "focal": Focal,
+        "asymmetric": Asymmetric,
         "logit_adjusted": LogitAdjusted,
         "ldam": LDAM,
         "sphereface2": SphereFace2,

@@ -55,7 +55,7 @@ def test_train_help_lists_groups_members_and_defaults(capfd: pytest.CaptureFixtu
     printed = capfd.readouterr().out
     for text in (
         "partition: by_class, dirichlet, iid",
-        "loss: bce, class_balanced",
+        "loss: asymmetric, bce, class_balanced",
         "learning_rate: 0.05",
         "experiment:",
     ):

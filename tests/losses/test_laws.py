@@ -21,6 +21,9 @@ T = len(POSITIVES)
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("bce", {"positive_weight": "balanced"}),
+    ("focal", {"gamma": 0.3, "alpha": None}),
+    ("asymmetric", {"gamma_positive": 0.3, "gamma_negative": 0.05, "clip": [0.0, 0.05, 0.5, 0.9]}),
+    ("asymmetric", {"gamma_negative": 0.05, "clip": 0.0}),
     ("ldam", {"defer": 0.0, "scale": 1.0}),
 ]
 
@@ -106,6 +109,9 @@ def test_the_decision_rises_with_the_score(name: str, low: float, high: float) -
     [
         ("bce", {}),
         ("class_balanced", {}),
+        ("focal", {"alpha": None}),
+        ("focal", {"alpha": 0.5}),
+        ("asymmetric", {"gamma_positive": 2, "gamma_negative": 2, "clip": 0}),
         ("logit_adjusted", {}),
         ("ldam", {}),
         ("sphereface2", {"balance": 0.5, "margin": 0.0}),
@@ -123,6 +129,8 @@ def test_with_both_kinds_treated_alike_yes_is_where_a_positive_costs_less(name: 
     [
         ("bce", {"positive_weight": [1.0] * T}),
         ("class_balanced", {"beta": 0}),
+        ("focal", {"gamma": 0, "alpha": None}),
+        ("asymmetric", {"gamma_positive": 0, "gamma_negative": 0, "clip": 0}),
         ("logit_adjusted", {"tau": 0}),
         ("ldam", {"margin": 0, "scale": 1}),
         ("ldam", {"margin": 0, "scale": 1, "beta": 0, "defer": 0}),
@@ -191,7 +199,7 @@ def test_a_list_of_the_wrong_length_is_refused(name: str, option: str, default: 
 
 
 def test_the_options_that_may_be_lists_are_found() -> None:
-    assert {("bce", "positive_weight", 1.0)} <= set(per_task_options())
+    assert {("focal", "gamma", 2.0), ("focal", "alpha", 0.25), ("bce", "positive_weight", 1.0)} <= set(per_task_options())
 
 
 class Reduced(nn.Module):
