@@ -23,9 +23,11 @@ from mtl.losses.asymmetric import Asymmetric
 from mtl.losses.bce import BCE
 from mtl.losses.class_balanced import ClassBalanced
 from mtl.losses.focal import Focal
+from mtl.losses.hinge import Hinge
 from mtl.losses.ldam import LDAM
 from mtl.losses.logit_adjusted import LogitAdjusted
 from mtl.losses.sphereface2 import SphereFace2
+from mtl.losses.uniface import UniFace
 from mtl.models import cnn, heads
 
 CONFIG_NAME = "train"
@@ -89,7 +91,9 @@ PARTIAL: dict[str, dict[str, Any]] = {
         "asymmetric": Asymmetric,
         "logit_adjusted": LogitAdjusted,
         "ldam": LDAM,
+        "hinge": Hinge,
         "sphereface2": SphereFace2,
+        "uniface": UniFace,
     },
 }
 DEFAULTS = {

@@ -65,7 +65,7 @@ def test_train_help_lists_groups_members_and_defaults(capfd: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("override", "messages"),
     [
-        ("loss=hinge", ["Could not find 'loss/hinge'", "bce", "sphereface2"]),
+        ("loss=hing", ["Could not find 'loss/hing'", "bce", "hinge", "sphereface2"]),
         ("rounds=many", ["'many'", "rounds"]),
         ("loss.gamma=2", ["gamma", "loss has the keys balance, scale, margin, sharpness, weight"]),
         ("learning_rate=2", ["learning_rate", "the configuration has the keys", "client", "rounds"]),

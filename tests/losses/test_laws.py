@@ -24,6 +24,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("focal", {"gamma": 0.3, "alpha": None}),
     ("asymmetric", {"gamma_positive": 0.3, "gamma_negative": 0.05, "clip": [0.0, 0.05, 0.5, 0.9]}),
     ("asymmetric", {"gamma_negative": 0.05, "clip": 0.0}),
+    ("hinge", {"squared": True}),
     ("ldam", {"defer": 0.0, "scale": 1.0}),
 ]
 
@@ -114,7 +115,10 @@ def test_the_decision_rises_with_the_score(name: str, low: float, high: float) -
         ("asymmetric", {"gamma_positive": 2, "gamma_negative": 2, "clip": 0}),
         ("logit_adjusted", {}),
         ("ldam", {}),
+        ("hinge", {}),
+        ("hinge", {"squared": True}),
         ("sphereface2", {"balance": 0.5, "margin": 0.0}),
+        ("uniface", {"margin": 0.0}),
     ],
 )
 def test_with_both_kinds_treated_alike_yes_is_where_a_positive_costs_less(name: str, options: dict[str, Any]) -> None:
