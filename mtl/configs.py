@@ -19,8 +19,15 @@ from mtl.federation.local_sgd import LocalSGD
 from mtl.federation.sampling import Sampling
 from mtl.federation.schedule import Schedule
 from mtl.federation.server import FedAvg
+from mtl.losses.asymmetric import Asymmetric
 from mtl.losses.bce import BCE
+from mtl.losses.class_balanced import ClassBalanced
+from mtl.losses.focal import Focal
+from mtl.losses.hinge import Hinge
+from mtl.losses.ldam import LDAM
+from mtl.losses.logit_adjusted import LogitAdjusted
 from mtl.losses.sphereface2 import SphereFace2
+from mtl.losses.uniface import UniFace
 from mtl.models import cnn, heads
 
 CONFIG_NAME = "train"
@@ -77,7 +84,17 @@ PARTIAL: dict[str, dict[str, Any]] = {
         "flat": cnn.flat,
     },
     "heads": {"linear": heads.LinearHeads, "cosine": heads.CosineHeads},
-    "loss": {"bce": BCE, "sphereface2": SphereFace2},
+    "loss": {
+        "bce": BCE,
+        "class_balanced": ClassBalanced,
+        "focal": Focal,
+        "asymmetric": Asymmetric,
+        "logit_adjusted": LogitAdjusted,
+        "ldam": LDAM,
+        "hinge": Hinge,
+        "sphereface2": SphereFace2,
+        "uniface": UniFace,
+    },
 }
 DEFAULTS = {
     "data": "orl",

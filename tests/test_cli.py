@@ -53,14 +53,19 @@ def test_an_unknown_command_lists_the_choices(capsys: pytest.CaptureFixture[str]
 def test_train_help_lists_groups_members_and_defaults(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--help"]) == 0
     printed = capfd.readouterr().out
-    for text in ("partition: by_class, dirichlet, iid", "loss: bce, sphereface2", "learning_rate: 0.05", "experiment:"):
+    for text in (
+        "partition: by_class, dirichlet, iid",
+        "loss: asymmetric, bce, class_balanced",
+        "learning_rate: 0.05",
+        "experiment:",
+    ):
         assert text in printed
 
 
 @pytest.mark.parametrize(
     ("override", "messages"),
     [
-        ("loss=hinge", ["Could not find 'loss/hinge'", "bce", "sphereface2"]),
+        ("loss=hing", ["Could not find 'loss/hing'", "bce", "hinge", "sphereface2"]),
         ("rounds=many", ["'many'", "rounds"]),
         ("loss.gamma=2", ["gamma", "loss has the keys balance, scale, margin, sharpness, weight"]),
         ("learning_rate=2", ["learning_rate", "the configuration has the keys", "client", "rounds"]),

@@ -5,21 +5,38 @@
 A pair loss gives both terms for every element; `reduce_pairs` applies targets, masks and padding, and keeps the parts apart.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 Reduction = Literal["mean", "known", "sum"]
+PerTask = float | list[float]
+
+RANGES = {
+    "> 0": lambda x: x > 0,
+    ">= 0": lambda x: x >= 0,
+    "in [0, 1)": lambda x: 0 <= x < 1,
+    "in [0, 1]": lambda x: 0 <= x <= 1,
+}
 
 
 @dataclass(frozen=True)
 class TaskCounts:
-    """positives, negatives: float [T], how many labels of each kind the training data at hand hold."""
+    """positives, negatives: float [T], how many labels of each kind the training data at hand hold;
+    progress: float [], the share of the training that is done, 0 at its start and 1 at its end.
+    """
 
     positives: Tensor
     negatives: Tensor
+    progress: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    @property
+    def one_sided(self) -> Tensor:
+        """bool [T], where a kind of label is missing, or both."""
+        return (self.positives == 0) | (self.negatives == 0)
 
 
 @dataclass(frozen=True)
@@ -69,3 +86,24 @@ def reduce_pairs(
 def check_reduction(reduction: str) -> None:
     if reduction not in get_args(Reduction):
         raise ValueError(f"reduction must be one of {', '.join(get_args(Reduction))}, got {reduction}")
+
+
+def per_task(name: str, value: PerTask, *, num_tasks: int, must_be: str) -> Tensor:
+    """The option `name` of a loss as float64: [] where one number holds for all subtasks, [T] where each has its own.
+
+    must_be: one of `RANGES`. Raises ValueError for a number outside it, and for a list that has not one number for each subtask.
+    """
+    numbers = list(value) if isinstance(value, list | tuple) else [value]
+    if isinstance(value, list | tuple) and len(numbers) != num_tasks:
+        raise ValueError(
+            f"loss.{name} must be one number or a list of {num_tasks}, one for each subtask, got a list of {len(numbers)}"
+        )
+    for number in numbers:
+        if not isinstance(number, int | float) or not math.isfinite(number) or not RANGES[must_be](number):
+            raise ValueError(f"loss.{name} must be a number {must_be}, got {number}")
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def constant(value: Tensor) -> nn.Buffer:
+    """What a loss keeps beside its parameters: float32, moves with the module, is neither trained nor saved."""
+    return nn.Buffer(value.float(), persistent=False)
