@@ -138,10 +138,8 @@ class LoopBackend:
         with torch.no_grad():
             torch._foreach_copy_(values, [start[name][0] for name in params])
         state = algorithm.init(params)
-        counts = TaskCounts(
-            *(part[client].to(device, values[0].dtype) for part in (data.positives, data.negatives)),
-        )
-        rate = torch.tensor(job.learning_rate, dtype=values[0].dtype, device=device)
+        rate, progress = torch.tensor([job.learning_rate, job.progress], dtype=values[0].dtype, device=device)
+        counts = TaskCounts(data.positives[client].to(rate), data.negatives[client].to(rate), progress)
         tasks, batches = data.assignment[[client]].to(device), self.training.plan([client], job, data)
         filled = batches.filled.tolist()
         sums = torch.zeros(2, data.num_tasks, dtype=values[0].dtype, device=device)

@@ -94,6 +94,7 @@ class StackedBackend:
             "positives": data.positives[whom].to(device, dtype),
             "negatives": data.negatives[whom].to(device, dtype),
             "rate": torch.tensor(job.learning_rate, dtype=dtype, device=device),
+            "progress": torch.full((len(clients),), job.progress, dtype=dtype, device=device),
         }
         params, update, losses = self._captured(tensors | {START + name: v for name, v in start.items()}, batches.active, data)
         return Trained(clients, params, update, losses)
@@ -125,6 +126,7 @@ class StackedBackend:
                     chunk.keys[now],
                     tensors["positives"][:count],
                     tensors["negatives"][:count],
+                    tensors["progress"][:count],
                     rate,
                 )
         return params, algorithm.final(params, start), sums
@@ -142,9 +144,12 @@ class StackedBackend:
         keys: Tensor,
         positives: Tensor,
         negatives: Tensor,
+        progress: Tensor,
         rate: Tensor,
     ) -> None:
-        grads, losses = vmap(grad(self._loss, has_aux=True))(params, inputs, targets, mask, valid, keys, positives, negatives)
+        grads, losses = vmap(grad(self._loss, has_aux=True))(
+            params, inputs, targets, mask, valid, keys, positives, negatives, progress
+        )
         self.training.algorithm.step(params, grads, state, rate)
         sums += losses
 
@@ -173,11 +178,14 @@ class StackedBackend:
         keys: Tensor,
         positives: Tensor,
         negatives: Tensor,
+        progress: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """The loss of one client in one step, and its parts [2, T] summed over the images."""
         buffers = self._losses.model.step_buffers(keys, valid)
         named = {f"model.{name}": value for name, value in (params | buffers).items()}
-        total, parts = functional_call(self._losses, named, (inputs, targets, mask, valid, TaskCounts(positives, negatives)))
+        total, parts = functional_call(
+            self._losses, named, (inputs, targets, mask, valid, TaskCounts(positives, negatives, progress))
+        )
         return total, parts
 
     def _check(self, data: FederatedData) -> None:

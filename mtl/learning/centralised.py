@@ -62,7 +62,8 @@ class CentralisedLearning(Learner):
         super().on_train_epoch_start()
         data = self.federated_data
         self._batches = plan_batches(data.clients, [0], self.work, seed=self.seed, round=self.current_epoch)
-        self._counts = TaskCounts(*(count[0].to(self.device).float() for count in (data.positives, data.negatives)))
+        progress = torch.tensor(self.current_epoch / self.num_rounds, device=self.device)
+        self._counts = TaskCounts(data.positives[0].to(progress), data.negatives[0].to(progress), progress)
         self._sums = torch.zeros(2, data.num_tasks, device=self.device)
 
     def training_step(self, step: Tensor, batch_idx: int) -> Tensor:

@@ -25,6 +25,7 @@ from mtl.federation.schedule import Schedule
 from mtl.federation.server import FedAvg
 from mtl.federation.stacked import CannotStack, StackedBackend
 from mtl.losses.bce import BCE
+from mtl.losses.ldam import LDAM
 from mtl.losses.sphereface2 import SphereFace2
 from mtl.models import cnn, heads
 from mtl.models.cnn import Trunk
@@ -69,10 +70,13 @@ def model_of(kind: str, data: FederatedData, dtype: torch.dtype = torch.float32)
     torch.manual_seed(0)
     trunk = {
         "flat": lambda: cnn.flat(data.image_shape),
+        "deferred": lambda: cnn.flat(data.image_shape),
         "dropout": lambda: cnn.classic_cnn(data.image_shape, channels=(4,), width=8),
         "groupnorm": lambda: cnn.small_cnn(data.image_shape, channels=(8,), width=8),
         "localnorm": lambda: local_norm_cnn(data.image_shape),
     }[kind]()
+    if kind == "deferred":
+        return HardSharing(trunk, heads.LinearHeads(trunk.width, 4), LDAM(4, scale=2.0, defer=0.3)).to(dtype)
     if kind.endswith("norm"):
         return HardSharing(trunk, heads.CosineHeads(trunk.width, 4), SphereFace2(4)).to(dtype)
     return HardSharing(trunk, heads.LinearHeads(trunk.width, 4), BCE(4, positive_weight="balanced")).to(dtype)
@@ -123,7 +127,7 @@ WORKS = st.builds(LocalWork, batch_size=st.integers(1, 4), steps=st.sampled_from
 @given(
     SIZES,
     st.integers(0, 99),
-    st.sampled_from(["flat", "dropout", "groupnorm", "localnorm"]),
+    st.sampled_from(["flat", "deferred", "dropout", "groupnorm", "localnorm"]),
     st.sampled_from(["nothing", "heads", "all"]),
     CLIENTS,
     WORKS,

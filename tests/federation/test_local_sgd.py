@@ -25,7 +25,7 @@ def test_steps_agree_with_torch(rate: float, momentum: float, weight_decay: floa
         for name, parameter in theirs.items():
             parameter.grad = grads[name].clone()
         optimizer.step()
-        with mock.patch.object(torch.compiler, "is_compiling", lambda: compiling):
+        with mock.patch.object(torch.compiler, "is_compiling", return_value=compiling):
             params, state = algorithm.step(params, grads, state, torch.tensor(rate))
     for name, parameter in theirs.items():
         assert torch.allclose(params[name], parameter.detach(), rtol=1e-5, atol=1e-6)
