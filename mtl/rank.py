@@ -3,6 +3,8 @@
 import json
 import os
 import sys
+import threading
+import time
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -13,6 +15,7 @@ from mtl.train import train
 
 
 def main() -> int:
+    threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
     task = Path(sys.argv[1])
     told = json.loads(task.read_text())
     try:
@@ -22,6 +25,13 @@ def main() -> int:
         write_json(task.parent / f"error{os.environ['RANK']}.json", {"kind": kind, "message": str(error)})
         return 1
     return 0
+
+
+def _leave_with_parent(parent: int) -> None:
+    """End this process when the one that watches it is gone, even by a SIGKILL."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,139 @@
+"""Several processes for one run: the same result, and failures that are told."""
+
+import contextlib
+import itertools
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from mtl.federation.ranks import Ranks, split_work
+from mtl.learning.checkpoints import read_checkpoint
+from mtl.spawn import inside_rank
+from mtl.train import train
+from mtl.types import Diverged
+from tests.test_train import numbers, small, without_time
+
+
+@given(st.lists(st.integers(1, 50), max_size=6), st.integers(1, 3))
+@settings(deadline=None)
+def test_work_is_split_whole_and_within_a_third_of_the_best(costs: list[int], count: int) -> None:
+    parts = split_work(costs, count)
+    assert sorted(place for part in parts for place in part) == list(range(len(costs)))
+    load = max(sum(costs[place] for place in part) for part in parts)
+    every_way = itertools.product(range(count), repeat=len(costs))
+    best = min(max(sum(c for c, r in zip(costs, way, strict=True) if r == rank) for rank in range(count)) for way in every_way)
+    assert load <= 4 / 3 * best  # Graham 1969
+
+
+def test_alone_there_is_one_rank() -> None:
+    ranks, total = Ranks(), torch.ones(3)
+    ranks.sum([total])
+    assert ranks.first
+    assert total.tolist() == [1.0, 1.0, 1.0]
+    assert ranks.share([3.0, 1.0]) == [0, 1]
+    assert not inside_rank()
+    ranks.require_same({"torch": "1"})
+
+
+RICH = ["server=fedavgm", "keep=heads", "sampling.dropout=0.3", "partition=iid", "partition.num_clients=3", "assignment=all"]
+
+
+def test_two_ranks_agree_with_one_and_resume_bit_for_bit(class_folders: Path, tmp_path: Path) -> None:
+    one = train(small(class_folders, *RICH), tmp_path / "one")
+    two = small(class_folders, *RICH, "trainer.devices=2")
+    whole = train(two, tmp_path / "two")
+    by_name = {(row[0], row[1]): row[2] for row in numbers(tmp_path / "one")}
+    for row in numbers(tmp_path / "two"):
+        if row[0] != "round":
+            assert float(row[2]) == pytest.approx(float(by_name.pop((row[0], row[1]))), rel=1e-5, abs=1e-7), row
+    assert set(by_name) == {("round", "metric")}
+    params = [read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("one", "two")]
+    for name, value in params[0]["state_dict"].items():
+        assert torch.allclose(params[1]["state_dict"][name], value, rtol=1e-5, atol=1e-6), name
+    assert without_time(one).keys() == without_time(whole).keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_ranks_that_are_stopped_leave_no_process_and_go_on_where_they_were(
+    class_folders: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    config = small(class_folders, *RICH, "trainer.devices=2", "rounds=300", "evaluate_every=100", "checkpoint_every=5")
+    whole = train(config, tmp_path / "whole")
+    run_dir, said = tmp_path / "cut", tmp_path / "said.txt"
+    script = tmp_path / "run.py"
+    OmegaConf.save(config, tmp_path / "config.yaml", resolve=True)
+    script.write_text(
+        "import sys\nfrom pathlib import Path\nfrom omegaconf import OmegaConf\nfrom mtl.train import train\n"
+        f"train(OmegaConf.load({str(tmp_path / 'config.yaml')!r}), Path({str(run_dir)!r}))\n"
+    )
+    with said.open("w") as file:
+        process = subprocess.Popen([sys.executable, str(script)], stderr=file)
+        wait_for(lambda: (run_dir / "metrics.csv").exists() and len(numbers(run_dir)) > 200)
+        process.send_signal(number)
+        process.wait(60)
+    wait_for(lambda: not ranks_alive())
+    assert not (run_dir / "summary.json").exists()
+    if number == signal.SIGTERM:
+        assert "Interrupted: stopped after round" in said.read_text()
+    config.resume = True
+    assert without_time(train(config, run_dir)) == without_time(whole)
+    assert numbers(run_dir) == numbers(tmp_path / "whole")
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 90.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def ranks_alive() -> list[str]:
+    """The processes of ranks that are still there."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if b"mtl.rank" in path.read_bytes():
+                found.append(path.parent.name)
+    return found
+
+
+def test_what_a_rank_finds_wrong_is_raised(class_folders: Path, tmp_path: Path) -> None:
+    wild = ["client.learning_rate=1e30", "schedule=constant", "loss=bce", "heads=linear", "trainer.devices=2"]
+    with pytest.raises(Diverged, match=r"client \d is not finite in round \d"):
+        train(small(class_folders, *wild), tmp_path / "run")
+    assert not ranks_alive()
+
+
+def test_ranks_that_cannot_be_are_refused(class_folders: Path, tmp_path: Path) -> None:
+    for overrides, message in (
+        (["mode=centralised", "trainer.devices=2"], r"mode=centralised trains on one device: trainer.devices must be 1, got 2"),
+        (["trainer.num_nodes=2"], r"trainer.num_nodes=2 needs torchrun or Slurm"),
+        (["trainer.devices=0"], r"trainer.devices must be >= 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(small(class_folders, *overrides), tmp_path / "run")
+
+
+def test_ranks_that_see_different_data_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = [{"torch": "2.14", "data": "a"}, {"torch": "2.13", "data": "a"}]
+
+    def gather(filled: list[dict[str, str]], own: dict[str, str]) -> None:
+        filled[:] = theirs
+
+    ranks = Ranks()
+    ranks.count = 2
+    monkeypatch.setattr("torch.distributed.all_gather_object", gather)
+    with pytest.raises(
+        ValueError, match=r"all ranks must see the same, and they differ in torch \(2.13 on rank 1, 2.14 on rank 0\)"
+    ):
+        ranks.require_same(theirs[0])
