@@ -272,6 +272,9 @@ def _fit_summary(learner: Learner, data: FederatedData, rounds: int) -> Metrics:
     summary: Metrics = {f"fit/{name}": float(value) for name, value in account.items()}
     summary["fit/samples_per_second"] = account["samples"] / account["seconds"]
     summary["fit/rounds"] = rounds
+    timing = learner.round_seconds()
+    if timing is not None:
+        summary["fit/round_seconds"], summary["fit/overhead"] = timing
     for way in ("bytes_up", "bytes_down"):
         summary[f"fit/{way}_per_client"] = account[way] / data.num_clients
     return summary

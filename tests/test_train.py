@@ -44,7 +44,8 @@ def small(root: Path, *overrides: str) -> DictConfig:
 
 
 def without_time(summary: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in summary.items() if name not in ("fit/seconds", "fit/samples_per_second")}
+    timed = ("fit/seconds", "fit/samples_per_second", "fit/round_seconds", "fit/overhead")
+    return {name: value for name, value in summary.items() if name not in timed}
 
 
 def numbers(run_dir: Path) -> list[list[str]]:

@@ -14,12 +14,12 @@ from mtl.federation.rounds import State
 from mtl.models.hard_sharing import HardSharing, is_head
 from mtl.types import Params
 
-SCORES = 2**24  # scores of many clients that are held at once
+SCORES = 2**20  # scores of many clients that are held at once
 PIXELS = 2**20  # pixels that many clients' whole models look at at once
 
 
 class Inference:
-    """rule: `argmax` or `platt`, see `fusion`; stacked: whether the clients' whole models are evaluated side by side."""
+    """rule: `argmax` or `platt`, see `fusion`."""
 
     def __init__(self, model: HardSharing, objective: Objective, rule: str = "argmax") -> None:
         check_rule(rule)
@@ -27,11 +27,20 @@ class Inference:
 
     @torch.no_grad()
     def scores(self, data: FederatedData, state: State, index: Tensor, *, stacked: bool = False) -> Tensor:
-        """index: int64 [N] into the images; returns decision scores [N, T]."""
+        """index: int64 [N] into the images; stacked: whether the clients' whole models are evaluated side by side; returns decision
+        scores [N, T].
+        """
         if state.bank.keep == "nothing" and self.rule == "argmax":
             return self._model_scores(state.params, data.images[index])
         total = torch.zeros(len(index), data.num_tasks, device=data.images.device)
-        for clients, scores in self._client_scores(data, state, index, stacked):
+        whom = list(range(data.num_clients))
+        if self.rule == "argmax":
+            # Clients that never trained hold what all start from: one of them answers for all.
+            whom = state.bank.trained()
+            others = data.assignment.sum(0) - data.assignment[whom].sum(0)
+            if others.any():
+                total += self._model_scores(state.params, data.images[index]) * others.to(total.device)
+        for clients, scores in self._client_scores(data, state, index, whom, stacked):
             if self.rule == "platt":
                 scores = torch.stack([self._calibrated(data, state, *pair) for pair in zip(clients, scores, strict=True)])
             tasks = data.assignment[clients].to(total.device)
@@ -39,13 +48,13 @@ class Inference:
         return total / data.assignment.sum(0).to(total.device)
 
     def _client_scores(
-        self, data: FederatedData, state: State, index: Tensor, stacked: bool
+        self, data: FederatedData, state: State, index: Tensor, whom: list[int], stacked: bool
     ) -> Iterator[tuple[list[int], Tensor]]:
         """Some clients after others, with the scores [K, N, T] of their own models."""
-        images, everyone = data.images[index], list(range(data.num_clients))
+        images = data.images[index]
         if state.bank.keep == "all":
             size = max(PIXELS // max(images[0].numel() * min(len(images), 500), 1), 1) if stacked else 1
-            for clients in _blocks(everyone, size):
+            for clients in _blocks(whom, size):
                 params = state.bank.load(clients, state.params)
                 yield (
                     clients,
@@ -58,7 +67,7 @@ class Inference:
         shared = {name: value for name, value in state.params.items() if not is_head(name)}
         heads = {name: value for name, value in state.params.items() if is_head(name)}
         features = [torch.cat(views) for views in zip(*(self._features(shared, part) for part in images.split(500)), strict=True)]
-        for clients in _blocks(everyone, max(SCORES // (len(index) * data.num_tasks), 1)):
+        for clients in _blocks(whom, max(SCORES // (len(index) * data.num_tasks), 1)):
             own = state.bank.load(clients, heads)
             yield clients, self._stacked("decide", own, features)
 

@@ -88,6 +88,10 @@ class Bank:
                 rows[whom] = value
         self._touched[whom] = True
 
+    def trained(self) -> list[int]:
+        """The clients that hold parameters of their own; the others are still at the start."""
+        return [] if not self._rows else self._touched.nonzero().flatten().tolist()
+
     def state_dict(self) -> dict[str, Tensor]:
         """The clients that have trained, and their rows."""
         whom = self._touched.nonzero().flatten()

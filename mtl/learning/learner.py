@@ -1,5 +1,7 @@
 """What the learners share: evaluation on stored images, the account of time and bytes, and where their numbers go."""
 
+import itertools
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,10 +49,11 @@ class Learner(LightningModule):
         self.run = ""
         self.latest: dict[str, float] = {}
         self.account = {"seconds": 0.0, "samples": 0, "bytes_up": 0, "bytes_down": 0}
-        self.starts: list[float] = []
+        self.spans: list[tuple[float, float]] = []
         self.test_scores: Tensor | None = None
         self.test_metrics: Metrics = {}
         self._unread: list[RoundNumbers] = []
+        self._start = 0.0
 
     def scores(self, index: Tensor) -> Tensor:
         """Decision scores [N, T] of the images at `index`."""
@@ -71,15 +74,26 @@ class Learner(LightningModule):
         self.federated_data = self.federated_data.to(self.device)
 
     def on_train_epoch_start(self) -> None:
-        self.starts.append(time.perf_counter())
+        self._start = time.perf_counter()
 
     def finish_round(self, losses: Tensor, trained: Tensor, learning_rate: float, check: Callable[[], None]) -> None:
         """Account for the round; its numbers are logged when the time has come. See `RoundNumbers`."""
-        self.account["seconds"] += time.perf_counter() - self.starts[-1]
+        self.spans.append((self._start, time.perf_counter()))
+        self.account["seconds"] += self.spans[-1][1] - self._start
         round = self.current_epoch + 1
         self._unread.append(RoundNumbers(round, losses, trained, learning_rate, dict(self.account), check))
         if round % self.log_every == 0:
             self.read_rounds()
+
+    def round_seconds(self) -> tuple[float, float] | None:
+        """A round from its start to the start of the next, and the share of it that is not training but the Trainer and logging;
+        medians over the rounds of this process, None where there was but one.
+        """
+        whole = [after[0] - before[0] for before, after in itertools.pairwise(self.spans)]
+        if not whole:
+            return None
+        training = statistics.median(end - start for start, end in self.spans)
+        return statistics.median(whole), max(1 - training / statistics.median(whole), 0.0)
 
     def read_rounds(self) -> None:
         """Log the rounds that have not been read from the device yet. Raises `Diverged` where one went wrong."""
