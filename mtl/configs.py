@@ -81,6 +81,7 @@ PARTIAL: dict[str, dict[str, Any]] = {
         "small_cnn": cnn.small_cnn,
         "classic_cnn": cnn.classic_cnn,
         "separable_cnn": cnn.separable_cnn,
+        "lenet": cnn.lenet,
         "flat": cnn.flat,
     },
     "heads": {"linear": heads.LinearHeads, "cosine": heads.CosineHeads},
@@ -147,7 +148,7 @@ class TrainerOptions:
 @dataclass
 class EngineOptions:
     """How clients are simulated. backend: auto (the fastest, tried on the first cohort), loop (one by one), vmap (stacked);
-    compile: whether torch.compile makes the stacked step: auto (where it pays), true, false; block: clients stacked at most, null for
+    compile: whether torch.compile makes the stacked step: auto (where it pays), always, never; block: clients stacked at most, null for
     as many as fit; bank_memory: bytes of what stays on the clients beyond which it lies in a file.
     """
 

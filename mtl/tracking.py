@@ -140,7 +140,7 @@ def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in config.items()
-        if key not in ("output_dir", "resume", "name", "tracking", "write_report", "checkpoint_every")
+        if key not in ("output_dir", "resume", "name", "tracking", "write_report", "checkpoint_every", "profile")
     }
 
 

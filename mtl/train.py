@@ -30,6 +30,7 @@ from mtl.learning.checkpoints import AtomicCheckpoints, SaveBest, SaveRounds, re
 from mtl.learning.federated import FederatedLearning
 from mtl.learning.group import joined, versions
 from mtl.learning.learner import Learner
+from mtl.learning.profiling import ProfileRounds
 from mtl.learning.progress import RoundProgress
 from mtl.metrics import Metrics
 from mtl.models.hard_sharing import HardSharing
@@ -211,6 +212,8 @@ def build_trainer(config: DictConfig, run_dir: Path, learner: Learner) -> pl.Tra
     callbacks: list[pl.Callback] = [RoundProgress(f"{config.mode}, seed {config.seed}")]
     if learner.watched == "val":
         callbacks.append(SaveBest(folder / "best.ckpt"))
+    if config.profile:
+        callbacks.append(ProfileRounds(run_dir / "profile"))
     callbacks.append(SaveRounds(folder / "last.ckpt", every=config.checkpoint_every))
     _quieten_lightning()
     try:

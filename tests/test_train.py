@@ -97,6 +97,8 @@ def test_the_modes_make_the_same_number_of_gradient_steps(class_folders: Path, t
         ["mode=local"],
         ["mode=centralised"],
         ["mode=centralised", "trunk=classic_cnn"],
+        ["mode=federated", "engine.backend=vmap", "trunk=classic_cnn", "keep=heads", "sampling.dropout=0.4"],
+        ["mode=federated", "engine.backend=auto", "engine.compile=never", "tracking.log_every=3"],
     ],
     ids="-".join,
 )
@@ -133,6 +135,24 @@ def kill_after(config: DictConfig, run_dir: Path, *, rounds: int) -> None:
             train(config, run_dir)
     assert not (run_dir / "summary.json").exists()
     assert read_checkpoint(run_dir / "checkpoints" / "last.ckpt")["epoch"] == rounds - 1
+
+
+def test_numbers_are_the_same_however_seldom_they_are_read(class_folders: Path, tmp_path: Path) -> None:
+    every = train(small(class_folders), tmp_path / "every")
+    seldom = train(small(class_folders, "tracking.log_every=3"), tmp_path / "seldom")
+    assert without_time(every) == without_time(seldom)
+    assert numbers(tmp_path / "every") == numbers(tmp_path / "seldom")
+
+
+def test_a_profile_says_where_the_time_of_a_round_goes(class_folders: Path, tmp_path: Path) -> None:
+    train(small(class_folders, "profile=true", "rounds=5"), tmp_path / "run")
+    table = (tmp_path / "run" / "profile" / "table.txt").read_text()
+    for part in ("plan", "images", "local steps", "sum of updates", "server", "log", "the rest", "aten::convolution"):
+        assert part in table
+    calls = {line.split("  ")[0]: float(line.split()[-3]) for line in table.splitlines()[1:5]}
+    assert calls["plan"] == 2.0  # clients
+    trace = json.loads((tmp_path / "run" / "profile" / "trace.json").read_text())
+    assert any(event.get("name") == "mtl/local steps" for event in trace["traceEvents"])
 
 
 def test_a_seed_is_a_run(class_folders: Path, tmp_path: Path) -> None:
@@ -301,6 +321,7 @@ def test_unusable_settings_are_refused_before_anything_is_written(class_folders:
         "trainer.precision=16-mixed": "trainer.precision must be one of 32-true, bf16-mixed, got 16-mixed",
         "trainer.accelerator=gpu": "trainer cannot be made of accelerator=gpu",
         "trainer.threads=0": "trainer.threads must be >= 1, got 0",
+        "engine.backend=ray": "engine.backend must be one of auto, loop, vmap, compiled, got ray",
         "trunk.channels=[10]": r"trunk.channels must be numbers divisible by trunk.groups=8, at least one, got \[10\]",
         "subtasks.classes=[c0]": "at least 2",
         "tracking.wandb=maybe": "tracking.wandb must be one of auto, online, offline, disabled, got maybe",

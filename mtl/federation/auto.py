@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 TRIED_STEPS = 4
 TRIED_CLIENTS = 4
 BACKENDS = ("auto", "loop", "vmap", "compiled")
-COMPILE = ("auto", "true", "false")
+COMPILE = ("auto", "always", "never")
 COMPILING = 40.0  # seconds that making and loading a compiled step takes on a slow machine
 
 
@@ -62,7 +62,7 @@ class AutoBackend:
         except CannotStack as reason:
             return "loop", str(reason)
         pays = self.num_rounds * min(seconds.values()) > 2 * COMPILING
-        if self.compile == "true" or (self.compile == "auto" and (pays or data.images.device.type == "cuda")):
+        if self.compile == "always" or (self.compile == "auto" and (pays or data.images.device.type == "cuda")):
             compiled = StackedBackend(self.training, block=self.block, compiled=True)
             seconds["compiled"] = _seconds(compiled, many, data) / min(max(steps), TRIED_STEPS) * max(steps)
         best = min(seconds, key=lambda name: seconds[name])
@@ -71,7 +71,7 @@ class AutoBackend:
 
 
 def make_backend(name: str, training: Training, *, num_rounds: int, block: int | None = None, compile: str = "auto") -> Backend:
-    """name: auto, loop, vmap, or compiled, which is vmap with compile=true."""
+    """name: auto, loop, vmap, or compiled, which is vmap with compile=always."""
     if name not in BACKENDS:
         raise ValueError(f"engine.backend must be one of {', '.join(BACKENDS)}, got {name}")
     if compile not in COMPILE:
@@ -80,7 +80,7 @@ def make_backend(name: str, training: Training, *, num_rounds: int, block: int |
         return AutoBackend(training, num_rounds=num_rounds, block=block, compile=compile)
     if name == "loop":
         return LoopBackend(training)
-    return StackedBackend(training, block=block, compiled=name == "compiled" or compile == "true")
+    return StackedBackend(training, block=block, compiled=name == "compiled" or compile == "always")
 
 
 def _seconds(backend: Backend, job: CohortJob, data: FederatedData) -> float:

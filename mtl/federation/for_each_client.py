@@ -12,6 +12,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from mtl.data.client_batches import CohortBatches, LocalWork, plan_batches
 from mtl.data.federated_data import FederatedData
@@ -69,6 +70,7 @@ class Training:
     work: LocalWork
     seed: int
 
+    @record_function("mtl/plan")
     def plan(self, clients: Sequence[int], job: CohortJob, data: FederatedData) -> CohortBatches:
         """The batches of some clients of the job, in the order given: the one with most steps first."""
         return plan_batches(data.clients, clients, self.work, seed=self.seed, round=job.round, max_steps=job.max_steps)
@@ -87,6 +89,7 @@ class Rows:
     keys: Tensor
 
 
+@record_function("mtl/images")
 def prepare(
     objective: Objective, model: HardSharing, batches: CohortBatches, rows: slice, tasks: Tensor, data: FederatedData
 ) -> Rows:
@@ -147,19 +150,20 @@ class LoopBackend:
         for steps, rows in chunks(batches, pixels):
             chunk = prepare(objective, self.model, batches, rows, tasks, data)
             inputs = chunk.inputs.flatten(0, 1).contiguous(memory_format=torch.channels_last).view_as(chunk.inputs)
-            for row, step in enumerate(steps):
-                used = slice(filled[step])  # the padding need not be computed
-                self.model.set_step(chunk.keys[row], chunk.valid[row, used])
-                losses = objective.losses(
-                    self.model,
-                    inputs[row, used],
-                    chunk.targets[row, used],
-                    chunk.mask[row, used],
-                    chunk.valid[row, used],
-                    counts,
-                )
-                grads = torch.autograd.grad(losses.tasks.sum(), values)
-                params, state = algorithm.step(params, dict(zip(params, grads, strict=True)), state, rate)
-                sums += objective.image_sums(losses, chunk.valid[row])
+            with record_function("mtl/local steps"):
+                for row, step in enumerate(steps):
+                    used = slice(filled[step])  # the padding need not be computed
+                    self.model.set_step(chunk.keys[row], chunk.valid[row, used])
+                    losses = objective.losses(
+                        self.model,
+                        inputs[row, used],
+                        chunk.targets[row, used],
+                        chunk.mask[row, used],
+                        chunk.valid[row, used],
+                        counts,
+                    )
+                    grads = torch.autograd.grad(losses.tasks.sum(), values)
+                    params, state = algorithm.step(params, dict(zip(params, grads, strict=True)), state, rate)
+                    sums += objective.image_sums(losses, chunk.valid[row])
         trained = {name: value.detach()[None] for name, value in params.items()}
         return Trained([client], trained, algorithm.final(trained, start), sums[None])

@@ -12,6 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from mtl.models.hard_sharing import is_head
 from mtl.types import Params
@@ -75,6 +76,7 @@ class Bank:
         return stacked
 
     @torch.no_grad()
+    @record_function("mtl/bank")
     def store(self, clients: Sequence[int], params: Params) -> None:
         """Keep what stays with the clients of their parameters, stacked [K, ...]."""
         if not self._rows or not len(clients):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.profiler import record_function
 
 
 class Ranks:
@@ -28,6 +29,7 @@ class Ranks:
         """This rank's part of the work: the places of its pieces, given what each costs. The longest goes first to the least loaded."""
         return split_work(costs, self.count)[self.number]
 
+    @record_function("mtl/sum over ranks")
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """Add up what the ranks hold, in place, in one all-reduce for each type of number."""
         if self.count == 1:

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from mtl import tree
 from mtl.models.hard_sharing import is_head
@@ -44,6 +45,7 @@ class FedAvg:
         return float(num_images) if self.weighting == "samples" else 1.0
 
     @torch.no_grad()
+    @record_function("mtl/server")
     def aggregate(self, params: Params, mean: "RunningMean", state: Params) -> tuple[Params, Params]:
         """The next global parameters and state; what was given is left as it is."""
         direction = mean.value()
@@ -67,6 +69,7 @@ class RunningMean:
         self._task_weight = (weights.double()[:, None] * tasks).sum(0).to(device)
 
     @torch.no_grad()
+    @record_function("mtl/sum of updates")
     def add(self, update: Params, weights: Tensor, tasks: Tensor) -> None:
         """update: stacked [K, ...]; weights: [K]; tasks: bool [K, T]; rows of other heads in an update do not count."""
         for name, total in self.sums.items():

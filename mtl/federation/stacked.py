@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed
 from torch.func import functional_call, grad, vmap
+from torch.profiler import record_function
 
 from mtl.data.client_batches import CohortBatches
 from mtl.data.federated_data import FederatedData
@@ -111,24 +112,25 @@ class StackedBackend:
         for steps, rows in chunks(batches, pixels):
             chunk = prepare(self.training.objective, self._losses.model, batches, rows, tasks, data)
             end = 0
-            for step in steps:
-                count = active[step]
-                now = slice(end, end + count)
-                end += count
-                self._step(
-                    _first(params, count),
-                    _first(state, count),
-                    sums[:count],
-                    chunk.inputs[now],
-                    chunk.targets[now],
-                    chunk.mask[now],
-                    chunk.valid[now],
-                    chunk.keys[now],
-                    tensors["positives"][:count],
-                    tensors["negatives"][:count],
-                    tensors["progress"][:count],
-                    rate,
-                )
+            with record_function("mtl/local steps"):
+                for step in steps:
+                    count = active[step]
+                    now = slice(end, end + count)
+                    end += count
+                    self._step(
+                        _first(params, count),
+                        _first(state, count),
+                        sums[:count],
+                        chunk.inputs[now],
+                        chunk.targets[now],
+                        chunk.mask[now],
+                        chunk.valid[now],
+                        chunk.keys[now],
+                        tensors["positives"][:count],
+                        tensors["negatives"][:count],
+                        tensors["progress"][:count],
+                        rate,
+                    )
         return params, algorithm.final(params, start), sums
 
     @torch.no_grad()

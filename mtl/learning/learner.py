@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor
+from torch.profiler import record_function
 
 from mtl.data.federated_data import FederatedData
 from mtl.metrics import Metrics, evaluate_scores
@@ -95,6 +96,7 @@ class Learner(LightningModule):
         training = statistics.median(end - start for start, end in self.spans)
         return statistics.median(whole), max(1 - training / statistics.median(whole), 0.0)
 
+    @record_function("mtl/log")
     def read_rounds(self) -> None:
         """Log the rounds that have not been read from the device yet. Raises `Diverged` where one went wrong."""
         unread, self._unread = self._unread, []

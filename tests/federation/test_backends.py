@@ -314,7 +314,7 @@ def test_auto_takes_the_faster_one_and_says_why(caplog: pytest.LogCaptureFixture
     data = uneven([4, 2], 0)
     with caplog.at_level(logging.INFO), pytest.MonkeyPatch.context() as patch:
         patch.setattr("mtl.federation.auto.LoopBackend", Slow)
-        three_rounds(lambda training: AutoBackend(training, num_rounds=3, compile="false"), data, model_of("flat", data))
+        three_rounds(lambda training: AutoBackend(training, num_rounds=3, compile="never"), data, model_of("flat", data))
     assert [record.message[:15] for record in caplog.records] == ["backend: vmap ("]
     assert "a round of 2 clients would take: loop " in caplog.text
 
@@ -324,7 +324,7 @@ def test_wrong_engines_are_refused() -> None:
     training = Training(model_of("flat", data), Objective(FACES, Normalise()), LocalSGD(), LocalWork(), seed=0)
     with pytest.raises(ValueError, match=r"engine.backend must be one of auto, loop, vmap, compiled, got ray"):
         make_backend("ray", training, num_rounds=1)
-    with pytest.raises(ValueError, match=r"engine.compile must be one of auto, true, false, got maybe"):
+    with pytest.raises(ValueError, match=r"engine.compile must be one of auto, always, never, got maybe"):
         make_backend("vmap", training, num_rounds=1, compile="maybe")
     with pytest.raises(ValueError, match=r"engine.block must be >= 1, got 0"):
         make_backend("vmap", training, num_rounds=1, block=0)

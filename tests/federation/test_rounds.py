@@ -1,5 +1,8 @@
 import copy
+import math
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -231,3 +234,50 @@ def test_the_mean_loss_per_image_is_logged_apart(federation: FederatedData) -> N
         targets, tasks = federation.targets[held], federation.assignment[client]
         assert torch.allclose(logs[0].losses[0, tasks], (positive * targets).mean(0)[tasks], atol=1e-5)
         assert torch.allclose(logs[0].losses[1, tasks], (negative * ~targets).mean(0)[tasks], atol=1e-5)
+
+
+def bank_of(keep: str, num_clients: int, folder: Path | None = None, memory: float = math.inf) -> tuple[Bank, Params]:
+    params = {"trunk.w": torch.arange(3.0), "heads.w": torch.arange(8.0).view(4, 2)}
+    assignment = torch.zeros(num_clients, 4, dtype=torch.bool)
+    assignment[torch.arange(num_clients), torch.arange(num_clients) % 4] = True
+    assignment[0] = True
+    return Bank(keep, params, assignment, folder=folder, memory=memory), params
+
+
+@pytest.mark.parametrize("keep", ["heads", "all"])
+def test_what_stays_lies_in_a_file_beyond_a_size_and_is_the_same(keep: str, tmp_path: Path) -> None:
+    in_memory, params = bank_of(keep, 6)
+    in_file, _ = bank_of(keep, 6, tmp_path / "bank", memory=10)
+    assert in_memory.folder is None
+    assert in_file.folder == tmp_path / "bank"
+    rng = torch.Generator().manual_seed(0)
+    own = {name: torch.randn(2, *value.shape, generator=rng) for name, value in params.items()}
+    for bank in (in_memory, in_file):
+        bank.store([4, 0], own)
+        assert bank.trained() == [0, 4]
+        loaded = bank.load([0, 1, 4], params)
+        assert torch.equal(loaded["heads.w"][0], own["heads.w"][1])  # client 0 trains every subtask
+        assert torch.equal(loaded["heads.w"][1], params["heads.w"])  # client 1 never trained
+        assert torch.equal(loaded["heads.w"][2, 0], own["heads.w"][0, 0])  # client 4 trains subtask 0 alone
+        assert torch.equal(loaded["heads.w"][2, 1:], params["heads.w"][1:])
+        expected = own["trunk.w"][[1]] if keep == "all" else params["trunk.w"][None]
+        assert torch.equal(loaded["trunk.w"][:1], expected)
+    assert_equal(in_memory.state_dict(), in_file.state_dict())
+    fresh, _ = bank_of(keep, 6)
+    fresh.load_state_dict(in_file.state_dict())
+    assert_equal(fresh.load([0, 1, 4], params), in_file.load([0, 1, 4], params))
+
+
+def test_a_hundred_thousand_clients_take_memory_only_where_they_have_trained() -> None:
+    bank, params = bank_of("heads", 100_000)
+    assert bank.num_bytes == (100_000 + 3) * 2 * 4
+    bank.store([70_000], {name: value[None] + 1 for name, value in params.items()})
+    state = bank.state_dict()
+    assert state["clients"].tolist() == [70_000]
+    assert state["heads.w"].shape == (1, 2)
+
+
+def test_too_little_disk_for_what_stays_is_told_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=100))
+    with pytest.raises(OSError, match=r"bank must have 4800000 bytes free for what stays on the clients, and it has 100"):
+        bank_of("heads", 600_000 - 3, tmp_path / "bank", memory=10)

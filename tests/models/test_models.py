@@ -6,7 +6,7 @@ from mtl.losses.bce import BCE
 from mtl.models import cnn, heads
 from mtl.models.hard_sharing import HardSharing, is_head
 
-TRUNKS = [cnn.small_cnn, cnn.classic_cnn, cnn.separable_cnn, cnn.flat]
+TRUNKS = [cnn.small_cnn, cnn.classic_cnn, cnn.separable_cnn, cnn.lenet, cnn.flat]
 
 
 @pytest.mark.parametrize("make", TRUNKS)
@@ -20,6 +20,12 @@ def test_classic_cnn_has_the_published_number_of_parameters() -> None:
     trunk = cnn.classic_cnn((3, 32, 32))
     model = HardSharing(trunk, heads.LinearHeads(trunk.width, 10), BCE(10))
     assert sum(value.numel() for value in model.params().values()) == 1_626_442  # pfl-research's CIFAR-10 network
+
+
+def test_lenet_has_the_published_number_of_parameters() -> None:
+    model = HardSharing(cnn.lenet((3, 32, 32)), heads.LinearHeads(84, 10), BCE(10))
+    # By hand: (3 25 + 1) 6 + (6 25 + 1) 16 + (400 + 1) 120 + (120 + 1) 84 + (84 + 1) 10.
+    assert sum(value.numel() for value in model.params().values()) == 456 + 2416 + 48120 + 10164 + 850 == 62_006
 
 
 def test_depthwise_separable_block_has_the_parameters_counted_by_hand() -> None:
