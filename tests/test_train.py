@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 from mtl.configs import DEFAULTS, PARTIAL, WHOLE, compose
+from mtl.federation.auto import AutoBackend
 from mtl.learning.checkpoints import CheckpointError, read_checkpoint
 from mtl.models.cnn import ImageShape, Trunk
 from mtl.models.norm import Norm
@@ -98,7 +99,7 @@ def test_the_modes_make_the_same_number_of_gradient_steps(class_folders: Path, t
         ["mode=centralised"],
         ["mode=centralised", "trunk=classic_cnn"],
         ["mode=federated", "engine.backend=vmap", "trunk=classic_cnn", "keep=heads", "sampling.dropout=0.4"],
-        ["mode=federated", "engine.backend=auto", "engine.compile=never", "tracking.log_every=3"],
+        ["mode=federated", "tracking.log_every=3"],
     ],
     ids="-".join,
 )
@@ -113,6 +114,19 @@ def test_a_resumed_run_ends_as_one_never_interrupted(class_folders: Path, tmp_pa
     resumed = train(config, cut)
     assert without_time(resumed) == without_time(whole)
     assert numbers(cut) == numbers(tmp_path / "whole")
+
+
+def test_a_resumed_run_keeps_the_backend_that_auto_took(
+    class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(small(class_folders, "engine.backend=vmap"), tmp_path / "whole")
+    config = small(class_folders, "engine.backend=auto")
+    monkeypatch.setattr(AutoBackend, "_choose", lambda *_: ("vmap", "said by the test"))
+    kill_after(config, tmp_path / "cut", rounds=2)
+    monkeypatch.setattr(AutoBackend, "_choose", lambda *_: ("loop", "chosen again"))
+    config.resume = True
+    assert without_time(train(config, tmp_path / "cut")) == without_time(whole)
+    assert numbers(tmp_path / "cut") == numbers(tmp_path / "whole")
 
 
 def kill_after(config: DictConfig, run_dir: Path, *, rounds: int) -> None:
