@@ -34,7 +34,7 @@ class KeyedDropout(nn.Module):
         bits = random_bits(self.key, self._places(inputs))
         # Signed bits are uniform in [-2^31, 2^31).
         kept = bits >= round(self.p * 2**32) - 2**31
-        return torch.where(kept, inputs / (1 - self.p), 0.0)
+        return inputs * (kept.to(inputs.dtype) / (1 - self.p))
 
     def _places(self, inputs: Tensor) -> Tensor:
         if self.channels:
