@@ -70,8 +70,12 @@ def train(config: DictConfig, run_dir: Path) -> Metrics:
 
 
 def _train(config: DictConfig, plain: dict[str, Any], run_dir: Path, ranks: Ranks) -> Metrics:
+    here, machines = config.trainer.devices, config.trainer.num_nodes
+    if ranks.count != here * machines:
+        raise ValueError(
+            f"trainer.devices={here} times trainer.num_nodes={machines} must be the {ranks.count} processes that were started"
+        )
     if config.trainer.threads or ranks.count > 1:
-        here = config.trainer.devices
         torch.set_num_threads(config.trainer.threads or max((os.cpu_count() or 1) // here, 1))
     data = build_data(config)
     # Every rank works for the one run directory of the first.

@@ -114,7 +114,7 @@ def test_what_a_rank_finds_wrong_is_raised(class_folders: Path, tmp_path: Path) 
     assert not ranks_alive()
 
 
-def test_ranks_that_cannot_be_are_refused(class_folders: Path, tmp_path: Path) -> None:
+def test_ranks_that_cannot_be_are_refused(class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for overrides, message in (
         (["mode=centralised", "trainer.devices=2"], r"mode=centralised trains on one device: trainer.devices must be 1, got 2"),
         (["trainer.num_nodes=2"], r"trainer.num_nodes=2 needs torchrun or Slurm"),
@@ -122,6 +122,15 @@ def test_ranks_that_cannot_be_are_refused(class_folders: Path, tmp_path: Path) -
     ):
         with pytest.raises(ValueError, match=message):
             train(small(class_folders, *overrides), tmp_path / "run")
+    ranks = Ranks()
+    ranks.count = 4  # as torchrun --nproc-per-node=4 would have it
+    monkeypatch.setattr("mtl.train.inside_rank", lambda: True)
+    monkeypatch.setattr("mtl.train.joined", lambda accelerator: contextlib.nullcontext(ranks))
+    with pytest.raises(
+        ValueError, match=r"trainer.devices=2 times trainer.num_nodes=1 must be the 4 processes that were started"
+    ):
+        train(small(class_folders, "trainer.devices=2"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_ranks_that_see_different_data_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
