@@ -5,26 +5,29 @@
 
 Liu et al., "Conflict-Averse Gradient Descent for Multi-task Learning", NeurIPS 2021, algorithm 1.
 
-Solved exactly: since |g_w| = min_r (|g_w|^2 / r + r) / 2, the weights for a given r are those of the shortest vector in the hull
-of the gradients shifted by r / c times the direction of g_0, and r is where |g_w| = r, a root of one monotone function of one
-variable. Weights sum to 1 + c |g_0| / |g_w|. Departures: not divided by 1 + c^2 as in the authors' code for networks, nor by 1 +
-c as in that for their toy; where |g_w| vanishes (c >= 1 at a Pareto-stationary point) the best update is none, and the weights
-are 0.
+Solved exactly: since |g_w| = min_r (|g_w|^2 / r + r) / 2, the weights for a given r are those of the shortest vector in the hull of
+the gradients shifted by r / c times the direction of g_0, and r is where |g_w| = r, the root of a function of one variable
+that changes sign once.
+
+Weights sum to 1 + c |g_0| / r. Where |g_w| vanishes r stays above 1e-6 of the gradients' size: weights grow, and the update
+J^T a tends to the best one, which is none for c >= 1 at a Pareto-stationary point. Departures: not divided by 1 + c^2 as in the
+authors' code for networks, nor by 1 + c as in that for their toy.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mtl.balancing.active import count
+from mtl.balancing.active import count, only_active
 from mtl.balancing.contract import Balancer, State
 from mtl.balancing.gramian import mean_square, restrict, rounding
 from mtl.balancing.mgda import shortest_in_hull
 
-SMALLEST = 1e-8
-ROOT_STEPS = 60
-TOLERANCE = 1e-11
+SMALLEST = 1e-6
+ROOT_STEPS = 50
+TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -43,45 +46,50 @@ class CAGrad(Balancer):
         assert gramian is not None
         square = restrict(gramian, active)
         square = square / mean_square(square, active)
+        square = square + torch.diag_embed(rounding(gramian) * square.diagonal(dim1=-2, dim2=-1))
         mean = active / count(active).double()
         toward_mean = (square @ mean[..., None]).squeeze(-1)
         mean_length = (mean * toward_mean).sum(-1, keepdim=True).clamp_min(0).sqrt()
         along = torch.where(mean_length > 0, toward_mean / mean_length, 0)
-        worst, length = self._worst_off(square, along, mean_length > 0, active, rounding(gramian))
-        added = torch.where(length > 0, self.c * mean_length / length, 0)
-        vanished = (length <= 10 * SMALLEST) & (mean_length > 0)
-        return torch.where(vanished, 0, mean + added * worst).to(losses.dtype), state
+        worst, radius = self._worst_off(square, along, mean_length > 0, active)
+        return (mean + self.c * mean_length / radius * worst).to(losses.dtype), state
 
-    def _worst_off(self, square: Tensor, along: Tensor, has_mean: Tensor, active: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-        """The weights w [..., T] and |g_w| [..., 1]. `along`: component of each gradient along g_0, [..., T].
+    def _worst_off(self, square: Tensor, along: Tensor, has_mean: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
+        """The weights w [..., T] and r [..., 1], |g_w| or SMALLEST. `along`: component of each gradient along g_0, [..., T].
 
-        Illinois' false position on log(|g_w| / r) over log r, which falls with slope -1 where the weights do not change.
+        While the tasks with weight stay the same, the root has a closed form: it is tried first, and the middle of what is left of
+        the bracket where it is outside.
         """
-        free = torch.zeros_like(active)
-
-        def excess(radius: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            nonlocal free
+        low = torch.full_like(along[..., :1], math.log(SMALLEST))
+        high = square.diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True).log().div(2).clamp_min(math.log(SMALLEST))
+        free = active
+        radius = high.exp()
+        for _ in range(ROOT_STEPS):
             shift = radius / self.c
             slope = (shift * along)[..., :, None]
-            shifted = square + slope + slope.mT + (shift**2 * has_mean)[..., None]
-            weights, free = shortest_in_hull(restrict(shifted, active), active, ridge, free)
+            shifted = restrict(square + slope + slope.mT + (shift**2 * has_mean)[..., None], active)
+            weights, free = shortest_in_hull(shifted, active, 0.0, free)
             length = (weights * (square @ weights[..., None]).squeeze(-1)).sum(-1, keepdim=True).clamp_min(0).sqrt()
-            return (length.clamp_min(SMALLEST) / radius).log(), weights, length
-
-        high = square.diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True).clamp_min(SMALLEST**2).sqrt()
-        low = torch.full_like(high, SMALLEST)
-        at_low, _, _ = excess(low)
-        at_high, weights, length = excess(high)
-        low, high = low.log(), high.log()
-        side = torch.zeros_like(high)
-        for _ in range(ROOT_STEPS):
-            part = at_low / (at_low - at_high)
-            middle = low + (high - low) * torch.where(part.isfinite(), part, 0)
-            value, weights, length = excess(middle.exp())
-            if (value.abs() < TOLERANCE).all():
+            excess = (length.clamp_min(SMALLEST) / radius).log()
+            if ((excess.abs() < TOLERANCE) | (radius < 1.001 * SMALLEST)).all():
                 break
-            above = value > 0
-            again = torch.where(value.sign() == side, 0.5, 1.0)
-            at_low, at_high = torch.where(above, value, at_low * again), torch.where(above, at_high * again, value)
-            low, high, side = torch.where(above, middle, low), torch.where(above, high, middle), value.sign()
-        return weights, length
+            low = torch.where(excess > 0, radius.log(), low)
+            high = torch.where(excess > 0, high, radius.log())
+            guess = self._root(square, along, free)
+            inside = (guess >= low) & (guess <= high)
+            radius = torch.where(inside, guess, (low + high) / 2).exp()
+        return weights, radius
+
+    def _root(self, square: Tensor, along: Tensor, free: Tensor) -> Tensor:
+        """log |g_w| [..., 1] at the optimum if the tasks with weight are the free ones: g_w . g_i c / |g_w| + along_i = nu for these.
+
+        Solved for nu by |g_w| = 1 up to scale, then for the scale by sum w = 1; not finite where these tasks have no optimum.
+        """
+        matrix = restrict(square, free)
+        matrix = matrix + torch.diag_embed(torch.where(free, 1e-13, 1.0))
+        sides = torch.stack([free.double(), only_active(along, free)], -1)
+        factor, _ = torch.linalg.cholesky_ex(matrix)
+        product = sides.mT @ torch.cholesky_solve(sides, factor)
+        one, mixed, mean = product[..., 0, 0], product[..., 0, 1], product[..., 1, 1]
+        discriminant = mixed**2 - one * (mean - self.c**2)
+        return (self.c / discriminant.sqrt()).log()[..., None]

@@ -26,5 +26,5 @@ def project_to_dual_cone(wanted: Tensor, gramian: Tensor, active: Tensor) -> Ten
     unit = offset.abs().amax(-1, keepdim=True)
     unit = torch.where(unit > 0, unit, 1)
     matrix = cosine[..., None, :, :].expand(*offset.shape, -1)
-    added, _ = solve_complementarity(matrix, offset / unit, torch.zeros_like(offset, dtype=torch.bool))
+    added, _ = solve_complementarity(matrix, offset / unit, offset < 0)
     return wanted + torch.where(norm > 0, added * unit / norm, 0)

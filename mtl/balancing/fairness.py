@@ -43,7 +43,7 @@ def solve_fairness(gramian: Tensor, active: Tensor, *, alpha: float, start: Tens
         tried = log_b[..., None, :] + lengths[:, None] * step[..., None, :]
         best = objective(tried, cosine, gain[..., None, :] * there[..., None, :], power).argmin(-1)
         log_b = tried.take_along_dim(best[..., None, None], -2).squeeze(-2)
-    scale = torch.where(there, log_b - log_norm - unit * (power - 1) / (power + 1), 0)
+    scale = torch.where(there, log_b - log_norm + unit * (power - 1) / (power + 1), 0)
     return torch.where(there, scale.exp(), 0), log_b
 
 

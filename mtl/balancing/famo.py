@@ -52,7 +52,7 @@ class FAMO(Balancer):
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
         above = height(losses, state["bounds"], active)
         weights = share(softmax(state["logits"], active) / above, active)
-        return weights, state | {"logs": above.log()}
+        return weights, state | {"logs": torch.where(active, above.log(), state["logs"])}
 
     def observe(self, state: State, losses: Tensor, active: Tensor) -> State:
         """losses, active: [..., T] of the batch that `weigh` saw last."""

@@ -5,7 +5,7 @@
     c^ <- (1 - beta) c^ + beta c
 
 Wang et al., "Gradient Vaccine: Investigating and Improving Multi-task Optimization in Massively Multilingual Models", ICLR 2021,
-algorithm 1. Targets start at 0, where this is PCGrad. Rows are moved side by side on the Gramian, as in `pcgrad`. Departures: one
+algorithm 1. Targets start at 0, where this is PCGrad. Rows are moved side by side on the cosines, as in `pcgrad`. Departures: one
 target per pair of tasks and not per layer. Weights sum to T or more.
 """
 
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from mtl.balancing.contract import Balancer, State
-from mtl.balancing.gramian import mean_square, norms, restrict
-from mtl.balancing.pcgrad import visited_rows
+from mtl.balancing.gramian import cosines, restrict
+from mtl.balancing.pcgrad import sum_of_rows, visiting_order, visits
 
 SMALLEST = 1e-12
 
@@ -41,31 +41,30 @@ class GradVac(Balancer):
         return (num_tasks, num_tasks)
 
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
-        """draw: [..., T, T]; row i is visited in the order of its numbers."""
+        """draw: [..., T, T]; row i visits the others in the order of its numbers."""
         assert gramian is not None
-        square = restrict(gramian, active)
-        square = square / mean_square(square, active)
-        order = draw.argsort(-1)
-        rows = visited_rows(square, order)
-        own = torch.arange(square.shape[-1], device=square.device)[:, None] == order
-        length = norms(square)[..., None, :].expand_as(square).gather(-1, order)
-        targets = state["targets"].double().gather(-1, order)
-        there = ~own & (length > 0) & active[..., :, None]
-        dots, moved = square.clone(), norms(square)[..., None] ** 2
-        added, cosines = [], []
-        for step in range(square.shape[-1]):
-            j = order[..., step : step + 1]
-            here, norm_j, target = (x[..., step : step + 1] for x in (there, length, targets))
-            dot, norm_i = dots.gather(-1, j), moved.clamp_min(0).sqrt()
-            cosine = (dot / (norm_i * norm_j).clamp_min(SMALLEST)).clamp(-1, 1)
-            sine, target_sine = (1 - cosine**2).sqrt(), (1 - target**2).clamp_min(0).sqrt()
-            amount = norm_i * (target * sine - cosine * target_sine) / (norm_j * target_sine).clamp_min(SMALLEST)
-            amount = torch.where(here & (cosine < target), amount, 0)
-            dots = dots + amount * rows[..., step, :, :]
-            moved = moved + amount * (2 * dot + amount * norm_j**2)
+        cosine, norm = cosines(restrict(gramian, active))
+        order = visiting_order(draw)
+        there = norm > 0
+        pair = there[..., :, None] & there[..., None, :]
+        targets = state["targets"].double()
+        # With s the length of the part of g_i' across g_j, the target asks for a part along g_j of at least cot s.
+        cot = (
+            torch.where(pair, targets / (1 - targets**2).clamp_min(SMALLEST).sqrt(), 0).gather(-1, order).unsqueeze(-1).unbind(-2)
+        )
+        dots, square = cosine.clone(), there[..., None].double()
+        added, before = [], []
+        for (visited, rows), wanted in zip(visits(cosine, order), cot, strict=True):
+            along = dots.gather(-1, visited)
+            across = torch.addcmul(square, along, along, value=-1).clamp_min_(0).sqrt_()
+            amount = (wanted * across).sub_(along).clamp_min_(0)
+            before.append(along / square.clamp_min(SMALLEST).sqrt())
             added.append(amount)
-            cosines.append(torch.where(here, cosine, target))
-        weights = active.double().scatter_add(-1, order.flatten(-2), torch.cat(added, -1).flatten(-2))
-        seen = torch.lerp(targets, torch.cat(cosines, -1), self.beta)
-        seen = torch.zeros_like(square).scatter(-1, order, seen).to(state["targets"].dtype)
-        return weights.to(losses.dtype), {"targets": seen}
+            square = square + amount * (2 * along + amount)
+            dots.addcmul_(amount, rows)
+        if added:
+            met = torch.zeros_like(cosine).scatter(-1, order, torch.cat(before, -1))
+            others = pair & ~torch.eye(norm.shape[-1], dtype=torch.bool, device=norm.device)
+            targets = torch.where(others, torch.lerp(targets, met.clamp(-1, 1), self.beta), targets)
+        weights = sum_of_rows(order, added, norm, active)
+        return weights.to(losses.dtype), {"targets": targets.to(state["targets"].dtype)}

@@ -49,7 +49,7 @@ class MGDA(Balancer):
             divisor = divisor * only_active(losses, active).abs()
         inverse = torch.where(divisor > 0, 1 / divisor, 1)
         square = square * inverse[..., :, None] * inverse[..., None, :]
-        weights, _ = shortest_in_hull(square, active, rounding(gramian), torch.zeros_like(active))
+        weights, _ = shortest_in_hull(square, active, rounding(gramian), active)
         return weights.to(losses.dtype), state
 
 
