@@ -82,7 +82,7 @@ def test_mgda_is_at_least_as_short_as_by_frank_wolfe(num_tasks: int, num_coordin
     found, expected = direction(MGDA(), gradients), jd.MGDA(epsilon=1e-6, max_iters=3_000)(gradients)
     assert found.norm() <= expected.norm() * (1 + 1e-12)
     # Frank-Wolfe is slow at the end.
-    assert (found - expected).norm() < 1e-2 * expected.norm()
+    assert (found - expected).norm() < 3e-2 * expected.norm()
 
 
 # With twelve tasks torchjd's solver gives up, far from |J^T a| = sqrt(T).
