@@ -123,6 +123,7 @@ def evaluate(points: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     return unit * (logarithm * upper + bowl * lower), unit[:, None] * torch.stack([by_x1, by_x2], -1)
 
 
+@torch.inference_mode()
 def run(setting: Setting, *, steps: int | None = None) -> Tensor:
     """The trajectories, [kept, methods, starts, 2], every KEEP_EVERY steps and at the end."""
     points = torch.tensor(setting.starts, dtype=torch.float64).repeat(len(setting.methods), 1, 1)

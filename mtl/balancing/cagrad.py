@@ -27,7 +27,7 @@ from mtl.balancing.mgda import shortest_in_hull
 
 SMALLEST = 1e-6
 ROOT_STEPS = 50
-TOLERANCE = 1e-9
+TOLERANCE = 1e-8
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class CAGrad(Balancer):
         Solved for nu by |g_w| = 1 up to scale, then for the scale by sum w = 1; not finite where these tasks have no optimum.
         """
         matrix = restrict(square, free)
-        matrix = matrix + torch.diag_embed(torch.where(free, 1e-13, 1.0))
+        matrix = matrix + torch.diag_embed((matrix.diagonal(dim1=-2, dim2=-1) == 0).double())
         sides = torch.stack([free.double(), only_active(along, free)], -1)
         factor, _ = torch.linalg.cholesky_ex(matrix)
         product = sides.mT @ torch.cholesky_solve(sides, factor)

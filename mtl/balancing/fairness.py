@@ -11,7 +11,7 @@ from torch import Tensor
 from mtl.balancing.gramian import cosines, restrict, rounding
 
 ITERATIONS = 60
-TOLERANCE = 1e-12
+TOLERANCE = 1e-7
 LONGEST = 2.0
 
 
@@ -38,11 +38,14 @@ def solve_fairness(gramian: Tensor, active: Tensor, *, alpha: float, start: Tens
         factor, _ = torch.linalg.cholesky_ex(cosine + torch.diag_embed(power * pull / b))
         step = -torch.cholesky_solve(slope[..., None], factor).squeeze(-1) / b
         step = torch.where(there, step, 0).clamp(-LONGEST, LONGEST)
-        if (step.abs() < TOLERANCE).all():
-            break
         tried = log_b[..., None, :] + lengths[:, None] * step[..., None, :]
         best = objective(tried, cosine, gain[..., None, :] * there[..., None, :], power).argmin(-1)
+        # Close to the minimum the objective no longer tells lengths apart; a whole step is right there, and its error squared.
+        largest = step.abs().amax(-1)
+        best = torch.where(largest < 0.1, 0, best)
         log_b = tried.take_along_dim(best[..., None, None], -2).squeeze(-2)
+        if (largest < TOLERANCE).all():
+            break
     scale = torch.where(there, log_b - log_norm + unit * (power - 1) / (power + 1), 0)
     return torch.where(there, scale.exp(), 0), log_b
 
