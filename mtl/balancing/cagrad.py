@@ -51,24 +51,24 @@ class CAGrad(Balancer):
         toward_mean = (square @ mean[..., None]).squeeze(-1)
         mean_length = (mean * toward_mean).sum(-1, keepdim=True).clamp_min(0).sqrt()
         along = torch.where(mean_length > 0, toward_mean / mean_length, 0)
-        worst, radius = self._worst_off(square, along, mean_length > 0, active)
+        worst, radius = self._worst_off(square, along, active.double())
         return (mean + self.c * mean_length / radius * worst).to(losses.dtype), state
 
-    def _worst_off(self, square: Tensor, along: Tensor, has_mean: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
-        """The weights w [..., T] and r [..., 1], |g_w| or SMALLEST. `along`: component of each gradient along g_0, [..., T].
+    def _worst_off(self, square: Tensor, along: Tensor, one: Tensor) -> tuple[Tensor, Tensor]:
+        """The weights w [..., T] and r [..., 1], |g_w| or SMALLEST. along: component of each gradient along g_0, [..., T]; one: 1 for
+        the active tasks, 0 elsewhere, [..., T].
 
         While the tasks with weight stay the same, the root has a closed form: it is tried first, and the middle of what is left of
         the bracket where it is outside.
         """
         low = torch.full_like(along[..., :1], math.log(SMALLEST))
         high = square.diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True).log().div(2).clamp_min(math.log(SMALLEST))
-        free = active
-        radius = high.exp()
+        radius, free = high.exp(), one > 0
+        tilt, pairs = along[..., :, None] * one[..., None, :], one[..., :, None] * one[..., None, :]
+        tilt = tilt + tilt.mT
         for _ in range(ROOT_STEPS):
-            shift = radius / self.c
-            slope = (shift * along)[..., :, None]
-            shifted = restrict(square + slope + slope.mT + (shift**2 * has_mean)[..., None], active)
-            weights, free = shortest_in_hull(shifted, active, 0.0, free)
+            shift = (radius / self.c)[..., None]
+            weights, free = shortest_in_hull(square + shift * (tilt + shift * pairs), one, free)
             length = (weights * (square @ weights[..., None]).squeeze(-1)).sum(-1, keepdim=True).clamp_min(0).sqrt()
             excess = (length.clamp_min(SMALLEST) / radius).log()
             if ((excess.abs() < TOLERANCE) | (radius < 1.001 * SMALLEST)).all():

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from mtl.balancing.active import only_active, share
+from mtl.balancing.active import only_active
 from mtl.balancing.complementarity import solve_complementarity
 from mtl.balancing.contract import Balancer, State
 from mtl.balancing.gramian import mean_square, norms, restrict, rounding
@@ -49,17 +49,17 @@ class MGDA(Balancer):
             divisor = divisor * only_active(losses, active).abs()
         inverse = torch.where(divisor > 0, 1 / divisor, 1)
         square = square * inverse[..., :, None] * inverse[..., None, :]
-        weights, _ = shortest_in_hull(square, active, rounding(gramian), active)
+        square = square / mean_square(square, active)
+        square = square + torch.diag_embed(rounding(gramian) * square.diagonal(dim1=-2, dim2=-1))
+        weights, _ = shortest_in_hull(square, active.double(), active)
         return weights.to(losses.dtype), state
 
 
-def shortest_in_hull(square: Tensor, active: Tensor, ridge: float, free: Tensor) -> tuple[Tensor, Tensor]:
-    """square: a Gramian, float64 [..., T, T]; active: bool [..., T]; ridge: relative, keeps a singular Gramian solvable;
-    free: bool [..., T], a guess of the tasks with weight. Returns weights [..., T] that sum to 1 over the active tasks, and the tasks
-    with weight.
+def shortest_in_hull(square: Tensor, one: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
+    """square: a Gramian of gradients about 1 long, float64 [..., T, T]; one: 1 for the active tasks, 0 elsewhere, [..., T];
+    free: bool [..., T], a guess of the tasks with weight.
+
+    Returns weights [..., T] that sum to 1 over the active tasks, and the tasks with weight.
     """
-    square = square / mean_square(square, active)
-    square = square + torch.diag_embed(ridge * square.diagonal(dim1=-2, dim2=-1))
-    one = active.double()
     x, free = solve_complementarity(square + one[..., :, None] * one[..., None, :], -one, free)
-    return share(x, active), free
+    return x / x.sum(-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny), free
