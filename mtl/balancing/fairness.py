@@ -12,6 +12,7 @@ from mtl.balancing.gramian import cosines, restrict, rounding
 
 ITERATIONS = 60
 TOLERANCE = 1e-7
+NEAR = 0.1
 LONGEST = 2.0
 
 
@@ -31,6 +32,8 @@ def solve_fairness(gramian: Tensor, active: Tensor, *, alpha: float, start: Tens
     gain = (torch.where(there, log_norm - unit, 0) * (power - 1)).exp()
     log_b = torch.where(there, start.double(), 0)
     lengths = torch.tensor([1.0, 0.5, 0.25, 0.1, 0.03], dtype=norm.dtype, device=norm.device)
+    last = torch.full_like(unit, torch.inf)
+    done = torch.zeros_like(unit, dtype=torch.bool)
     for _ in range(ITERATIONS):
         b = log_b.exp()
         pull = gain * b**-power
@@ -40,12 +43,15 @@ def solve_fairness(gramian: Tensor, active: Tensor, *, alpha: float, start: Tens
         step = torch.where(there, step, 0).clamp(-LONGEST, LONGEST)
         tried = log_b[..., None, :] + lengths[:, None] * step[..., None, :]
         best = objective(tried, cosine, gain[..., None, :] * there[..., None, :], power).argmin(-1)
-        # Close to the minimum the objective no longer tells lengths apart; a whole step is right there, and its error squared.
-        largest = step.abs().amax(-1)
-        best = torch.where(largest < 0.1, 0, best)
-        log_b = tried.take_along_dim(best[..., None, None], -2).squeeze(-2)
-        if (largest < TOLERANCE).all():
+        # Close to the minimum the objective no longer tells lengths apart: a whole step is right there, and its error squared. One
+        # that is not then much shorter than the last is rounding, as near opposite gradients.
+        largest = step.abs().amax(-1, keepdim=True)
+        best = torch.where(largest < NEAR, 0, best[..., None])
+        log_b = torch.where(done, log_b, tried.take_along_dim(best[..., None], -2).squeeze(-2))
+        done = done | (largest < TOLERANCE) | ((last < NEAR) & (largest > last / 2))
+        if done.all():
             break
+        last = largest
     scale = torch.where(there, log_b - log_norm + unit * (power - 1) / (power + 1), 0)
     return torch.where(there, scale.exp(), 0), log_b
 
