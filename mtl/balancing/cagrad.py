@@ -71,13 +71,18 @@ class CAGrad(Balancer):
             weights, free = shortest_in_hull(square + shift * (tilt + shift * pairs), one, free)
             length = (weights * (square @ weights[..., None]).squeeze(-1)).sum(-1, keepdim=True).clamp_min(0).sqrt()
             excess = (length.clamp_min(SMALLEST) / radius).log()
-            if ((excess.abs() < TOLERANCE) | (radius < 1.001 * SMALLEST)).all():
+            done = (excess.abs() < TOLERANCE) | (radius < 1.001 * SMALLEST)
+            if done.all():
                 break
-            low = torch.where(excess > 0, radius.log(), low)
-            high = torch.where(excess > 0, high, radius.log())
-            guess = self._root(square, along, free)
-            inside = (guess >= low) & (guess <= high)
-            radius = torch.where(inside, guess, (low + high) / 2).exp()
+            at = radius.log()
+            low, high = torch.where(excess > 0, at, low), torch.where(excess > 0, high, at)
+            guess = self._root(square, along, free).clamp_min(math.log(SMALLEST))
+            # Where rounding keeps |g_w| from r the closed form comes back to the same r: that is as good as it gets.
+            done = done | ((guess - at).abs() < TOLERANCE)
+            if done.all():
+                break
+            guess = torch.where((guess >= low) & (guess <= high), guess, (low + high) / 2)
+            radius = torch.where(done, radius, guess.exp())
         return weights, radius
 
     def _root(self, square: Tensor, along: Tensor, free: Tensor) -> Tensor:
