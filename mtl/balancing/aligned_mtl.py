@@ -1,0 +1,49 @@
+"""Aligned-MTL: gradients turned and scaled to be orthogonal and equally long.
+
+    a = sqrt(l_min) V L^(-1/2) V^T p,    p = (1 / T, ..., 1 / T),    G = V L V^T
+
+Senushkin et al., "Independent Component Alignment for Multi-Task Learning", CVPR 2023, algorithm 1, with the smallest non-zero
+eigenvalue, so that the update is as long as the weakest component. Departures: the authors' code sums (p = 1); with no gradient
+at all, a = p.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from mtl.balancing.active import count
+from mtl.balancing.contract import Balancer, State
+from mtl.balancing.eigen import significant
+from mtl.balancing.gramian import restrict, rounding
+
+Scale = Literal["min", "median", "mean"]
+
+
+@dataclass(frozen=True)
+class AlignedMTL(Balancer):
+    """scale: the eigenvalue that all components get: the smallest non-zero one (the paper), the median or the mean (its code)."""
+
+    scale: Scale = "min"
+    needs = "gramian"
+    heads = False
+
+    def __post_init__(self) -> None:
+        if self.scale not in get_args(Scale):
+            raise ValueError(f"balancer.scale must be one of {', '.join(get_args(Scale))}, got {self.scale}")
+
+    def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
+        assert gramian is not None
+        square = restrict(gramian, active)
+        preference = active / count(active).double()
+        values, vectors = torch.linalg.eigh(square)
+        kept = significant(values, rounding(gramian))
+        there = torch.where(kept, values, torch.nan)
+        if self.scale == "min":
+            scale = torch.where(kept, values, torch.inf).amin(-1, keepdim=True)
+        else:
+            scale = (there.nanmedian(-1, keepdim=True).values) if self.scale == "median" else there.nanmean(-1, keepdim=True)
+        factors = torch.where(kept, (scale / values).sqrt(), 0)
+        weights = (vectors @ (factors[..., None] * (vectors.mT @ preference[..., None]))).squeeze(-1)
+        return (torch.where(kept.any(-1, keepdim=True), weights, preference) * active).to(losses.dtype), state

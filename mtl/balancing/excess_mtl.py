@@ -1,0 +1,68 @@
+"""ExcessMTL: more weight to the tasks that are further from their optimum, estimated by a diagonal second-order expansion.
+
+    S_i <- S_i + g_i^2        e_i = sum g_i^2 / sqrt(S_i + 1e-7)        w_i ~ w_i exp(step_size e_i / e_i(first))
+
+He et al., "Robust Multi-Task Learning with Excess Risks", ICML 2024, equations 6, 7 and 9. As in the authors' code, the first
+step takes e_i itself. Weights sum to 1 over the active tasks; a step moves weight among them alone. Departure: no warm-up. S is
+as large as all tasks' gradients.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mtl.balancing import active as over
+from mtl.balancing.contract import Balancer, State, weighted_sum
+
+
+@dataclass(frozen=True)
+class ExcessMTL(Balancer):
+    """step_size: of the exponentiated gradient."""
+
+    step_size: float = 0.01
+    needs = "gradients"
+    heads = True
+
+    def __post_init__(self) -> None:
+        if not self.step_size > 0:
+            raise ValueError(f"balancer.step_size must be > 0, got {self.step_size}")
+
+    def init(self, like: Tensor) -> State:
+        """squares: [..., T, P]; log_weights: [..., T]; first: [..., T], the excess at a task's first step, -1 before it."""
+        tasks = like[..., 0]
+        return {
+            "squares": torch.zeros_like(like),
+            "log_weights": torch.zeros_like(tasks),
+            "first": torch.full_like(tasks, -1),
+        }
+
+    def combine(
+        self, state: State, losses: Tensor, gradients: Tensor, active: Tensor, draw: Tensor
+    ) -> tuple[Tensor, Tensor, State]:
+        gradients = over.only_active(gradients, active[..., None])
+        square = gradients**2
+        squares = state["squares"] + square
+        excess = (square / (squares + 1e-7).sqrt()).sum(-1)
+        first = state["first"]
+        relative = torch.where(first < 0, excess, excess / (first + 1e-7))
+        before = state["log_weights"]
+        raised = torch.where(active, before + self.step_size * relative, before)
+        # What the active tasks hold together stays theirs.
+        after = raised + log_total(before, active) - log_total(raised, active)
+        weights = over.softmax(raised, active)
+        return (
+            weighted_sum(weights, gradients),
+            weights,
+            {
+                "squares": squares,
+                "log_weights": torch.where(active, after, before),
+                "first": torch.where(active & (first < 0), excess, first),
+            },
+        )
+
+
+def log_total(log_weights: Tensor, active: Tensor) -> Tensor:
+    """The logarithm of the active tasks' summed weights, [..., 1]; 0 if there are none."""
+    total = torch.where(active, log_weights, -torch.inf).logsumexp(-1, keepdim=True)
+    return torch.where(total.isfinite(), total, 0)

@@ -1,0 +1,70 @@
+"""GradVac: gradients are moved until their cosines reach what they usually are.
+
+    for every i, over j in random order, with c the cosine of g_i' and g_j and its target c^:
+    if c < c^:    g_i' <- g_i' + |g_i'| (c^ sqrt(1 - c^2) - c sqrt(1 - c^^2)) / (|g_j| sqrt(1 - c^^2)) g_j
+    c^ <- (1 - beta) c^ + beta c
+
+Wang et al., "Gradient Vaccine: Investigating and Improving Multi-task Optimization in Massively Multilingual Models", ICLR 2021,
+algorithm 1. Targets start at 0, where this is PCGrad. Rows are moved side by side on the cosines, as in `pcgrad`. Departures: one
+target per pair of tasks and not per layer. Weights sum to T or more.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mtl.balancing.contract import Balancer, State
+from mtl.balancing.gramian import cosines, restrict
+from mtl.balancing.pcgrad import sum_of_rows, visiting_order, visits
+
+SMALLEST = 1e-12
+
+
+@dataclass(frozen=True)
+class GradVac(Balancer):
+    """beta: how fast the targets follow."""
+
+    beta: float = 0.01
+    needs = "gramian"
+    heads = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.beta <= 1:
+            raise ValueError(f"balancer.beta must be in [0, 1], got {self.beta}")
+
+    def init(self, like: Tensor) -> State:
+        """targets: [..., T, T], row i for the cosines of the moved g_i with the others."""
+        return {"targets": torch.diag_embed(torch.zeros_like(like))}
+
+    def draw_shape(self, num_tasks: int, num_coordinates: int) -> tuple[int, ...]:
+        return (num_tasks, num_tasks)
+
+    def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
+        """draw: [..., T, T]; row i visits the others in the order of its numbers."""
+        assert gramian is not None
+        cosine, norm = cosines(restrict(gramian, active))
+        order = visiting_order(draw)
+        there = norm > 0
+        pair = there[..., :, None] & there[..., None, :]
+        targets = state["targets"].double()
+        # With s the length of the part of g_i' across g_j, the target asks for a part along g_j of at least cot s.
+        cot = (
+            torch.where(pair, targets / (1 - targets**2).clamp_min(SMALLEST).sqrt(), 0).gather(-1, order).unsqueeze(-1).unbind(-2)
+        )
+        dots, square = cosine.clone(), there[..., None].double()
+        added, before = [], []
+        for (visited, rows), wanted in zip(visits(cosine, order), cot, strict=True):
+            along = dots.gather(-1, visited)
+            across = torch.addcmul(square, along, along, value=-1).clamp_min_(0).sqrt_()
+            amount = (wanted * across).sub_(along).clamp_min_(0)
+            before.append(along / square.clamp_min(SMALLEST).sqrt())
+            added.append(amount)
+            square = square + amount * (2 * along + amount)
+            dots.addcmul_(amount, rows)
+        if added:
+            met = torch.zeros_like(cosine).scatter(-1, order, torch.cat(before, -1))
+            others = pair & ~torch.eye(norm.shape[-1], dtype=torch.bool, device=norm.device)
+            targets = torch.where(others, torch.lerp(targets, met.clamp(-1, 1), self.beta), targets)
+        weights = sum_of_rows(order, added, norm, active)
+        return weights.to(losses.dtype), {"targets": targets.to(state["targets"].dtype)}

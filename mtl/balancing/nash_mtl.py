@@ -1,0 +1,47 @@
+"""Nash-MTL: the update that the tasks would agree on in a bargaining game.
+
+    G a = 1 / a        maximises  sum_i log(g_i . d)  over |d| <= 1, up to length
+
+Navon et al., "Multi-Task Learning as a Bargaining Game", ICML 2022. Then a_i (G a)_i = 1, so that |J^T a| = sqrt(T) whatever the
+gradients, and the authors' clip of the update at `max_norm` 1 always acts: the weights are a / sqrt(T).
+
+Departures: solved on the Gramian by Newton's method, exactly and at every step, instead of by a sequence of cone programs every
+few steps (whose solver is gone from cvxpy 1.6 on); the clip scales the weights, so that heads that get them are scaled as well,
+whereas the authors clip the trunk's gradient alone. A task without a gradient has weight 0.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mtl.balancing.contract import Balancer, State
+from mtl.balancing.fairness import solve_fairness
+from mtl.balancing.gramian import restrict
+
+
+@dataclass(frozen=True)
+class NashMTL(Balancer):
+    """max_norm: the longest update J^T a; 0 does not clip."""
+
+    max_norm: float = 1.0
+    needs = "gramian"
+    heads = True
+
+    def __post_init__(self) -> None:
+        if not self.max_norm >= 0:
+            raise ValueError(f"balancer.max_norm must be >= 0, got {self.max_norm}")
+
+    def init(self, like: Tensor) -> State:
+        return {"log_weights": torch.zeros_like(like)}
+
+    def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
+        assert gramian is not None
+        start = state["log_weights"]
+        weights, log_weights = solve_fairness(gramian, active, alpha=1.0, start=start)
+        state = {"log_weights": torch.where(weights > 0, log_weights.to(start.dtype), start)}
+        if self.max_norm:
+            square = (restrict(gramian, active) @ weights[..., None]).squeeze(-1) * weights
+            norm = square.sum(-1, keepdim=True).clamp_min(0).sqrt()
+            weights = torch.where(norm > self.max_norm, weights * self.max_norm / norm, weights)
+        return weights.to(losses.dtype), state

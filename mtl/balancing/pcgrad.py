@@ -1,0 +1,62 @@
+"""PCGrad: each gradient loses what conflicts with the others, one after another in random order; the results are summed.
+
+    for every i, over j in random order:    g_i' <- g_i' - (g_i' . g_j)_- / |g_j|^2  g_j
+
+Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020, algorithm 1.
+
+All rows i are projected side by side, each in an order of its own, on the cosines: for unit gradients g_i' . g_k is kept for every k,
+so a projection adds a multiple of one row. Weights sum to T or more.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mtl.balancing.contract import Balancer, State
+from mtl.balancing.gramian import cosines, restrict
+
+
+@dataclass(frozen=True)
+class PCGrad(Balancer):
+    needs = "gramian"
+    heads = False
+
+    def draw_shape(self, num_tasks: int, num_coordinates: int) -> tuple[int, ...]:
+        return (num_tasks, num_tasks)
+
+    def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
+        """draw: [..., T, T]; row i visits the others in the order of its numbers."""
+        assert gramian is not None
+        cosine, norm = cosines(restrict(gramian, active))
+        order = visiting_order(draw)
+        dots, added = cosine.clone(), []
+        for visited, rows in visits(cosine, order):
+            added.append(dots.gather(-1, visited).clamp_max_(0).neg_())
+            dots.addcmul_(added[-1], rows)
+        return sum_of_rows(order, added, norm, active).to(losses.dtype), state
+
+
+def visiting_order(draw: Tensor) -> Tensor:
+    """draw: [..., T, T]; returns in row i the tasks in the order of its numbers, task i itself left out, [..., T, T - 1]."""
+    own = torch.eye(draw.shape[-1], dtype=torch.bool, device=draw.device)
+    return torch.where(own, torch.inf, draw).argsort(-1)[..., :-1]
+
+
+def visits(cosine: Tensor, order: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """cosine: [..., T, T]; order: [..., T, T - 1]; per step, the task that row i visits, [..., T, 1], and its cosines, [..., T, T]."""
+    steps = order.mT[..., None].contiguous()
+    rows = cosine[..., None, :, :].take_along_dim(steps, -2)
+    return list(zip(steps.unbind(-3), rows.unbind(-3), strict=True))
+
+
+def sum_of_rows(order: Tensor, added: list[Tensor], norm: Tensor, active: Tensor) -> Tensor:
+    """The weights of sum_i g_i', [..., T], where row i added `added[step]` [..., T, 1] times the unit gradient that it visited.
+
+    Row i stands for a unit gradient, so that its multiples are scaled by |g_i| / |g_j|.
+    """
+    total = torch.zeros_like(norm)
+    if added:
+        scaled = torch.cat(added, -1) * norm[..., :, None]
+        total = total.scatter_add(-1, order.flatten(-2), scaled.flatten(-2))
+    return active + torch.where(norm > 0, total / norm, 0)

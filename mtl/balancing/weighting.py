@@ -1,0 +1,67 @@
+"""Weights that learn nothing: the baselines, which should be in every table (Royer et al., 2025, arXiv 2505.10347).
+
+    Equal    w_i = 1, a plain sum
+    Fixed    w_i as given
+    RLW      w = softmax(z), z standard normal, drawn anew at every step; sums to 1
+
+RLW: Lin et al., "Reasonable Effectiveness of Random Weighting: A Litmus Test for Multi-Task Learning", TMLR 2022.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mtl.balancing.active import softmax
+from mtl.balancing.contract import Balancer, State
+
+
+@dataclass(frozen=True)
+class Equal(Balancer):
+    needs = "losses"
+    heads = True
+
+    def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
+        return active.to(losses.dtype), state
+
+
+@dataclass(frozen=True)
+class Fixed(Balancer):
+    """weights: one per task, >= 0."""
+
+    weights: tuple[float, ...]
+    needs = "losses"
+    heads = True
+
+    def __post_init__(self) -> None:
+        if not all(0 <= weight < math.inf for weight in self.weights):
+            raise ValueError(f"balancer.weights must be >= 0 and finite, got {self.weights}")
+
+    def init(self, like: Tensor) -> State:
+        """weights: [..., T]. Raises ValueError unless there is one per task."""
+        if like.shape[-1] != len(self.weights):
+            raise ValueError(f"balancer.weights must be one per task, {like.shape[-1]}, got {len(self.weights)}")
+        return {"weights": torch.tensor(self.weights, dtype=like.dtype, device=like.device).expand(like.shape).clone()}
+
+    def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
+        return state["weights"] * active, state
+
+
+@dataclass(frozen=True)
+class RLW(Balancer):
+    needs = "losses"
+    heads = True
+
+    def draw_shape(self, num_tasks: int, num_coordinates: int) -> tuple[int, ...]:
+        return (num_tasks,)
+
+    def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
+        """draw: [..., T]."""
+        return softmax(standard_normal(draw), active).to(losses.dtype), state
+
+
+def standard_normal(uniform: Tensor) -> Tensor:
+    """Normal numbers from uniform ones in [0, 1), finite at the ends."""
+    edge = torch.finfo(uniform.dtype).eps
+    return math.sqrt(2) * torch.erfinv((2 * uniform - 1).clamp(edge - 1, 1 - edge))
