@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("Each device trains 5 subtasks (is this person s7?) on its own 25 images; the server averages and fuses.\n", flush=True)
     runs = []
     for mode in MODES:
-        overrides = [f"mode={mode}", "tracking.group=demo", f"name=demo-{mode}"]
+        overrides = [f"mode={mode}", "engine.backend=loop", "tracking.group=demo", f"name=demo-{mode}"]
         overrides += [f"rounds={options.rounds}"] if options.rounds else []
         runs.append(output / mode)
         train(compose(overrides), runs[-1])
