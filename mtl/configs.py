@@ -15,6 +15,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from mtl.data import assignment, cifar, faces, folders, partition, splits, subtasks, synthetic
 from mtl.data.client_batches import LocalWork
 from mtl.data.transforms import Augmentation, Normalise
+from mtl.edge.distil import Distilling
+from mtl.edge.prune import Pruning
 from mtl.federation.local_sgd import LocalSGD
 from mtl.federation.sampling import Sampling
 from mtl.federation.schedule import Schedule
@@ -53,6 +55,15 @@ WHOLE: dict[str, dict[str, Any]] = {
     "schedule": {shape: (Schedule, {"shape": shape}) for shape in ("constant", "cosine", "linear")},
     "sampling": {"all": Sampling, "cohort": (Sampling, {"cohort": 10})},
     "server": {"fedavg": FedAvg, "fedavgm": (FedAvg, {"momentum": 0.9})},
+    # Nothing without distil.teacher; the weights are those of RepDistiller.
+    "distil": {
+        "soft": Distilling,
+        "identity": (Distilling, {"exclusive": True}),
+        "feature": (Distilling, {"hard": 1.0, "soft": 0.0, "feature": 100.0}),
+        "attention": (Distilling, {"hard": 1.0, "soft": 0.0, "attention": 1000.0}),
+        "relations": (Distilling, {"hard": 1.0, "soft": 0.0, "distance": 25.0, "angle": 50.0}),
+    },
+    "prune": {kind: (Pruning, {"kind": kind}) for kind in ("nothing", "weights", "channels")},
 }
 # These wait for what is known only at run time: the data, the seed, the number of subtasks.
 PARTIAL: dict[str, dict[str, Any]] = {
@@ -113,6 +124,8 @@ DEFAULTS = {
     "schedule": "cosine",
     "sampling": "all",
     "server": "fedavg",
+    "distil": "soft",
+    "prune": "nothing",
 }
 
 
@@ -191,6 +204,7 @@ def _top_level() -> Any:
         evaluate_every=ZenField(int, 10),
         checkpoint_every=ZenField(int, 5),
         seed=ZenField(int, 0),
+        start=ZenField(str | None, None),
         name=ZenField(str | None, None),
         output_dir=ZenField(str, "runs/${now:%Y-%m-%d_%H-%M-%S}"),
         resume=ZenField(bool, False),

@@ -20,7 +20,6 @@ from mtl.data.federated_data import FederatedData, federate
 from mtl.federation.auto import make_backend
 from mtl.federation.for_each_client import Training
 from mtl.federation.inference import Inference
-from mtl.federation.objective import Objective
 from mtl.federation.personalise import Bank
 from mtl.federation.ranks import Ranks
 from mtl.federation.rounds import Setting
@@ -32,13 +31,12 @@ from mtl.learning.group import joined, versions
 from mtl.learning.learner import Learner
 from mtl.learning.profiling import ProfileRounds
 from mtl.learning.progress import RoundProgress
+from mtl.learning.pruning import PruneWeights
 from mtl.metrics import Metrics
-from mtl.models.hard_sharing import HardSharing
-from mtl.models.norm import replace_batch_norm
 from mtl.report.page import write_report
-from mtl.seeding import derive_seed
 from mtl.spawn import inside_rank, run_ranks
 from mtl.tracking import WANDB_MODES, Tracker, fingerprint, open_run_directory
+from mtl.trained import build_start, write_model_facts
 from mtl.types import Interrupted
 
 logger = logging.getLogger(__name__)
@@ -81,12 +79,13 @@ def _train(config: DictConfig, plain: dict[str, Any], run_dir: Path, ranks: Rank
     # Every rank works for the one run directory of the first.
     run_dir = ranks.agree(run_dir)
     learner, steps = build_learner(config, data, run_dir)
-    learner.run = fingerprint(plain, *(part.numpy().tobytes() for part in (data.images, data.targets, data.known)))
+    learner.run = data_fingerprint(config, data)
     ranks.require_same({**versions(), "configuration and data": learner.run})
     trainer = build_trainer(config, run_dir, learner)
     checkpoint, last_round = ranks.agree(_open(run_dir, plain, config.resume, learner) if ranks.first else None)
     tracker = None
     if ranks.first:
+        write_model_facts(run_dir, data)
         tracker = Tracker(
             run_dir,
             plain,
@@ -159,19 +158,15 @@ def build_data(config: DictConfig) -> FederatedData:
     )
 
 
-def build_model(config: DictConfig, data: FederatedData) -> HardSharing:
-    """The model at its start, which depends on the seed alone."""
-    with torch.random.fork_rng():
-        torch.manual_seed(derive_seed(config.seed, "model"))
-        trunk = replace_batch_norm(instantiate(config.trunk)(data.image_shape), config.norm)
-        heads = instantiate(config.heads)(trunk.width, data.num_tasks)
-        return HardSharing(trunk, heads, instantiate(config.loss)(data.num_tasks))
+def data_fingerprint(config: DictConfig, data: FederatedData) -> str:
+    """What a checkpoint carries, to be known as this run's: of the configuration and of the images and their labels."""
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    return fingerprint(plain, *(part.numpy().tobytes() for part in (data.images, data.targets, data.known)))
 
 
 def build_learner(config: DictConfig, data: FederatedData, run_dir: Path) -> tuple[Learner, int]:
     """The learner of the mode, and its training steps in a round."""
-    model = build_model(config, data)
-    objective = Objective(instantiate(config.augmentation), instantiate(config.normalise), config.reduction, config.mirror)
+    model, objective = build_start(config, data)
     client, work, schedule = instantiate(config.client), instantiate(config.work), instantiate(config.schedule)
     sampling, seed = instantiate(config.sampling), config.seed
     told = {"per_task": config.tracking.per_task, "log_every": config.tracking.log_every}
@@ -190,7 +185,13 @@ def build_learner(config: DictConfig, data: FederatedData, run_dir: Path) -> tup
     setting = Setting(
         data=data,
         training=training,
-        backend=make_backend(engine.backend, training, num_rounds=config.rounds, block=engine.block, compile=engine.compile),
+        backend=make_backend(
+            engine.backend if objective.distil is None else "loop",
+            training,
+            num_rounds=config.rounds,
+            block=engine.block,
+            compile=engine.compile,
+        ),
         schedule=schedule,
         sampling=sampling,
         server=instantiate(config.server),
@@ -216,6 +217,8 @@ def build_trainer(config: DictConfig, run_dir: Path, learner: Learner) -> pl.Tra
     callbacks: list[pl.Callback] = [RoundProgress(f"{config.mode}, seed {config.seed}")]
     if learner.watched == "val":
         callbacks.append(SaveBest(folder / "best.ckpt"))
+    if config.prune.kind == "weights":
+        callbacks.append(PruneWeights(instantiate(config.prune), learner.model, num_rounds=config.rounds))
     if config.profile:
         callbacks.append(ProfileRounds(run_dir / "profile"))
     callbacks.append(SaveRounds(folder / "last.ckpt", every=config.checkpoint_every))

@@ -1,11 +1,13 @@
 """The objective on a batch of stored images: prepare them, score them, reduce the pair losses. The same code in every learner."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from mtl.data.transforms import Augmentation, Normalise, to_float
+from mtl.edge.distil import Distillation
 from mtl.losses.pairs import PairLoss, PairLosses, Reduction, TaskCounts, check_reduction, reduce_pairs
 from mtl.models.hard_sharing import HardSharing
 
@@ -14,13 +16,15 @@ from mtl.models.hard_sharing import HardSharing
 class Objective:
     """How images become losses and scores.
 
-    reduction: as in `reduce_pairs`; mirror: score an image by the mean over itself and its mirror image, as is usual for faces.
+    reduction: as in `reduce_pairs`; mirror: score an image by the mean over itself and its mirror image, as is usual for faces;
+    distil: what a teacher adds to the losses.
     """
 
     augmentation: Augmentation
     normalise: Normalise
     reduction: Reduction = "mean"
     mirror: bool = False
+    distil: Distillation | None = None
 
     def __post_init__(self) -> None:
         check_reduction(self.reduction)
@@ -34,7 +38,14 @@ class Objective:
         self, model: HardSharing, inputs: Tensor, targets: Tensor, mask: Tensor, valid: Tensor, counts: TaskCounts
     ) -> PairLosses:
         """inputs: from `inputs`, [B, c, H, W]; targets, mask: bool [B, T]; valid: bool [B]; returns [T] each."""
-        positive, negative = pair_loss(model).terms(model(inputs), counts)
+        hard = partial(self._hard, model, targets, mask, valid, counts)
+        return hard(model(inputs)) if self.distil is None else self.distil.losses(model, inputs, mask, valid, hard)
+
+    def _hard(
+        self, model: HardSharing, targets: Tensor, mask: Tensor, valid: Tensor, counts: TaskCounts, logits: Tensor
+    ) -> PairLosses:
+        """What the labels say of logits [B, T]."""
+        positive, negative = pair_loss(model).terms(logits, counts)
         return reduce_pairs(positive, negative, targets, mask, valid, reduction=self.reduction)
 
     def image_sums(self, losses: PairLosses, valid: Tensor) -> Tensor:

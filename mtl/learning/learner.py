@@ -15,6 +15,7 @@ from torch.profiler import record_function
 
 from mtl.data.federated_data import FederatedData
 from mtl.metrics import Metrics, evaluate_scores
+from mtl.models.hard_sharing import HardSharing
 from mtl.types import Diverged
 
 Log = Callable[[int, Metrics], None]
@@ -41,6 +42,8 @@ class Learner(LightningModule):
     numbers of `log_every` rounds are read from the compute device at once, so that it need not wait for the host. The validation split
     is called `val`; where there is none the test images are watched under the name `monitor` and never used to choose.
     """
+
+    model: HardSharing
 
     def __init__(self, data: FederatedData, *, per_task: bool = True, log_every: int = 1) -> None:
         super().__init__()
