@@ -6,8 +6,10 @@
     losses        the positive and the negative term of a subtask
     metrics       rank-1, AUROC, balanced accuracy
     federation    one round: broadcast, local training, aggregation; personal parts; fusion
+    edge          what runs on a device: export, quantisation, distillation, pruning, latency
     learning      the LightningModules
     configs, train, launch, cli             a run from its configuration; the command line
+    trained, deploy, compress               a trained model from its run directory; a file for a device; a smaller model
     report        pages, pictures and tables from run directories
 
 The same run as `mtl train rounds=2`:
