@@ -8,9 +8,11 @@
     edge          device profiles, and what a round would cost on them
     verification  do two pictures show the same person: ten folds, ROC, equal error rate
     federation    one round: broadcast, local training, aggregation; personal parts; fusion
+    edge          what runs on a device: export, quantisation, distillation, pruning, latency
     learning      the LightningModules
     configs, train, launch, cli             a run from its configuration; the command line
-    trained, verify                         a run's model from its directory; `mtl verify`
+    build, trained                          data and model of a configuration; a run's model from its directory
+    verify, deploy, compress                `mtl verify`; a file for a device; a smaller model
     report        pages, pictures and tables from run directories
 
 The same run as `mtl train rounds=2`:

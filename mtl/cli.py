@@ -1,4 +1,4 @@
-"""The command line: `mtl train`, `mtl report`, `mtl verify`."""
+"""The command line: `mtl train`, `mtl report`, `mtl verify`, `mtl export`, `mtl latency`, `mtl compress`."""
 
 import argparse
 import sys
@@ -12,6 +12,9 @@ mtl: multi-task learning of binary subtasks over simulated edge devices
   mtl train -m seed=0,1,2 loss=bce,sphereface2   a sweep: every combination, one run directory each
   mtl report RUN...                          one page and pictures from run directories; several runs stand side by side
   mtl verify RUN --pairs lfw --root DIR      face verification of a run's trunk: ten folds, equal error rate, ROC and DET
+  mtl export RUN --to onnx [--int8]          one file for a device from a run directory, checked against the model on the run's images
+  mtl latency FILE [--threads 1]             how long an exported file takes for one image
+  mtl compress RUN --recipe distil prune int8   a smaller model step by step, and what each step costs and saves
 
   --version                                  the version
 """
@@ -20,7 +23,14 @@ mtl: multi-task learning of binary subtasks over simulated edge devices
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0 done, 1 failed, 2 wrong input, 130 stopped by Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {"train": _train, "report": _report, "verify": _verify}
+    commands = {
+        "train": _train,
+        "report": _report,
+        "verify": _verify,
+        "export": _export,
+        "latency": _latency,
+        "compress": _compress,
+    }
     if not words or words[0] in ("-h", "--help"):
         print(HELP, end="")
         return 0
@@ -93,4 +103,116 @@ def _verify(words: list[str]) -> int:
         return _fail(str(error))
     Console(width=None if sys.stdout.isatty() else 150).print(verification_table(result))
     print(f"written: {result.file} and {result.picture}")
+    return 0
+
+
+def _export(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="mtl export", description="One file for a device, from stored image to scores, from a run."
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    parser.add_argument("--to", default="onnx", choices=("onnx", "executorch"), help="default: onnx")
+    parser.add_argument("--int8", action="store_true", help="8-bit weights and activations, calibrated on training images")
+    parser.add_argument(
+        "--qat-steps", type=int, default=0, metavar="N", help="steps of training with simulated int8 before; default 0"
+    )
+    parser.add_argument("--calibration", type=int, default=256, metavar="N", help="images to calibrate on; default 256")
+    parser.add_argument("--thresholds", default="zero", choices=("zero", "calibrated"), help="calibrated: on validation images")
+    parser.add_argument("--client", type=int, metavar="K", help="whose model, where parts of it stay on the clients")
+    parser.add_argument("--data-root", metavar="DIR", help="where the data of the run lie now, if elsewhere")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: model[_int8].onnx or .pte in the run directory")
+    options = parser.parse_args(words)
+
+    from mtl.deploy import export_run
+
+    try:
+        done = export_run(
+            options.run,
+            to=options.to,
+            int8=options.int8,
+            qat_steps=options.qat_steps,
+            out=options.out,
+            client=options.client,
+            thresholds=options.thresholds,
+            calibration=options.calibration,
+            data_root=options.data_root,
+        )
+    except (ValueError, OSError) as error:
+        return _fail(str(error))
+    away = done.parity
+    print(f"{done.path}: {done.num_bytes:,} bytes")
+    print(
+        f"on {away.images} test images the embeddings are within {away.embeddings:.2g} of the model's (cosine at least {away.cosine:.5f}), "
+        f"the scores within {away.scores:.2g}"
+    )
+    for name in ("rank1", "balanced_accuracy", "auroc"):
+        before, after = done.eager.get(name), done.file.get(name)
+        if before is not None and after is not None:
+            print(f"{name.replace('_', ' '):<18} model {100 * before:6.2f} %   file {100 * after:6.2f} %")
+    return 0
+
+
+def _latency(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="mtl latency", description="Milliseconds for one image after the other on a CPU.")
+    parser.add_argument("file", type=Path, metavar="FILE", help="an exported .onnx or .pte")
+    parser.add_argument("--threads", type=int, default=1, help="default: 1")
+    parser.add_argument("--warmup", type=int, default=20, help="images that do not count; default 20")
+    parser.add_argument("--repeats", type=int, default=200, help="images that count; default 200")
+    options = parser.parse_args(words)
+
+    from mtl.edge.latency import measure_file
+
+    try:
+        found = measure_file(options.file, threads=options.threads, warmup=options.warmup, repeats=options.repeats)
+    except (ValueError, OSError) as error:
+        return _fail(str(error))
+    threads = f"{options.threads} thread{'s'[: options.threads > 1]}"
+    print(f"p50 {found.p50:.3f} ms   p90 {found.p90:.3f} ms   ({found.repeats} images one after the other, {threads})")
+    return 0
+
+
+def _compress(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="mtl compress", description="A run made smaller step by step, as a table.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    parser.add_argument("--recipe", nargs="+", required=True, metavar="STEP", help="of distil, prune, int8, in this order")
+    parser.add_argument("--student", nargs="+", default=[], metavar="KEY=VALUE", help="what the distilled student differs by")
+    parser.add_argument("--ratio", type=float, default=0.5, help="of the channels that are cut; default 0.5")
+    parser.add_argument("--rounds", type=int, help="of each training; default: as many as the run had")
+    parser.add_argument("--threads", type=int, default=1, help="for the latency; default 1")
+    parser.add_argument("--data-root", metavar="DIR", help="where the data of the run lie now, if elsewhere")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: the run directory with -compressed behind its name")
+    options = parser.parse_args(words)
+    from rich.console import Console
+    from rich.table import Table
+
+    from mtl.compress import compress
+    from mtl.types import Diverged, Interrupted
+
+    out = options.out or options.run.resolve().with_name(f"{options.run.resolve().name}-compressed")
+    try:
+        rows = compress(
+            options.run,
+            options.recipe,
+            out=out,
+            student=options.student,
+            ratio=options.ratio,
+            rounds=options.rounds,
+            threads=options.threads,
+            data_root=options.data_root,
+        )
+    except (ValueError, OSError) as error:
+        return _fail(str(error))
+    except Diverged as error:
+        return _fail(str(error), 1)
+    except Interrupted as stop:
+        return _fail(str(stop), 130)
+    table = Table("step", *("rank-1 %", "balanced accuracy %", "parameters", "MFLOPs", "bytes", "p50 ms", "p90 ms"))
+    for row in rows:
+        accuracies = ["" if value is None else f"{100 * value:.1f}" for value in (row.rank1, row.balanced_accuracy)]
+        sizes = [f"{row.parameters:,}", f"{row.flops / 1e6:.2f}", f"{row.num_bytes:,}"]
+        table.add_row(row.step, *accuracies, *sizes, f"{row.p50:.3f}", f"{row.p90:.3f}")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    Console(width=None if sys.stdout.isatty() else 150).print(table)
+    print(f"files and runs: {out}")
     return 0

@@ -37,7 +37,9 @@ from mtl.balancing.weighting import RLW, Equal, Fixed
 from mtl.data import assignment, cifar, faces, folders, partition, splits, subtasks, synthetic
 from mtl.data.client_batches import LocalWork
 from mtl.data.transforms import Augmentation, Normalise
+from mtl.edge.distil import Distilling
 from mtl.edge.fleet import Fleet
+from mtl.edge.prune import Pruning
 from mtl.federation.fedaws import FedAwS
 from mtl.federation.local_sgd import LocalSGD
 from mtl.federation.sampling import Sampling
@@ -133,6 +135,15 @@ WHOLE: dict[str, dict[str, Any]] = {
         # Another with balancer@server.balancer=NAME.
         "conflict_averse": (FedAvg, {"balancer": MISSING, "hydra_defaults": ["_self_", {"/balancer@balancer": "cagrad"}]}),
     },
+    # Nothing without distil.teacher; the weights are those of RepDistiller.
+    "distil": {
+        "soft": Distilling,
+        "identity": (Distilling, {"exclusive": True}),
+        "feature": (Distilling, {"hard": 1.0, "soft": 0.0, "feature": 100.0}),
+        "attention": (Distilling, {"hard": 1.0, "soft": 0.0, "attention": 1000.0}),
+        "relations": (Distilling, {"hard": 1.0, "soft": 0.0, "distance": 25.0, "angle": 50.0}),
+    },
+    "prune": {kind: (Pruning, {"kind": kind}) for kind in ("nothing", "weights", "channels")},
 }
 # These wait for what is known only at run time: the data, the seed, the number of subtasks.
 PARTIAL: dict[str, dict[str, Any]] = {
@@ -216,6 +227,8 @@ DEFAULTS = {
     "sampling": "all",
     "fleet": "none",
     "server": "fedavg",
+    "distil": "soft",
+    "prune": "nothing",
 }
 
 
@@ -308,6 +321,7 @@ def _top_level() -> Any:
         evaluate_every=ZenField(int, 10),
         checkpoint_every=ZenField(int, 5),
         seed=ZenField(int, 0),
+        start=ZenField(str | None, None),
         name=ZenField(str | None, None),
         output_dir=ZenField(str, "runs/${now:%Y-%m-%d_%H-%M-%S}"),
         resume=ZenField(bool, False),

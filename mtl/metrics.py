@@ -60,5 +60,21 @@ def balanced_accuracy(scores: Tensor, targets: Tensor, known: Tensor) -> Tensor:
     return torch.where(_two_sided(targets, known), rates, torch.nan).cpu()
 
 
+def best_thresholds(scores: Tensor, targets: Tensor, known: Tensor) -> Tensor:
+    """The threshold of each subtask, float [T], above which a score says yes, with the highest balanced accuracy on scores [N, T]; half
+    way between neighbouring scores, of several equally good ones the nearest to zero, and zero where a kind of label is missing.
+    """
+    thresholds = torch.zeros(scores.shape[1], dtype=scores.dtype)
+    for t in _two_sided(targets, known).nonzero().flatten().tolist():
+        own, labels = scores[known[:, t], t], targets[known[:, t], t]
+        steps = own.unique()
+        candidates = torch.cat([thresholds.new_zeros(1), (steps[1:] + steps[:-1]) / 2])
+        yes = own[:, None] > candidates
+        quality = (yes & labels[:, None]).sum(0) / labels.sum() + (~yes & ~labels[:, None]).sum(0) / (~labels).sum()
+        best = candidates[quality >= quality.max() - 1e-6]
+        thresholds[t] = best[best.abs().argmin()]
+    return thresholds
+
+
 def _two_sided(targets: Tensor, known: Tensor) -> Tensor:
     return (known & targets).any(0) & (known & ~targets).any(0)

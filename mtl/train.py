@@ -15,9 +15,10 @@ from hydra_zen import instantiate
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
+from mtl.build import build_data, data_fingerprint, kept
 from mtl.data.client_batches import LocalWork
 from mtl.data.datamodule import FederatedDataModule
-from mtl.data.federated_data import FederatedData, federate
+from mtl.data.federated_data import FederatedData
 from mtl.federation.auto import make_backend
 from mtl.federation.balance import make_balance
 from mtl.federation.features import cache_features
@@ -38,17 +39,14 @@ from mtl.learning.group import joined, versions
 from mtl.learning.learner import Learner, account_key
 from mtl.learning.profiling import ProfileRounds
 from mtl.learning.progress import RoundProgress
+from mtl.learning.pruning import PruneWeights
 from mtl.memory import keep_freed_memory
 from mtl.metrics import Metrics
-from mtl.models.architecture import Parts
-from mtl.models.cnn import ImageShape, Trunk
 from mtl.models.hard_sharing import HardSharing
-from mtl.models.norm import replace_batch_norm
-from mtl.models.weights import load_weights
 from mtl.report.page import write_report
-from mtl.seeding import derive_seed
 from mtl.spawn import inside_rank, run_ranks
-from mtl.tracking import WANDB_MODES, Tracker, fingerprint, open_run_directory
+from mtl.tracking import WANDB_MODES, Tracker, open_run_directory
+from mtl.trained import build_start
 from mtl.types import Interrupted
 
 logger = logging.getLogger(__name__)
@@ -92,7 +90,7 @@ def _train(config: DictConfig, plain: dict[str, Any], run_dir: Path, ranks: Rank
     # Every rank works for the one run directory of the first.
     run_dir = ranks.agree(run_dir)
     learner, steps = build_learner(config, data, run_dir)
-    learner.run = fingerprint(plain, *(part.numpy().tobytes() for part in (data.images, data.targets, data.known)))
+    learner.run = data_fingerprint(config, data)
     ranks.require_same({**versions(), "configuration and data": learner.run})
     trainer = build_trainer(config, run_dir, learner)
     checkpoint, last_round = ranks.agree(_open(run_dir, plain, config.resume, learner) if ranks.first else None)
@@ -159,52 +157,10 @@ def _fit_and_test(
     return summary | {f"test/{name}": value for name, value in learner.test_metrics.items()}
 
 
-def build_data(config: DictConfig) -> FederatedData:
-    """Read the images, make the subtasks, split, partition and assign."""
-    images = instantiate(config.data)
-    return federate(
-        images,
-        instantiate(config.subtasks)(images),
-        instantiate(config.split)(images, config.seed),
-        partition=instantiate(config.partition),
-        partition_by=config.partition_by,
-        assignment=instantiate(config.assignment),
-        seed=config.seed,
-    )
-
-
-def build_model(config: DictConfig, image_shape: ImageShape, tasks: tuple[str, ...]) -> HardSharing:
-    """The model at its start, which depends on the seed and on `weights` alone."""
-    with torch.random.fork_rng():
-        torch.manual_seed(derive_seed(config.seed, "model"))
-        parts = Parts(
-            make_trunk=lambda: _make_trunk(config, image_shape),
-            make_heads=lambda width: instantiate(config.heads)(width, len(tasks)),
-            trunk_name=config.trunk._target_.rpartition(".")[2],
-            tasks=tasks,
-            image_shape=image_shape,
-        )
-        trunk, heads = instantiate(config.architecture)(parts)
-        return HardSharing(trunk, heads, instantiate(config.loss)(len(tasks)))
-
-
-def build_objective(config: DictConfig) -> Objective:
-    return Objective(instantiate(config.augmentation), instantiate(config.normalise), config.reduction, config.mirror)
-
-
-def _make_trunk(config: DictConfig, image_shape: ImageShape) -> Trunk:
-    trunk: Trunk = instantiate(config.trunk)(image_shape)
-    replace_batch_norm(trunk, config.norm)
-    if config.weights is not None:
-        load_weights(trunk, config.weights)
-    return trunk
-
-
 def build_learner(config: DictConfig, data: FederatedData, run_dir: Path) -> tuple[Learner, int]:
     """The learner of the mode, and its training steps in a round."""
-    model = build_model(config, data.image_shape, data.tasks)
-    objective = build_objective(config)
-    transfer, image_shape = instantiate(config.transfer), data.image_shape
+    model, objective = build_start(config, data)
+    transfer, image_shape, pixels = instantiate(config.transfer), data.image_shape, data.images.dtype
     num_frozen = transfer.freeze(model)
     if transfer.cache:
         data, objective = cache_features(model, num_frozen, objective, data, _device(config))
@@ -222,6 +178,10 @@ def build_learner(config: DictConfig, data: FederatedData, run_dir: Path) -> tup
         normalise=options.normalise,
         conflict=options.conflict,
     )
+    if balance is not None and objective.distil is not None:
+        raise ValueError(
+            "distil.teacher needs balancer=equal, without balance.conflict: what a teacher asks for beside the labels is no task's"
+        )
     if balance is not None and transfer.unfreeze_every is not None and balance.remembers_gradients:
         name = type(balance.method).__name__
         raise ValueError(
@@ -250,23 +210,28 @@ def build_learner(config: DictConfig, data: FederatedData, run_dir: Path) -> tup
             frozen=frozen,
             **told,
         )
-        central.image_shape = image_shape
+        central.image_shape, central.pixels = image_shape, pixels
         return central, steps
     training = Training(model, objective, client, work, seed, balance)
     engine = config.engine
     setting = Setting(
         data=data,
         training=training,
-        backend=make_backend(engine.backend, training, num_rounds=config.rounds, block=engine.block, compile=engine.compile),
+        backend=make_backend(
+            engine.backend if objective.distil is None else "loop",
+            training,
+            num_rounds=config.rounds,
+            block=engine.block,
+            compile=engine.compile,
+        ),
         schedule=schedule,
         sampling=sampling,
         server=instantiate(config.server),
         num_rounds=config.rounds,
         frozen=frozen,
     )
-    keep = "all" if config.mode in ("local", "single_task") else config.keep
     params = model.params() if balance is None else model.params() | balance.start(model.params(), data.num_tasks)
-    bank = Bank(keep, params, data.assignment, folder=run_dir / "bank", memory=engine.bank_memory)
+    bank = Bank(kept(config), params, data.assignment, folder=run_dir / "bank", memory=engine.bank_memory)
     if bank.num_bytes:
         place = f"files in {bank.folder}" if bank.folder else "memory"
         logger.info(
@@ -277,7 +242,7 @@ def build_learner(config: DictConfig, data: FederatedData, run_dir: Path) -> tup
             place,
         )
     federated = FederatedLearning(model, setting, Inference(model, objective, config.fusion), bank, **told)
-    federated.image_shape = image_shape
+    federated.image_shape, federated.pixels = image_shape, pixels
     return federated, 1
 
 
@@ -294,8 +259,7 @@ def build_sampling(config: DictConfig, data: FederatedData, model: HardSharing, 
         return draws
     work = instantiate(config.work)
     cost = training_cost(model, objective, instantiate(config.client), work, data)
-    keep = "all" if config.mode == "local" else config.keep
-    workload = client_workload(cost, model.params(), keep=keep, work=work, data=data)
+    workload = client_workload(cost, model.params(), keep=kept(config), work=work, data=data)
     return FleetSampling(sampling, fleet, workload, data.assignment, seed=config.seed)
 
 
@@ -305,6 +269,8 @@ def build_trainer(config: DictConfig, run_dir: Path, learner: Learner) -> pl.Tra
     callbacks: list[pl.Callback] = [RoundProgress(f"{config.mode}, seed {config.seed}")]
     if learner.watched == "val":
         callbacks.append(SaveBest(folder / "best.ckpt"))
+    if config.prune.kind == "weights":
+        callbacks.append(PruneWeights(instantiate(config.prune), learner.model, num_rounds=config.rounds))
     if config.profile:
         callbacks.append(ProfileRounds(run_dir / "profile"))
     callbacks.append(SaveRounds(folder / "last.ckpt", every=config.checkpoint_every))

@@ -1,47 +1,93 @@
-"""What a run left behind, from its run directory alone: its configuration and its model as trained."""
+"""What a run left behind, from its run directory alone: its configuration and its model as trained; and what other runs start from it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
 import yaml
+from hydra_zen import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from mtl.build import build_model, build_objective, kept
+from mtl.data.federated_data import FederatedData
+from mtl.edge.distil import Distillation
+from mtl.edge.prune import cut_channels, take_shapes
+from mtl.federation.objective import Objective
+from mtl.federation.personalise import Bank
 from mtl.learning.checkpoints import read_checkpoint
 from mtl.models.cnn import ImageShape
 from mtl.models.hard_sharing import HardSharing
 from mtl.models.weights import CHECKPOINTS
-from mtl.train import build_model
+from mtl.types import Params
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """model: in evaluation mode, on the CPU; checkpoint: the file it was read from; round: after how many it was written."""
+    """model: on the CPU, in evaluation mode, with the parameters that the run was tested with: those of the best round where it has chosen
+    one, else of the last one saved; tasks: T names; own: the places of the subtasks whose heads are trained, none of them where heads stay
+    on the clients and no client is named; pixels: the type of a stored image [c, H, W] of `image_shape`; checkpoint: the file that was
+    read; round: after how many it was written; fingerprint: of the configuration and the data.
+    """
 
     config: DictConfig
     model: HardSharing
-    image_shape: ImageShape
+    objective: Objective
     tasks: tuple[str, ...]
+    own: tuple[int, ...]
+    image_shape: ImageShape
+    pixels: torch.dtype
     checkpoint: Path
     round: int
+    fingerprint: str
 
 
-def load_run(run_dir: Path) -> TrainedRun:
-    """The best round of the run where it has chosen one, else its last. Raises ValueError where there is no run, or no model in it that
-    is the same for all clients.
+def load_run(run_dir: Path, *, client: int | None = None) -> TrainedRun:
+    """The model of a run directory; where parts of it stay on the clients, that of one of them.
+
+    Raises ValueError where there is no run, no checkpoint or one that is torn, where `client` is not one of the run's or not needed, and
+    where the trunk stays on the clients and none is named.
     """
-    config = _read_config(run_dir)
+    config = read_config(run_dir)
     found = [run_dir / name for name in CHECKPOINTS if (run_dir / name).is_file()]
     if not found:
         raise ValueError(f"run directory must hold {' or '.join(CHECKPOINTS)}, got {run_dir} with neither")
     checkpoint = read_checkpoint(found[0])
-    if any(name.startswith("trunk.") for name in checkpoint.get("bank", {})):
-        raise ValueError(f"run {run_dir} must have one trunk for all, and in it each client keeps its own")
     channels, height, width = checkpoint["image_shape"]
-    tasks = tuple(checkpoint["tasks"])
-    model = untrained(config, (channels, height, width), tasks)
-    state = checkpoint["state_dict"]
-    model.load_state_dict({name.removeprefix("model."): value for name, value in state.items()})
-    return TrainedRun(config, model.eval(), (channels, height, width), tasks, found[0], int(checkpoint["epoch"]) + 1)
+    image_shape, tasks = (channels, height, width), tuple(checkpoint["tasks"])
+    state: Params = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
+    model = untrained(config, image_shape, tasks)
+    if config.start or config.prune.kind == "channels":
+        take_shapes(model, state)
+    own = tuple(range(len(tasks)))
+    bank = checkpoint.get("bank", {})
+    keep = kept(config)
+    if client is not None:
+        if keep == "nothing":
+            raise ValueError(f"client must be left out where nothing stays on the clients, as in {run_dir}, got {client}")
+        own, theirs = _client_params(run_dir, keep, {name: state[name] for name in model.params()}, bank, client)
+        state |= theirs
+    elif keep == "all":
+        raise ValueError(f"run {run_dir} must have one trunk for all, or a client be named: in it each client keeps its own")
+    elif keep == "heads":
+        own = ()
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{found[0]} does not fit the model of {run_dir / 'config.yaml'}: {error}") from error
+    return TrainedRun(
+        config=config,
+        model=model.eval(),
+        objective=build_objective(config),
+        tasks=tasks,
+        own=own,
+        image_shape=image_shape,
+        pixels=getattr(torch, checkpoint["pixels"]),
+        checkpoint=found[0],
+        round=int(checkpoint["epoch"]) + 1,
+        fingerprint=checkpoint["run"],
+    )
 
 
 def untrained(config: DictConfig, image_shape: ImageShape, tasks: tuple[str, ...]) -> HardSharing:
@@ -51,7 +97,38 @@ def untrained(config: DictConfig, image_shape: ImageShape, tasks: tuple[str, ...
     return build_model(config, image_shape, tasks)
 
 
-def _read_config(run_dir: Path) -> DictConfig:
+def build_start(config: DictConfig, data: FederatedData) -> tuple[HardSharing, Objective]:
+    """What training starts from: a new model, or that of the run `start`, its channels cut where `prune` says so; and the objective, with
+    a teacher where there is one. Raises ValueError where they do not fit together.
+    """
+    pruning, distilling = instantiate(config.prune), instantiate(config.distil)
+    model, objective = build_model(config, data.image_shape, data.tasks), build_objective(config)
+    if config.start:
+        if config.weights is not None:
+            raise ValueError(f"weights must be null where start={config.start} gives the whole model, got {config.weights}")
+        state = _fitting("start", config.start, data).model.state_dict()
+        take_shapes(model, state)
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"start must be a run with the same trunk, heads and loss, got {config.start}: {error}") from error
+    if pruning.kind == "weights" and kept(config) != "nothing":
+        raise ValueError(
+            f"prune.kind=weights prunes what travels: it needs keep=nothing, got mode={config.mode} keep={config.keep}"
+        )
+    if pruning.kind == "channels":
+        if not config.start:
+            raise ValueError(
+                "prune.kind=channels needs start, the run whose model is cut: a new model has no channels to choose by"
+            )
+        cut_channels(model, data.image_shape, pruning.ratio, scope=pruning.scope)
+    if distilling.teacher:
+        objective = replace(objective, distil=_distillation(config, model, objective, data))
+    return model, objective
+
+
+def read_config(run_dir: Path) -> DictConfig:
+    """The configuration of a run. Raises ValueError where there is none."""
     file = run_dir / "config.yaml"
     if not file.is_file():
         raise ValueError(f"run directory must hold config.yaml, got {run_dir} without one")
@@ -59,6 +136,51 @@ def _read_config(run_dir: Path) -> DictConfig:
         config = OmegaConf.load(file)
     except yaml.YAMLError as error:
         raise ValueError(f"{file} is damaged: {error}") from error
-    if not isinstance(config, DictConfig):
+    if not isinstance(config, DictConfig) or "trunk" not in config:
         raise ValueError(f"{file} is damaged: expected the configuration of a run")
     return config
+
+
+def _distillation(config: DictConfig, student: HardSharing, objective: Objective, data: FederatedData) -> Distillation:
+    options = instantiate(config.distil)
+    if config.mode != "centralised" and config.engine.backend not in ("auto", "loop"):
+        # torch 2.15 crashes on the teacher's convolutions, whose weights are not stacked, inside the stacked step.
+        raise ValueError(f"distil.teacher needs engine.backend=loop, or auto, which takes it; got {config.engine.backend}")
+    if config.transfer.cache:
+        raise ValueError("distil.teacher needs the images: transfer.cache must be false, got true")
+    teacher = _fitting("distil.teacher", options.teacher, data)
+    if teacher.objective.normalise != objective.normalise:
+        raise ValueError(f"distil.teacher must be trained with {objective.normalise}, got {teacher.objective.normalise}")
+    return Distillation(options, teacher.model, student)
+
+
+def _fitting(name: str, run_dir: str, data: FederatedData) -> TrainedRun:
+    """The run that the option `name` says, for other training on `data`."""
+    run = load_run(Path(run_dir))
+    if run.image_shape != data.image_shape:
+        raise ValueError(f"{name} must have been trained on images of {data.image_shape}, got {run.image_shape} of {run_dir}")
+    if run.tasks != data.tasks:
+        lacks, more = ([t for t in left if t not in right] for left, right in ((data.tasks, run.tasks), (run.tasks, data.tasks)))
+        what = [f"it lacks {', '.join(lacks)}"] * bool(lacks) + [f"it has {', '.join(more)} beside"] * bool(more)
+        raise ValueError(
+            f"{name} must have the same subtasks in the same order, got {run_dir}: {' and '.join(what) or 'another order'}"
+        )
+    if not run.own:
+        raise ValueError(f"{name} must have one head for all of a subtask, and in {run_dir} the heads stay on the clients")
+    return run
+
+
+def _client_params(run_dir: Path, keep: str, params: Params, bank: dict[str, Any], client: int) -> tuple[tuple[int, ...], Params]:
+    """The subtasks that a client trains, and its own parameters."""
+    path = run_dir / "federation.npz"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            assignment = torch.from_numpy(file["assignment"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"run directory must hold federation.npz, which a finished run leaves, got {path}: {error}") from error
+    if not 0 <= client < len(assignment):
+        raise ValueError(f"client must be in [0, {len(assignment) - 1}], got {client}")
+    rows = Bank(keep, params, assignment)
+    rows.load_state_dict(bank)
+    own = tuple(assignment[client].nonzero().flatten().tolist())
+    return own, {name: value[0] for name, value in rows.load([client], params).items()}

@@ -8,17 +8,13 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from rich.table import Table
-from torch import Tensor
 
+from mtl.build import build_objective
 from mtl.data import faces
 from mtl.data.pairs import Pairs, lfw_pairs, unseen_pairs
-from mtl.federation.objective import Objective
 from mtl.files import write_arrays, write_json
-from mtl.models.cnn import Trunk
-from mtl.models.hard_sharing import HardSharing
 from mtl.report.style import figure_style, save_figure
 from mtl.report.verification import draw_verification
-from mtl.train import build_objective
 from mtl.trained import load_run, untrained
 from mtl.verification import FARS, Verification, pair_scores, verify
 
@@ -58,8 +54,8 @@ def verify_run(
     objective = replace(build_objective(run.config), mirror=flip)
     start = untrained(run.config, run.image_shape, run.tasks)
     embeddings = {
-        "trained": embed(run.model.to(device), objective, at_hand.images),
-        "untrained": embed(start.to(device), objective, at_hand.images),
+        "trained": objective.embed(run.model.to(device), at_hand.images),
+        "untrained": objective.embed(start.to(device), at_hand.images),
         "pixels": torch.cat([objective.inputs(part).flatten(1) for part in at_hand.images.split(BATCH)]),
     }
     scores = {name: pair_scores(values, at_hand.first, at_hand.second) for name, values in embeddings.items()}
@@ -87,24 +83,6 @@ def verify_run(
         curves = {name: (result.roc.far.numpy(), result.roc.frr.numpy()) for name, result in results.items()}
         save_figure(draw_verification(curves), picture)
     return VerifiedRun(at_hand, results, run_dir / f"{stem}.json", picture)
-
-
-@torch.no_grad()
-def embed(model: HardSharing, objective: Objective, images: Tensor) -> Tensor:
-    """Embeddings [N, h] on the CPU of stored images [N, c, H, W]: what the trunk makes of them, the mean over the views that the
-    objective scores. Raises ValueError for an architecture in which the subtasks have features of their own.
-    """
-    if not isinstance(model.trunk, Trunk):
-        raise ValueError(
-            "verification needs one embedding of an image, and in this run's architecture the subtasks have their own"
-        )
-    device = next(model.trunk.parameters(), torch.empty(0)).device
-    model.eval()
-    parts = []
-    for part in images.split(BATCH):
-        views = [view for view in objective.features(model, part.to(device)) if isinstance(view, Tensor)]
-        parts.append(torch.stack(views).mean(0))
-    return torch.cat(parts).float().cpu()
 
 
 def verification_table(verified: VerifiedRun) -> Table:

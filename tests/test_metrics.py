@@ -2,7 +2,7 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from mtl.metrics import auroc, balanced_accuracy, evaluate_scores, rank1
+from mtl.metrics import auroc, balanced_accuracy, best_thresholds, evaluate_scores, rank1
 
 RNG = torch.Generator().manual_seed(0)
 SCORES = torch.randn(60, 3, generator=RNG) * 20
@@ -60,3 +60,15 @@ def test_equal_scores_everywhere_are_a_coin() -> None:
         auroc(torch.zeros(4, 1), torch.tensor([[True], [False], [True], [False]]), torch.ones(4, 1, dtype=torch.bool)).item()
         == 0.5
     )
+
+
+def test_no_threshold_is_better_than_the_best() -> None:
+    thresholds = best_thresholds(SCORES, TARGETS, KNOWN)
+    found = balanced_accuracy(SCORES - thresholds, TARGETS, KNOWN)
+    for shift in torch.linspace(-60, 60, 601):
+        assert (balanced_accuracy(SCORES - shift, TARGETS, KNOWN) <= found + 1e-9).all()
+    # Nothing is known of it: zero. Of thresholds that are equally good, the nearest to zero: here itself.
+    assert best_thresholds(SCORES, TARGETS, torch.zeros_like(KNOWN)).tolist() == [0.0, 0.0, 0.0]
+    assert best_thresholds(torch.tensor([[-3.0], [5.0]]), torch.tensor([[False], [True]]), torch.ones(2, 1).bool()).tolist() == [
+        0.0
+    ]

@@ -12,12 +12,13 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import nn
 
+from mtl.build import build_data
 from mtl.configs import DEFAULTS, PARTIAL, WHOLE, compose
 from mtl.federation.auto import AutoBackend
 from mtl.learning.checkpoints import CheckpointError, read_checkpoint
 from mtl.models.cnn import ImageShape, Trunk
 from mtl.models.norm import Norm
-from mtl.train import build_data, build_learner, train
+from mtl.train import build_learner, train
 from mtl.types import Diverged
 
 SMALL = [

@@ -124,7 +124,7 @@ def test_a_run_in_which_each_client_keeps_its_trunk_is_refused(
 
 
 def test_the_loaded_model_scores_as_the_run_did(class_folders: Path, tmp_path: Path) -> None:
-    from mtl.train import build_data, build_objective
+    from mtl.build import build_data, build_objective
 
     config = small(class_folders, "split.val=0")
     train(config, tmp_path / "run")

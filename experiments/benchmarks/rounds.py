@@ -20,8 +20,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from mtl.build import build_data
 from mtl.configs import compose
-from mtl.train import build_data, train
+from mtl.train import train
 
 RANDOM = "experiments.benchmarks.random_data.pictures"
 COMMON = [

@@ -1,5 +1,5 @@
-"""The devices that training is for: what a round would cost on them (`profiles`, `ledger`, `fleet`).
+"""Devices: what a round would cost on them (`profiles`, `ledger`, `fleet`), and the way to them: smaller models and files without torch.
 
-Nothing here is measured on a device. Seconds, joules and memory are modelled from counted work and from profiles whose numbers carry
-their sources, and everything that shows them says so.
+Seconds, joules and memory of a round are modelled from counted work and from profiles whose numbers carry their sources, and everything
+that shows them says so. The latency of a file is measured, on the machine at hand.
 """

@@ -1,13 +1,16 @@
 """The objective on a batch of stored images: prepare them, score them, reduce the pair losses. The same code in every learner."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from mtl.data.transforms import Augmentation, Normalise, to_float
+from mtl.edge.distil import Distillation
 from mtl.losses.pairs import PairLoss, PairLosses, Reduction, TaskCounts, check_reduction, reduce_pairs
 from mtl.models.architecture import Representation
+from mtl.models.cnn import Trunk
 from mtl.models.hard_sharing import HardSharing
 
 NUMBERS = 2**25  # numbers between trunk and scores that are held at once
@@ -17,13 +20,15 @@ NUMBERS = 2**25  # numbers between trunk and scores that are held at once
 class Objective:
     """How images become losses and scores.
 
-    reduction: as in `reduce_pairs`; mirror: score an image by the mean over itself and its mirror image, as is usual for faces.
+    reduction: as in `reduce_pairs`; mirror: score an image by the mean over itself and its mirror image, as is usual for faces;
+    distil: what a teacher adds to the losses.
     """
 
     augmentation: Augmentation
     normalise: Normalise
     reduction: Reduction = "mean"
     mirror: bool = False
+    distil: Distillation | None = None
 
     def __post_init__(self) -> None:
         check_reduction(self.reduction)
@@ -37,8 +42,24 @@ class Objective:
         self, model: HardSharing, inputs: Tensor, targets: Tensor, mask: Tensor, valid: Tensor, counts: TaskCounts
     ) -> PairLosses:
         """inputs: from `inputs`, [B, c, H, W]; targets, mask: bool [B, T]; valid: bool [B]; returns [T] each."""
+        hard = partial(self._hard, model, targets, mask, valid, counts)
+        if self.distil is not None:
+            return self.distil.losses(model, inputs, mask, valid, hard)
         representation = model.trunk(inputs)
-        positive, negative = pair_loss(model).terms(model.heads(representation), counts)
+        return hard(representation, model.heads(representation))
+
+    def _hard(
+        self,
+        model: HardSharing,
+        targets: Tensor,
+        mask: Tensor,
+        valid: Tensor,
+        counts: TaskCounts,
+        representation: Representation,
+        logits: Tensor,
+    ) -> PairLosses:
+        """What the labels say of a representation and its logits [B, T]."""
+        positive, negative = pair_loss(model).terms(logits, counts)
         penalty = model.penalty(representation)
         if penalty is not None:
             positive, negative = positive + penalty, negative + penalty
@@ -66,6 +87,25 @@ class Objective:
         """What the trunk makes of stored images, and of their mirror images where they count."""
         inputs = self.inputs(images, dtype=next(model.parameters()).dtype)
         return [model.trunk(view) for view in ((inputs, inputs.flip(-1)) if self.mirror else (inputs,))]
+
+    @torch.no_grad()
+    def embed(self, model: HardSharing, images: Tensor, *, batch_size: int = 500) -> Tensor:
+        """Embeddings [N, h] of stored images on the CPU, in evaluation mode: what the trunk makes of them, the mean over the views that
+        are scored. Raises ValueError for an architecture in which the subtasks have features of their own.
+        """
+        if not isinstance(model.trunk, Trunk):
+            raise ValueError(
+                "an embedding needs a trunk that gives one of an image, and in this architecture the subtasks have their own"
+            )
+        device = next(model.trunk.parameters(), images).device
+        was_training = model.training
+        model.eval()
+        parts = []
+        for part in images.split(batch_size):
+            views = [view for view in self.features(model, part.to(device)) if isinstance(view, Tensor)]
+            parts.append(torch.stack(views).mean(0))
+        model.train(was_training)
+        return torch.cat(parts).float().cpu()
 
     def decide(self, model: HardSharing, features: list[Representation]) -> Tensor:
         """Decision scores [N, T] from `features`."""

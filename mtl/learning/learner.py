@@ -16,6 +16,7 @@ from torch.profiler import record_function
 from mtl.data.federated_data import FederatedData
 from mtl.federation.workload import TrainingCost
 from mtl.metrics import Metrics, evaluate_scores
+from mtl.models.hard_sharing import HardSharing
 from mtl.types import Diverged
 
 Log = Callable[[int, Metrics], None]
@@ -51,10 +52,13 @@ class Learner(LightningModule):
     is called `val`; where there is none the test images are watched under the name `monitor` and never used to choose.
     """
 
+    model: HardSharing
+
     def __init__(self, data: FederatedData, *, per_task: bool = True, log_every: int = 1) -> None:
         super().__init__()
         self.federated_data = data
-        self.image_shape = data.image_shape  # another where the data hold features in place of images
+        # Others where the data hold features in place of images.
+        self.image_shape, self.pixels = data.image_shape, data.images.dtype
         self.per_task, self.log_every = per_task, log_every
         self.log_round: Log = lambda round, metrics: None
         self.run = ""
@@ -175,6 +179,7 @@ class Learner(LightningModule):
         checkpoint["pairs"] = self.pairs
         # What the model of this run is built for, beside its configuration.
         checkpoint["image_shape"] = list(self.image_shape)
+        checkpoint["pixels"] = str(self.pixels).removeprefix("torch.")
         checkpoint["tasks"] = list(self.federated_data.tasks)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -41,15 +41,16 @@ class TaskCounts:
 
 @dataclass(frozen=True)
 class PairLosses:
-    """positive, negative: [T], the two parts of each subtask's loss."""
+    """positive, negative: [T], the two parts of each subtask's loss; total: [T], what is minimised where it is more than their sum."""
 
     positive: Tensor
     negative: Tensor
+    total: Tensor | None = None
 
     @property
     def tasks(self) -> Tensor:
         """[T], the loss of each subtask."""
-        return self.positive + self.negative
+        return self.positive + self.negative if self.total is None else self.total
 
 
 class PairLoss(nn.Module):

@@ -14,7 +14,7 @@ than tracing the shapes alone.
 
 import copy
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,3 +93,14 @@ def count_once(model: nn.Module, loss: Loss, images: int) -> tuple[int, int, int
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         torch.autograd.grad(total, trained, allow_unused=True)
         return forward, counter.get_total_flops(), num_bytes
+
+
+def count_forward(model: nn.Module, image_shape: Sequence[int], pixels: torch.dtype = torch.float32) -> int:
+    """FLOPs of one image of zeros."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, *image_shape, dtype=pixels))
+    return int(counter.get_total_flops())
+
+
+def num_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

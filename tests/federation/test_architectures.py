@@ -9,6 +9,7 @@ from torch.func import functional_call
 
 from mtl.balancing.gramian import cosines, gramian_of_heads
 from mtl.balancing.grouping import group_tasks
+from mtl.build import build_data, build_model
 from mtl.configs import PARTIAL, compose
 from mtl.data.client_batches import LocalWork
 from mtl.data.federated_data import FederatedData
@@ -21,7 +22,7 @@ from mtl.losses.pairs import TaskCounts
 from mtl.models import cnn, heads
 from mtl.models.architecture import Parts
 from mtl.models.hard_sharing import HardSharing, is_head
-from mtl.train import build_data, build_model, train
+from mtl.train import train
 from tests.conftest import make_federation
 from tests.federation.test_backends import LOOP, STACKED, assert_close, three_rounds, uneven
 from tests.test_train import SMALL, small

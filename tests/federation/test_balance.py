@@ -19,6 +19,7 @@ from mtl.balancing.pcgrad import PCGrad
 from mtl.balancing.uncertainty import UW
 from mtl.balancing.upgrad import UPGrad
 from mtl.balancing.weighting import RLW, Equal, Fixed
+from mtl.build import build_model
 from mtl.configs import WHOLE, compose
 from mtl.data.client_batches import LocalWork
 from mtl.data.transforms import Normalise
@@ -35,7 +36,6 @@ from mtl.federation.server import FedAvg
 from mtl.federation.stacked import StackedBackend
 from mtl.losses.pairs import TaskCounts
 from mtl.models.hard_sharing import HardSharing, is_head
-from mtl.train import build_model
 from mtl.types import Params
 from tests.conftest import clone
 from tests.federation.test_backends import FACES, assert_close, model_of, uneven

@@ -1,0 +1,75 @@
+"""What a configuration describes: the data, the model at its start, the objective."""
+
+from typing import Any
+
+import torch
+from hydra_zen import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from mtl.data.federated_data import FederatedData, federate
+from mtl.federation.objective import Objective
+from mtl.models.architecture import Parts
+from mtl.models.cnn import ImageShape, Trunk
+from mtl.models.hard_sharing import HardSharing
+from mtl.models.norm import replace_batch_norm
+from mtl.models.weights import load_weights
+from mtl.seeding import derive_seed
+from mtl.tracking import fingerprint
+
+
+def build_data(config: DictConfig) -> FederatedData:
+    """Read the images, make the subtasks, split, partition and assign."""
+    images = instantiate(config.data)
+    return federate(
+        images,
+        instantiate(config.subtasks)(images),
+        instantiate(config.split)(images, config.seed),
+        partition=instantiate(config.partition),
+        partition_by=config.partition_by,
+        assignment=instantiate(config.assignment),
+        seed=config.seed,
+    )
+
+
+def data_fingerprint(config: DictConfig, data: FederatedData) -> str:
+    """What a checkpoint carries, to be known as this run's: of the configuration and of the images and their labels."""
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    return fingerprint(plain, *(part.numpy().tobytes() for part in (data.images, data.targets, data.known)))
+
+
+def build_model(config: DictConfig, image_shape: ImageShape, tasks: tuple[str, ...]) -> HardSharing:
+    """The model at its start, which depends on the seed and on `weights` alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(config.seed, "model"))
+        parts = Parts(
+            make_trunk=lambda: _make_trunk(config, image_shape),
+            make_heads=lambda width: instantiate(config.heads)(width, len(tasks)),
+            trunk_name=config.trunk._target_.rpartition(".")[2],
+            tasks=tasks,
+            image_shape=image_shape,
+        )
+        trunk, heads = instantiate(config.architecture)(parts)
+        return HardSharing(trunk, heads, instantiate(config.loss)(len(tasks)))
+
+
+def build_objective(config: DictConfig) -> Objective:
+    return Objective(instantiate(config.augmentation), instantiate(config.normalise), config.reduction, config.mirror)
+
+
+def kept(config: DictConfig) -> str:
+    """What stays on the clients in the mode of a run: nothing, heads or all."""
+    match config.mode:
+        case "centralised":
+            return "nothing"
+        case "local" | "single_task":
+            return "all"
+    keep: str = config.keep
+    return keep
+
+
+def _make_trunk(config: DictConfig, image_shape: ImageShape) -> Trunk:
+    trunk: Trunk = instantiate(config.trunk)(image_shape)
+    replace_batch_norm(trunk, config.norm)
+    if config.weights is not None:
+        load_weights(trunk, config.weights)
+    return trunk

@@ -1,0 +1,142 @@
+"""A run made smaller, step by step, and what each step costs in accuracy and saves on a device: one table from one run.
+
+    distil    a student with other options of the configuration learns from the run
+    prune     channels are cut out of the model so far, which is then trained on
+    int8      the file of the model so far gets 8-bit weights and activations
+
+Each step that trains is a run directory of its own; each step ends in a file, exported and checked as by `mtl export`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from mtl.configs import DEFAULTS, compose
+from mtl.deploy import Exported, device_model, export_run
+from mtl.edge.latency import file_call, measure
+from mtl.edge.prune import Pruning
+from mtl.files import write_json
+from mtl.models.flops import count_forward, num_parameters
+from mtl.train import train
+from mtl.trained import load_run, read_config
+
+STEPS = ("distil", "prune", "int8")
+
+
+@dataclass(frozen=True)
+class Row:
+    """The model after a step: metrics of the test images by its file, in 0..1; parameters; flops of one image as the graph is before it is
+    quantised; bytes of the file; milliseconds of one image.
+    """
+
+    step: str
+    rank1: float | None
+    balanced_accuracy: float | None
+    parameters: int
+    flops: int
+    num_bytes: int
+    p50: float
+    p90: float
+
+
+def compress(
+    run_dir: Path,
+    recipe: Sequence[str],
+    *,
+    out: Path,
+    student: Sequence[str] = (),
+    ratio: float = 0.5,
+    rounds: int | None = None,
+    finetune_rate: float = 0.3,
+    threads: int = 1,
+    repeats: int = 300,
+    data_root: str | None = None,
+) -> list[Row]:
+    """Take the steps of `recipe` in their order, in the new folder `out`; the first row is the run as it is.
+
+    student: KEY=VALUE that the student differs by, for distil; ratio: of the channels, for prune; rounds: of each training, None for as
+    many as the run had; finetune_rate: the learning rate after pruning over that of the run. `compress.json` holds the rows. Raises
+    ValueError where the options contradict one another and where a step cannot be taken.
+    """
+    _check(recipe, out, student, ratio)
+    current, int8 = run_dir, False
+    config = read_config(run_dir)
+    student_config = with_overrides(config, student)
+    out.mkdir(parents=True, exist_ok=True)
+    if data_root is not None:
+        config.data.root = student_config.data.root = data_root
+    done: list[tuple[str, Path, Exported]] = []
+    for step in ("as it is", *recipe):
+        if step == "distil":
+            config = student_config
+            config.distil.teacher = str(run_dir)
+        elif step == "prune":
+            config.start, config.prune = str(current), compose(["prune=channels", f"prune.ratio={ratio}"]).prune
+            config.client.learning_rate *= finetune_rate
+        elif step == "int8":
+            int8 = True
+        if step in ("distil", "prune"):
+            current = _train(config, out / step, rounds)
+        path = out / f"{len(done)}_{step.replace(' ', '_')}.onnx"
+        done.append((step, current, export_run(current, int8=int8, out=path, data_root=data_root)))
+    times = measure({step: file_call(made.path, threads=threads) for step, _, made in done}, repeats=repeats)
+    rows = []
+    for step, directory, made in done:
+        run = load_run(directory)
+        rows.append(
+            Row(
+                step=step,
+                rank1=made.file.get("rank1"),
+                balanced_accuracy=made.file["balanced_accuracy"],
+                parameters=num_parameters(run.model),
+                flops=count_forward(device_model(run, run.model), run.image_shape, run.pixels),
+                num_bytes=made.num_bytes,
+                p50=times[step].p50,
+                p90=times[step].p90,
+            )
+        )
+    write_json(out / "compress.json", [asdict(row) for row in rows])
+    return rows
+
+
+def with_overrides(config: DictConfig, words: Sequence[str]) -> DictConfig:
+    """A copy of a run's configuration with GROUP=MEMBER and KEY=VALUE put in. Raises ValueError for a key that it does not have."""
+    changed = config.copy()
+    for word in words:
+        key, equals, _ = word.partition("=")
+        parent, _, last = key.rpartition(".")
+        node = OmegaConf.select(changed, parent) if parent else changed
+        if not equals or not isinstance(node, DictConfig) or last not in node:
+            raise ValueError(f"student must be KEY=VALUE with a key of the run's configuration, got {word}")
+        value: Any = compose([word])[key] if key in DEFAULTS else OmegaConf.select(OmegaConf.from_dotlist([word]), key)
+        OmegaConf.update(changed, key, value, merge=False)
+    return changed
+
+
+def _train(config: DictConfig, run_dir: Path, rounds: int | None) -> Path:
+    if rounds is not None:
+        config.rounds = rounds
+        config.evaluate_every = min(config.evaluate_every, rounds)
+    config.output_dir, config.resume, config.name, config.write_report = str(run_dir), False, None, False
+    try:
+        train(config, run_dir)
+    except HydraException as error:  # around the error of what was to be built
+        raise ValueError(str(error.__cause__ or error)) from error
+    return run_dir
+
+
+def _check(recipe: Sequence[str], out: Path, student: Sequence[str], ratio: float) -> None:
+    Pruning("channels", ratio=ratio)
+    unknown = [step for step in recipe if step not in STEPS]
+    if unknown or not recipe:
+        raise ValueError(f"recipe must be steps of {', '.join(STEPS)}, got {', '.join(unknown) or 'none'}")
+    if list(recipe) != sorted(set(recipe), key=STEPS.index):
+        raise ValueError(f"recipe must have each step once, in the order {', '.join(STEPS)}, got {', '.join(recipe)}")
+    if student and "distil" not in recipe:
+        raise ValueError(f"student needs the step distil in the recipe, got {' '.join(student)} without")
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"out must be a new or an empty folder, got {out}")

@@ -1,0 +1,102 @@
+"""How long one image takes, one after the other (the single-stream scenario of MLPerf Tiny, Banbury et al. 2021)."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtl.edge.extras import require
+from mtl.edge.files import open_onnx, require_file
+
+Run = Callable[[], Any]
+TURNS = 5
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds for an image: the median and the 90th percentile over `repeats`."""
+
+    p50: float
+    p90: float
+    repeats: int
+
+
+def measure(runs: Mapping[str, Run], *, warmup: int = 20, repeats: int = 200) -> dict[str, Latency]:
+    """Time calls, each `repeats` times after `warmup` that do not count. Several take turns, so that what the machine does meanwhile
+    falls on all of them.
+    """
+    for name, value, least in (("warmup", warmup, 0), ("repeats", repeats, 1)):
+        if value < least:
+            raise ValueError(f"{name} must be >= {least}, got {value}")
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    turn = max(repeats // TURNS, 1)
+    while len(min(seconds.values(), key=len)) < repeats:
+        for name, run in runs.items():
+            # A turn begins with calls that do not count: the others' weights are in the cache.
+            for _ in range(warmup if not seconds[name] else min(warmup, 3)):
+                run()
+            for _ in range(min(turn, repeats - len(seconds[name]))):
+                began = time.perf_counter()
+                run()
+                seconds[name].append(time.perf_counter() - began)
+    return {name: _latency(times) for name, times in seconds.items()}
+
+
+def measure_file(path: Path, *, threads: int = 1, warmup: int = 20, repeats: int = 200) -> Latency:
+    """An exported file on its runtime. Raises ValueError as `file_call` does."""
+    return measure({"file": file_call(path, threads=threads)}, warmup=warmup, repeats=repeats)["file"]
+
+
+def file_call(path: Path, *, threads: int = 1, seed: int = 0) -> Run:
+    """One random image through an exported file, .onnx on ONNX Runtime and .pte on ExecuTorch.
+
+    Raises ValueError where the file is missing or torn, or of another kind, and where the runtime is not installed.
+    """
+    if threads < 1:
+        raise ValueError(f"threads must be >= 1, got {threads}")
+    require_file(path)
+    if path.suffix == ".pte":
+        return _executorch_call(path, threads, seed)
+    session = open_onnx(path, threads=threads)
+    given = session.get_inputs()[0]
+    image = _random_image(tuple(given.shape[1:]), given.type == "tensor(uint8)", seed).numpy()
+    return lambda: session.run(None, {given.name: image})
+
+
+def eager_call(model: torch.nn.Module, image: Tensor) -> Run:
+    """One image [1, c, H, W] through a torch module as it is, on as many threads as torch has."""
+
+    def run() -> None:
+        with torch.inference_mode():
+            model(image)
+
+    return run
+
+
+def _latency(seconds: list[float]) -> Latency:
+    p50, p90 = np.percentile(np.array(seconds) * 1e3, [50, 90]).tolist()
+    return Latency(p50, p90, len(seconds))
+
+
+def _random_image(shape: tuple[int, ...], bytes_wanted: bool, seed: int) -> Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    if bytes_wanted:
+        return torch.randint(0, 256, (1, *shape), generator=rng, dtype=torch.uint8)
+    return torch.randn(1, *shape, generator=rng)
+
+
+def _executorch_call(path: Path, threads: int, seed: int) -> Run:
+    runtime = require("executorch.runtime", "executorch")
+    torch.set_num_threads(threads)
+    try:
+        method = runtime.Runtime.get().load_program(path).load_method("forward")
+    except RuntimeError as error:
+        raise ValueError(f"{path} must be an ExecuTorch program with the method forward: {error}") from error
+    given = method.metadata.input_tensor_meta(0)
+    image = _random_image(tuple(given.sizes()[1:]), given.dtype() == 0, seed)
+    return lambda: method.execute([image])

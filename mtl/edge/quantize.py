@@ -1,0 +1,131 @@
+"""Eight-bit integers for weights and activations (Jacob et al., CVPR 2018): after training with calibration, or with training.
+
+    x ~ scale (q - zero)      weights: int8, a scale for each output channel, zero = 0      activations: 8 bits, one scale
+
+For ONNX Runtime its own static quantisation makes the file: it puts a pair of quantise and dequantise around inputs, weights, biases and
+outputs of every convolution and linear layer, which is what its integer kernels are chosen by. The graph of torchao's x86 quantiser can be
+exported too, but has no pair behind a layer and no integer bias: ONNX Runtime dequantises and computes in float, and takes longer than for
+the float file. torchao makes the training with simulated quantisation, whose weights then go the same way, and the
+ExecuTorch program.
+"""
+
+import copy
+import dataclasses
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtl.edge.extras import require
+from mtl.edge.files import DeviceFacts
+
+LEAST_CALIBRATION = 32
+CALIBRATION_BATCH = 32
+# Seven of the eight bits: sums of two products of eight bits overflow on x86 processors without VNNI.
+WEIGHT_RANGE = (-64, 63)
+
+
+def check_calibration(images: Tensor) -> None:
+    """Raises ValueError where there are too few images [M, c, H, W] to see the range of the activations."""
+    if len(images) < LEAST_CALIBRATION:
+        raise ValueError(f"calibration must have at least {LEAST_CALIBRATION} images, got {len(images)}")
+
+
+def quantize_onnx(model: bytes, images: Tensor, facts: DeviceFacts) -> bytes:
+    """An ONNX model with 8-bit convolutions and linear layers. images: for calibration, [M, c, H, W], as the model takes them.
+
+    What comes before the trunk and behind the embedding stays float: it is cheap, and the scores are made of small differences.
+    """
+    check_calibration(images)
+    onnx = require("onnx", "onnx")
+    tools = require("onnxruntime.quantization", "onnxruntime")
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain, ready, small = (Path(folder, name) for name in ("plain.onnx", "ready.onnx", "small.onnx"))
+        plain.write_bytes(model)
+        tools.shape_inference.quant_pre_process(plain, ready, skip_symbolic_shape=True)
+        graph = onnx.load(ready).graph
+        tools.quantize_static(
+            ready,
+            small,
+            _Calibration(tools, images),
+            quant_format=tools.QuantFormat.QDQ,
+            op_types_to_quantize=["Conv", "Gemm", "MatMul"],
+            nodes_to_exclude=_behind_embedding(graph),
+            per_channel=True,
+            activation_type=tools.QuantType.QUInt8,
+            weight_type=tools.QuantType.QInt8,
+            reduce_range=True,  # WEIGHT_RANGE
+        )
+        proto = onnx.load(small)
+    proto.producer_name, proto.producer_version = "mtl", ""
+    del proto.metadata_props[:]
+    onnx.helper.set_model_props(proto, facts.as_metadata())
+    content: bytes = proto.SerializeToString()
+    return content
+
+
+def _behind_embedding(graph: Any) -> list[str]:
+    """The nodes that the scores need and the embedding does not."""
+    by_output = {name: node for node in graph.node for name in node.output}
+
+    def needed(output: str) -> set[str]:
+        seen: set[str] = set()
+        todo = [output]
+        while todo:
+            node = by_output.get(todo.pop())
+            if node is not None and node.name not in seen:
+                seen.add(node.name)
+                todo.extend(node.input)
+        return seen
+
+    return sorted(needed("scores") - needed("embeddings"))
+
+
+def _Calibration(tools: Any, images: Tensor) -> Any:  # noqa: N802
+    """A reader of batches; its base class is known only where ONNX Runtime is installed."""
+
+    class Reader(tools.CalibrationDataReader):
+        def __init__(self) -> None:
+            self.batches: Iterator[Tensor] = iter(images.split(CALIBRATION_BATCH))
+
+        def get_next(self) -> dict[str, Any] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {"images": batch.numpy()}
+
+    return Reader()
+
+
+def simulate_int8(trunk: nn.Module, inputs: Tensor) -> nn.Module:
+    """The graph of `trunk` with simulated quantisation of weights and activations, to be trained; its parameters have their old names.
+
+    inputs: [2, c, H, W], two or more, as an example. Ranges follow the activations as training goes on.
+    """
+    pt2e = require("torchao.quantization.pt2e", "torchao")
+    prepare = require("torchao.quantization.pt2e.quantize_pt2e", "torchao").prepare_qat_pt2e
+    x86 = require("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer", "torchao")
+    captured = torch.export.export(copy.deepcopy(trunk), (inputs,), dynamic_shapes=({0: torch.export.Dim("N")},)).module()
+    config = x86.get_default_x86_inductor_quantization_config(is_qat=True)
+    low, high = WEIGHT_RANGE
+    config = dataclasses.replace(config, weight=dataclasses.replace(config.weight, quant_min=low, quant_max=high))
+    simulated: nn.Module = prepare(captured, x86.X86InductorQuantizer().set_global(config))
+    pt2e.allow_exported_model_train_eval(simulated)
+    return simulated
+
+
+def quantize_for_executorch(model: nn.Module, images: Tensor) -> nn.Module:
+    """The graph of `model` for one image, its convolutions and linear layers in int8 as XNNPACK computes them. images: for calibration."""
+    check_calibration(images)
+    steps = require("torchao.quantization.pt2e.quantize_pt2e", "torchao")
+    xnnpack = require("executorch.backends.xnnpack.quantizer.xnnpack_quantizer", "executorch")
+    quantizer = xnnpack.XNNPACKQuantizer().set_global(xnnpack.get_symmetric_quantization_config(is_per_channel=True))
+    prepared = steps.prepare_pt2e(torch.export.export(model, (images[:1],)).module(), quantizer)
+    with torch.no_grad():
+        for image in images:
+            prepared(image[None])
+    converted: nn.Module = steps.convert_pt2e(prepared)
+    return converted

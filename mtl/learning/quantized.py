@@ -1,0 +1,58 @@
+"""Quantisation-aware training (Jacob et al., CVPR 2018): the trunk with simulated int8 weights and activations.
+
+torchao puts the simulation into the captured graph of the trunk; rounding passes gradients straight through. What comes out is the model
+with the weights that it led to, which are then quantised like any others.
+"""
+
+import copy
+import math
+
+import torch
+
+from mtl.data.client_batches import LocalWork, plan_batches
+from mtl.data.federated_data import FederatedData
+from mtl.edge.quantize import simulate_int8
+from mtl.federation.for_each_client import prepare
+from mtl.federation.objective import Objective
+from mtl.losses.pairs import TaskCounts
+from mtl.models.hard_sharing import HardSharing
+
+
+def train_quantized(
+    model: HardSharing,
+    objective: Objective,
+    data: FederatedData,
+    *,
+    steps: int,
+    batch_size: int = 16,
+    learning_rate: float = 0.005,
+    momentum: float = 0.9,
+    seed: int = 0,
+) -> HardSharing:
+    """A copy of `model` whose trunk has been trained for `steps`; the learning rate falls to zero by a half cosine.
+
+    data: of one client, on the CPU.
+    """
+    if data.num_clients != 1:
+        raise ValueError(f"data must be of one client, got {data.num_clients}")
+    model = copy.deepcopy(model)
+    inputs = objective.inputs(data.images[:2])
+    simulated = simulate_int8(model.trunk, inputs)
+    whole = HardSharing(simulated, model.heads, model.loss).train()
+    optimizer = torch.optim.SGD(simulated.parameters(), lr=learning_rate, momentum=momentum)
+    batches = plan_batches(data.clients, [0], LocalWork(batch_size=batch_size, steps=steps), seed=seed, round=0)
+    counts = TaskCounts(data.positives[0].float(), data.negatives[0].float(), torch.ones(()))
+    for step in range(steps):
+        rows = prepare(objective, whole, batches, slice(step, step + 1), data.assignment, data)
+        used = rows.valid[0]
+        losses = objective.losses(whole, rows.inputs[0][used], rows.targets[0][used], rows.mask[0][used], used[used], counts)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
+        optimizer.zero_grad()
+        losses.tasks.sum().backward()
+        optimizer.step()
+    learned = dict(simulated.named_parameters())
+    with torch.no_grad():
+        for name, parameter in model.trunk.named_parameters():
+            parameter.copy_(learned[name])
+    return model.eval()

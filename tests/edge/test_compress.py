@@ -1,0 +1,87 @@
+"""A run made smaller step by step."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mtl.cli import main
+from mtl.compress import compress, with_overrides
+from mtl.deploy import Exported
+from mtl.models.flops import num_parameters
+from mtl.trained import load_run, read_config
+from tests.edge.conftest import Train
+
+TRUNK = ("mode=centralised", "trunk=classic_cnn", "trunk.channels=[8,16]", "trunk.width=16")
+
+
+@pytest.mark.slow
+def test_a_recipe_becomes_a_table_from_one_run(trained: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir, out = trained(*TRUNK), tmp_path / "out"
+    words = ["--recipe", "distil", "prune", "int8", "--student", "trunk.channels=[8,8]", "--rounds", "2", "--out", str(out)]
+    assert main(["compress", str(run_dir), *words]) == 0
+    rows = json.loads((out / "compress.json").read_text())
+    assert [row["step"] for row in rows] == ["as it is", "distil", "prune", "int8"]
+    assert [row["num_bytes"] for row in rows] == [path.stat().st_size for path in sorted(out.glob("*.onnx"))]
+    sizes = [row["parameters"] for row in rows]
+    assert sizes[0] > sizes[1] > sizes[2] == sizes[3]
+    assert rows[0]["flops"] > rows[1]["flops"] > rows[2]["flops"] == rows[3]["flops"]
+    assert rows[2]["num_bytes"] > rows[3]["num_bytes"]
+    assert all(0 < row["p50"] <= row["p90"] and 0 <= row["rank1"] <= 1 for row in rows)
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert rows[0]["rank1"] == summary["test/rank1"]
+    pruned = load_run(out / "prune")
+    assert pruned.config.distil.teacher == str(run_dir)  # it still learns from the run
+    assert [p.shape[0] for n, p in pruned.model.trunk.named_parameters() if n.endswith("weight")] == [4, 4, 16]
+    assert "rank-1 %" in capsys.readouterr().out
+
+
+def test_each_step_starts_from_the_one_before(
+    trained: Train, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir, asked = trained(*TRUNK), []
+
+    def export_nothing(run: Path, *, int8: bool, out: Path, data_root: str | None) -> Exported:
+        asked.append((run, int8, out.name))
+        return exported
+
+    monkeypatch.setattr("mtl.compress.export_run", export_nothing)
+    rows = compress(run_dir, ["prune", "int8"], out=tmp_path, ratio=0.5, rounds=1, repeats=5)
+    assert asked == [
+        (run_dir, False, "0_as_it_is.onnx"),
+        (tmp_path / "prune", False, "1_prune.onnx"),
+        (tmp_path / "prune", True, "2_int8.onnx"),
+    ]
+    before, pruned = load_run(run_dir), load_run(tmp_path / "prune")
+    assert pruned.config.start == str(run_dir)
+    assert pruned.config.client.learning_rate == pytest.approx(0.3 * before.config.client.learning_rate)
+    assert [row.parameters for row in rows] == [num_parameters(run.model) for run in (before, pruned, pruned)]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--recipe", "shrink"], "recipe must be steps of distil, prune, int8, got shrink"),
+        (["--recipe", "int8", "prune"], "in the order distil, prune, int8, got int8, prune"),
+        (["--recipe", "int8", "--student", "trunk.width=8"], "student needs the step distil"),
+        (["--recipe", "distil", "--student", "trunk.depth=8"], "student must be KEY=VALUE with a key of the run's configuration"),
+        (["--recipe", "prune", "--ratio", "1"], r"prune.ratio must be in \(0, 1\)"),
+    ],
+)
+def test_contradictory_recipes_end_with_a_message(
+    trained: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert main(["compress", str(trained(*TRUNK)), *words, "--out", str(tmp_path / "out")]) == 2
+    assert message.replace("\\", "") in capsys.readouterr().err
+
+
+def test_a_folder_in_use_is_left_as_it_is(trained: Train, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("do not lose me")
+    with pytest.raises(ValueError, match="out must be a new or an empty folder"):
+        compress(trained(*TRUNK), ["int8"], out=tmp_path)
+
+
+def test_a_student_may_have_another_trunk(trained: Train) -> None:
+    config = with_overrides(read_config(trained(*TRUNK)), ["trunk=lenet", "seed=3"])
+    assert config.trunk["_target_"] == "mtl.models.cnn.lenet" or "lenet" in str(config.trunk)
+    assert config.seed == 3
