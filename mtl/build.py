@@ -20,10 +20,10 @@ from mtl.tracking import fingerprint
 def build_data(config: DictConfig) -> FederatedData:
     """Read the images, make the subtasks, split, partition and assign."""
     images = instantiate(config.data)
+    subtasks, split = instantiate(config.subtasks)(images), instantiate(config.split)(images, config.seed)
     return federate(
         images,
-        instantiate(config.subtasks)(images),
-        instantiate(config.split)(images, config.seed),
+        *instantiate(config.known_labels)(subtasks, split, config.seed),
         partition=instantiate(config.partition),
         partition_by=config.partition_by,
         assignment=instantiate(config.assignment),

@@ -36,6 +36,7 @@ from mtl.balancing.upgrad import UPGrad
 from mtl.balancing.weighting import RLW, Equal, Fixed
 from mtl.data import assignment, cifar, faces, folders, partition, splits, subtasks, synthetic
 from mtl.data.client_batches import LocalWork
+from mtl.data.hiding import KnownLabels
 from mtl.data.transforms import Augmentation, Normalise
 from mtl.edge.distil import Distilling
 from mtl.edge.fleet import Fleet
@@ -312,6 +313,7 @@ def _top_level() -> Any:
         mode=ZenField(str, "federated"),
         partition_by=ZenField(str, "class"),
         norm=ZenField(str, "refuse"),
+        known_labels=ZenField(KnownLabels, builds(KnownLabels, populate_full_signature=True)()),
         weights=ZenField(str | None, None),
         keep=ZenField(str, "nothing"),
         fusion=ZenField(str, "argmax"),
