@@ -6,8 +6,10 @@
     losses        the positive and the negative term of a subtask
     metrics       rank-1, AUROC, balanced accuracy
     federation    one round: broadcast, local training, aggregation; personal parts; fusion
+    face          faces found in pictures, galleries, photos
     learning      the LightningModules
     configs, train, launch, cli             a run from its configuration; the command line
+    recognise                               who is in a photo, by a trained model
     report        pages, pictures and tables from run directories
 
 The same run as `mtl train rounds=2`:

@@ -1,4 +1,4 @@
-"""The command line: `mtl train`, `mtl report`."""
+"""The command line: `mtl train`, `mtl report`, `mtl enrol`, `mtl recognise`."""
 
 import argparse
 import sys
@@ -11,6 +11,8 @@ mtl: multi-task learning of binary subtasks over simulated edge devices
   mtl train [GROUP=MEMBER] [KEY=VALUE] ...   train, by default the ORL faces on eight devices; --help lists groups and defaults
   mtl train -m seed=0,1,2 loss=bce,sphereface2   a sweep: every combination, one run directory each
   mtl report RUN...                          one page and pictures from run directories; several runs stand side by side
+  mtl enrol --gallery DIR --model RUN        a gallery of people from a folder of photos for each
+  mtl recognise PHOTO... --gallery FILE      find the faces in photos and say whose they are
 
   --version                                  the version
 """
@@ -19,7 +21,7 @@ mtl: multi-task learning of binary subtasks over simulated edge devices
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0 done, 1 failed, 2 wrong input, 130 stopped by Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {"train": _train, "report": _report}
+    commands = {"train": _train, "report": _report, "enrol": _enrol, "recognise": _recognise}
     if not words or words[0] in ("-h", "--help"):
         print(HELP, end="")
         return 0
@@ -65,4 +67,42 @@ def _report(words: list[str]) -> int:
         return _fail(str(error))
     Console(width=None if sys.stdout.isatty() else 150).print(comparison_table(runs))
     print(f"report: {page}")
+    return 0
+
+
+def _enrol(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="mtl enrol", description="Find the face in each photo of each person and write their embeddings as a gallery."
+    )
+    parser.add_argument("--gallery", required=True, type=Path, metavar="DIR", help="a folder with a folder of photos for each person")
+    parser.add_argument("--model", required=True, type=Path, metavar="RUN", help="a run directory of mtl train +experiment=detect")
+    parser.add_argument("--output", type=Path, default=Path("gallery.npz"), metavar="FILE", help="default: gallery.npz")
+    parser.add_argument("--threshold", type=float, help="cosine from which a face is somebody; default: calibrated on the photos")
+    options = parser.parse_args(words)
+    from mtl.recognise import enrol
+
+    try:
+        enrol(options.gallery, options.model, options.output, threshold=options.threshold)
+    except (ValueError, OSError) as error:
+        return _fail(str(error))
+    print(f"gallery: {options.output}")
+    return 0
+
+
+def _recognise(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="mtl recognise", description="Find the faces in photos and say whose they are; write pictures with frames and a JSON."
+    )
+    parser.add_argument("photos", nargs="+", metavar="PHOTO", help="a photo, a folder of them, or a pattern as 'holiday/*.jpg'")
+    parser.add_argument("--gallery", required=True, type=Path, metavar="FILE", help="what mtl enrol wrote")
+    parser.add_argument("--model", type=Path, metavar="RUN", help="default: where the model was when the gallery was made")
+    parser.add_argument("--output", type=Path, default=Path("recognised"), metavar="DIR", help="default: recognised")
+    options = parser.parse_args(words)
+    from mtl.recognise import recognise
+
+    try:
+        recognise(options.photos, options.gallery, options.output, run=options.model)
+    except (ValueError, OSError) as error:
+        return _fail(str(error))
+    print(f"pictures and recognised.json: {options.output}")
     return 0

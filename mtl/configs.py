@@ -12,9 +12,11 @@ from hydra.core.config_store import ConfigStore
 from hydra_zen import ZenField, ZenStore, builds, make_config
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from mtl.data import assignment, cifar, faces, folders, partition, splits, subtasks, synthetic
+from mtl.data import assignment, cifar, faces, folders, partition, scenes, splits, subtasks, synthetic, widerface
 from mtl.data.client_batches import LocalWork
+from mtl.data.scene_transforms import SceneAugmentation
 from mtl.data.transforms import Augmentation, Normalise
+from mtl.face.finder import DetectionOptions
 from mtl.federation.local_sgd import LocalSGD
 from mtl.federation.sampling import Sampling
 from mtl.federation.schedule import Schedule
@@ -29,6 +31,7 @@ from mtl.losses.logit_adjusted import LogitAdjusted
 from mtl.losses.sphereface2 import SphereFace2
 from mtl.losses.uniface import UniFace
 from mtl.models import cnn, heads
+from mtl.models.centre import CentreHead
 
 CONFIG_NAME = "train"
 
@@ -41,13 +44,21 @@ WHOLE: dict[str, dict[str, Any]] = {
         "lfw": faces.lfw,
         "folder": folders.folder,
         "synthetic": synthetic.synthetic,
+        "scene_faces": (scenes.scene_faces, {"scenes": "${scenes}", "margin": "${detection.margin}"}),
     },
+    "scenes": {"orl_scenes": scenes.orl_scenes, "widerface": widerface.widerface},
+    "scene_augmentation": {"none": (SceneAugmentation, {"flip": False, "scale": 0.0, "shift": 0.0, "brightness": 0.0}), "boxes": SceneAugmentation},
+    "detection": {"beside": DetectionOptions},
     "augmentation": {
         "none": (Augmentation, {"flip": False}),
         "flip": Augmentation,
         "faces": (Augmentation, {"rotation": 10.0, "scale": 0.1, "shift": 0.08, "brightness": 0.2}),
     },
-    "normalise": {"fixed": Normalise, "per_image": (Normalise, {"per_image": True})},
+    "normalise": {
+        "fixed": Normalise,
+        "per_image": (Normalise, {"per_image": True}),
+        "equalised": (Normalise, {"equalise": True}),
+    },
     "work": {"steps": (LocalWork, {"steps": 8}), "epochs": LocalWork},
     "client": {"sgd": LocalSGD},
     "schedule": {shape: (Schedule, {"shape": shape}) for shape in ("constant", "cosine", "linear")},
@@ -85,6 +96,7 @@ PARTIAL: dict[str, dict[str, Any]] = {
         "flat": cnn.flat,
     },
     "heads": {"linear": heads.LinearHeads, "cosine": heads.CosineHeads},
+    "detector": {"centre": CentreHead},
     "loss": {
         "bce": BCE,
         "class_balanced": ClassBalanced,
@@ -113,6 +125,10 @@ DEFAULTS = {
     "schedule": "cosine",
     "sampling": "all",
     "server": "fedavg",
+    "scenes": "orl_scenes",
+    "scene_augmentation": "boxes",
+    "detector": "centre",
+    "detection": "beside",
 }
 
 

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from mtl.data.client_batches import LocalWork
 from mtl.data.datamodule import FederatedDataModule
 from mtl.data.federated_data import FederatedData, federate
+from mtl.face.finder import map_stride
 from mtl.federation.auto import make_backend
 from mtl.federation.for_each_client import Training
 from mtl.federation.inference import Inference
@@ -27,12 +28,14 @@ from mtl.federation.rounds import Setting
 from mtl.files import write_arrays, write_json
 from mtl.learning.centralised import CentralisedLearning
 from mtl.learning.checkpoints import AtomicCheckpoints, SaveBest, SaveRounds, read_checkpoint
+from mtl.learning.detection import DetectionLearning
 from mtl.learning.federated import FederatedLearning
 from mtl.learning.group import joined, versions
 from mtl.learning.learner import Learner
 from mtl.learning.profiling import ProfileRounds
 from mtl.learning.progress import RoundProgress
 from mtl.metrics import Metrics
+from mtl.models.centre import CentreHead, map_layers
 from mtl.models.hard_sharing import HardSharing
 from mtl.models.norm import replace_batch_norm
 from mtl.report.page import write_report
@@ -42,7 +45,7 @@ from mtl.tracking import WANDB_MODES, Tracker, fingerprint, open_run_directory
 from mtl.types import Interrupted
 
 logger = logging.getLogger(__name__)
-MODES = ("federated", "centralised", "local")
+MODES = ("federated", "centralised", "local", "detection")
 # 16-mixed needs a gradient scaler in every client's steps; bfloat16 does not.
 PRECISIONS = ("32-true", "bf16-mixed")
 
@@ -81,7 +84,7 @@ def _train(config: DictConfig, plain: dict[str, Any], run_dir: Path, ranks: Rank
     # Every rank works for the one run directory of the first.
     run_dir = ranks.agree(run_dir)
     learner, steps = build_learner(config, data, run_dir)
-    learner.run = fingerprint(plain, *(part.numpy().tobytes() for part in (data.images, data.targets, data.known)))
+    learner.run = fingerprint(plain, *(part.numpy().tobytes() for part in learner.tensors))
     ranks.require_same({**versions(), "configuration and data": learner.run})
     trainer = build_trainer(config, run_dir, learner)
     checkpoint, last_round = ranks.agree(_open(run_dir, plain, config.resume, learner) if ranks.first else None)
@@ -168,6 +171,15 @@ def build_model(config: DictConfig, data: FederatedData) -> HardSharing:
         return HardSharing(trunk, heads, instantiate(config.loss)(data.num_tasks))
 
 
+def build_detector(config: DictConfig, model: HardSharing, data: FederatedData) -> CentreHead:
+    """The head that finds faces on the map of the model's trunk, at its start."""
+    channels, _ = map_stride(map_layers(model.trunk), data.image_shape[0])
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(config.seed, "detector"))
+        head: CentreHead = instantiate(config.detector)(channels)
+    return head
+
+
 def build_learner(config: DictConfig, data: FederatedData, run_dir: Path) -> tuple[Learner, int]:
     """The learner of the mode, and its training steps in a round."""
     model = build_model(config, data)
@@ -175,16 +187,21 @@ def build_learner(config: DictConfig, data: FederatedData, run_dir: Path) -> tup
     client, work, schedule = instantiate(config.client), instantiate(config.work), instantiate(config.schedule)
     sampling, seed = instantiate(config.sampling), config.seed
     told = {"per_task": config.tracking.per_task, "log_every": config.tracking.log_every}
-    if config.mode == "centralised":
+    if config.mode in ("centralised", "detection"):
         # As many gradient steps in all as the clients that come back make together, spread evenly over the rounds.
         cohorts = (sampling.draw(data.num_clients, seed=seed, round=r)[1] for r in range(config.rounds))
         total = sum(work.num_steps(data.clients.size(client)) for cohort in cohorts for client in cohort)
         steps = max(round(total / config.rounds), 1)
         work = LocalWork(batch_size=work.batch_size, steps=steps)
-        central = CentralisedLearning(
-            model, data.pooled(), objective, client, work, schedule, num_rounds=config.rounds, seed=seed, **told
-        )
-        return central, steps
+        told |= {"num_rounds": config.rounds, "seed": seed}
+        if config.mode == "detection":
+            detector = build_detector(config, model, data)
+            options, augmentation = instantiate(config.detection), instantiate(config.scene_augmentation)
+            scenes = instantiate(config.scenes)
+            return DetectionLearning(
+                model, detector, data.pooled(), scenes, objective, client, work, schedule, options, augmentation, **told
+            ), steps
+        return CentralisedLearning(model, data.pooled(), objective, client, work, schedule, **told), steps
     training = Training(model, objective, client, work, seed)
     engine = config.engine
     setting = Setting(
@@ -257,8 +274,8 @@ def _check(config: DictConfig) -> None:
     for name in ("devices", "num_nodes"):
         if config.trainer[name] < 1:
             raise ValueError(f"trainer.{name} must be >= 1, got {config.trainer[name]}")
-        if config.trainer[name] > 1 and config.mode == "centralised":
-            raise ValueError(f"mode=centralised trains on one device: trainer.{name} must be 1, got {config.trainer[name]}")
+        if config.trainer[name] > 1 and config.mode in ("centralised", "detection"):
+            raise ValueError(f"mode={config.mode} trains on one device: trainer.{name} must be 1, got {config.trainer[name]}")
 
 
 def _quieten_lightning() -> None:

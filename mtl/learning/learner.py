@@ -61,6 +61,16 @@ class Learner(LightningModule):
         raise NotImplementedError
 
     @property
+    def loss_names(self) -> tuple[str, ...]:
+        """What the losses of a round are of."""
+        return self.federated_data.tasks
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The data that make a run what it is, beside its configuration."""
+        return self.federated_data.images, self.federated_data.targets, self.federated_data.known
+
+    @property
     def watched(self) -> str:
         return "val" if len(self.federated_data.split.val) else "monitor"
 
@@ -120,7 +130,7 @@ class Learner(LightningModule):
         metrics["train/learning_rate"] = numbers.learning_rate
         if self.per_task:
             for t in trained.nonzero().flatten().tolist():
-                task, pair = self.federated_data.tasks[t], losses[:, t].tolist()
+                task, pair = self.loss_names[t], losses[:, t].tolist()
                 metrics |= {f"train/{task}/positive": pair[0], f"train/{task}/negative": pair[1]}
         return metrics | {f"fit/{name}": float(value) for name, value in numbers.account.items() if name != "seconds"}
 
