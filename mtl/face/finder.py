@@ -139,6 +139,9 @@ def map_stride(layers: nn.Module, channels: int) -> tuple[int, int]:
 
 
 def _distinct(faces: Faces) -> Faces:
+    """Without those that lie outside the picture and those that another shows."""
+    inside = ((faces.boxes[:, 2:] - faces.boxes[:, :2]) >= 1).all(1)
+    faces = Faces(faces.boxes[inside], faces.scores[inside])
     kept = nms(faces.boxes.float(), faces.scores.float(), OVERLAP)
     return Faces(faces.boxes[kept], faces.scores[kept])
 

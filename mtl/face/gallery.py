@@ -6,6 +6,7 @@ with anyone else, which is what it would get were its person not enrolled, shoul
 rates is highest; where a range of thresholds ties, the middle of the widest.
 """
 
+import io
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -90,7 +91,7 @@ class Gallery:
     def load(cls, path: Path) -> Self:
         """Raises GalleryError where `path` is not a whole gallery."""
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
                 if int(file["format"]) != FORMAT:
                     raise GalleryError(f"gallery {path} must be of format {FORMAT}, got {int(file['format'])}; enrol again")
                 threshold, *shares = file["calibration"].tolist()

@@ -65,7 +65,7 @@ def test_no_photograph_of_a_test_scene_is_in_a_training_scene(monkeypatch: pytes
 def test_a_pasted_face_fills_its_box_and_leaves_the_rest() -> None:
     canvas, picture = torch.zeros(1, 1, 80, 80), torch.ones(1, 1, 112, 92)
     centre, height = torch.tensor([[40.0, 44.0]]), torch.tensor([48.0])
-    out = _paste(canvas, picture, centre, height, torch.zeros(1), torch.zeros(1, 1, 1, dtype=torch.bool), torch.ones(1, dtype=torch.bool))
+    out = _paste(canvas, picture, centre, height, torch.zeros(1), torch.zeros(1, 1, 1, dtype=torch.bool))
     covered = out[0, 0] > 0.5
     rows, columns = covered.any(1).nonzero().flatten(), covered.any(0).nonzero().flatten()
     width = 48 * OVAL[0] * 92 / (OVAL[1] * 112)

@@ -19,7 +19,7 @@ def test_the_head_keeps_the_places_of_maps_of_any_size() -> None:
 
 def test_the_heat_starts_near_its_prior() -> None:
     torch.manual_seed(0)
-    heat = CentreHead(16)(torch.rand(2, 16, 8, 8))[:, 0].sigmoid()
+    heat = CentreHead(16)(torch.rand(2, 16, 8, 8))[:, 0].sigmoid().detach()
     assert float(heat.mean()) == pytest.approx(0.1, abs=0.03)
 
 
