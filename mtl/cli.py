@@ -74,8 +74,12 @@ def _enrol(words: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="mtl enrol", description="Find the face in each photo of each person and write their embeddings as a gallery."
     )
-    parser.add_argument("--gallery", required=True, type=Path, metavar="DIR", help="a folder with a folder of photos for each person")
-    parser.add_argument("--model", required=True, type=Path, metavar="RUN", help="a run directory of mtl train +experiment=detect")
+    parser.add_argument(
+        "--gallery", required=True, type=Path, metavar="DIR", help="a folder with a folder of photos for each person"
+    )
+    parser.add_argument(
+        "--model", required=True, type=Path, metavar="RUN", help="a run directory of mtl train +experiment=detect"
+    )
     parser.add_argument("--output", type=Path, default=Path("gallery.npz"), metavar="FILE", help="default: gallery.npz")
     parser.add_argument("--threshold", type=float, help="cosine from which a face is somebody; default: calibrated on the photos")
     options = parser.parse_args(words)
@@ -91,7 +95,8 @@ def _enrol(words: list[str]) -> int:
 
 def _recognise(words: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="mtl recognise", description="Find the faces in photos and say whose they are; write pictures with frames and a JSON."
+        prog="mtl recognise",
+        description="Find the faces in photos and say whose they are; write pictures with frames and a JSON.",
     )
     parser.add_argument("photos", nargs="+", metavar="PHOTO", help="a photo, a folder of them, or a pattern as 'holiday/*.jpg'")
     parser.add_argument("--gallery", required=True, type=Path, metavar="FILE", help="what mtl enrol wrote")

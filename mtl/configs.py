@@ -47,7 +47,10 @@ WHOLE: dict[str, dict[str, Any]] = {
         "scene_faces": (scenes.scene_faces, {"scenes": "${scenes}", "margin": "${detection.margin}"}),
     },
     "scenes": {"orl_scenes": scenes.orl_scenes, "widerface": widerface.widerface},
-    "scene_augmentation": {"none": (SceneAugmentation, {"flip": False, "scale": 0.0, "shift": 0.0, "brightness": 0.0}), "boxes": SceneAugmentation},
+    "scene_augmentation": {
+        "none": (SceneAugmentation, {"flip": False, "scale": 0.0, "shift": 0.0, "brightness": 0.0}),
+        "boxes": SceneAugmentation,
+    },
     "detection": {"beside": DetectionOptions},
     "augmentation": {
         "none": (Augmentation, {"flip": False}),

@@ -185,7 +185,9 @@ def recognise(
             picture.save(file, format="PNG")
         for number, face in enumerate(faces, start=1):
             where = ", ".join(f"{side:.0f}" for side in face.box)
-            table.add_row(escape(str(path)), str(number), escape(face.name or "unknown"), f"{face.cosine:.3f}", f"{face.score:.2f}", where)
+            table.add_row(
+                escape(str(path)), str(number), escape(face.name or "unknown"), f"{face.cosine:.3f}", f"{face.score:.2f}", where
+            )
         if not faces:
             table.add_row(escape(str(path)), "0", "no face found", "", "", "")
         listed = [{"box": list(f.box), "score": f.score, "name": f.name, "cosine": f.cosine} for f in faces]
@@ -225,5 +227,3 @@ def _warn(console: Console, message: str) -> None:
 
 def _progress(items: Sequence[Any], what: str, console: Console) -> Iterator[Any]:
     yield from track(items, what, console=console, disable=not console.is_terminal)
-
-

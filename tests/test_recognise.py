@@ -58,7 +58,8 @@ def test_recognise_writes_pictures_and_json_for_photos_of_every_kind(
 ) -> None:
     # Two photos of one name, one grey and one with transparency, and one that cannot be read.
     (tmp_path / "in").mkdir()
-    Image.open(photos / "p0" / "0.png").convert("RGBA").save(tmp_path / "in" / "0.png")
+    with Image.open(photos / "p0" / "0.png") as picture:
+        picture.convert("RGBA").save(tmp_path / "in" / "0.png")
     (tmp_path / "in" / "torn.jpg").write_bytes(b"\xff\xd8\xff")
     words = ["recognise", str(tmp_path / "in"), str(photos / "p1" / "*"), str(photos / "p0" / "0.png")]
     assert main([*words, "--gallery", str(gallery), "--output", str(tmp_path / "out")]) == 0
@@ -70,7 +71,8 @@ def test_recognise_writes_pictures_and_json_for_photos_of_every_kind(
     assert "Cosine" in out
     made = Gallery.load(gallery)
     for photo in content["photos"]:
-        assert Image.open(tmp_path / "out" / photo["picture"]).size == (92, 112)
+        with Image.open(tmp_path / "out" / photo["picture"]) as picture:
+            assert picture.size == (92, 112)
         for face in photo["faces"]:
             assert face["name"] in (None, "p0", "p1")
             assert (face["name"] is None) == (face["cosine"] < made.calibration.threshold)
@@ -115,7 +117,10 @@ def test_wrong_input_is_refused_with_the_reason(
     cases = (
         (["recognise", photo, "--gallery", str(gallery), "--model", str(other)], "is of another; enrol again"),
         (["recognise", photo, "--gallery", str(tmp_path / "no.npz")], "does not exist; mtl enrol makes one"),
-        (["recognise", str(tmp_path / "no.jpg"), "--gallery", str(gallery)], "PHOTO must be a photo, a folder of them or a pattern"),
+        (
+            ["recognise", str(tmp_path / "no.jpg"), "--gallery", str(gallery)],
+            "PHOTO must be a photo, a folder of them or a pattern",
+        ),
         (["recognise", str(tmp_path / "torn.png"), "--gallery", str(gallery)], "got none among 1"),
         (["recognise", photo, "--gallery", str(gallery), "--output", str(tmp_path / "in")], "where no photo is overwritten"),
         (["enrol", "--gallery", str(empty), "--model", str(run)], "a folder with a folder of photos for each person, got"),

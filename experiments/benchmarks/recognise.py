@@ -67,7 +67,9 @@ def main() -> None:
         Image.fromarray(scene.numpy()).save(path, quality=90)
         model = Recogniser(Path(folder), finder, 0.0)
         photo = model.read(path, 640)
-        model = Recogniser(Path(folder), finder, float(finder.find(photo.image[None], confidence=0.0, pyramid=True)[0].scores[FACES - 1]))
+        model = Recogniser(
+            Path(folder), finder, float(finder.find(photo.image[None], confidence=0.0, pyramid=True)[0].scores[FACES - 1])
+        )
         embeddings = F.normalize(torch.randn(40, 5, finder.embed(torch.zeros(1, *CROP)).shape[1]), dim=2)
         people = [(f"p{i}", [f"{j}.jpg" for j in range(5)], own) for i, own in enumerate(embeddings)]
         gallery = make_gallery(people, threshold=None, model=finder.fingerprint(), run=folder)

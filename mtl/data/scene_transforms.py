@@ -42,7 +42,7 @@ class SceneAugmentation:
         if self.flip or self.scale or self.shift:
             back = torch.diag_embed(1 / along)
             offset = extent / 2 - (extent / 2 + shift) / along
-            images = warp(images, torch.cat([back, offset[:, :, None]], 2), (height, width))
+            images = warp(images, torch.cat([back, offset[:, :, None]], 2), (height, width), max_samples=1)
             corners = (boxes.unflatten(2, (2, 2)) - extent / 2) * along[:, None, None] + (extent / 2 + shift)[:, None, None]
             centre = corners.mean(2)
             valid = valid & ((centre >= 0) & (centre < extent)).all(2)

@@ -104,8 +104,9 @@ def orl_scenes(
     """Grey scenes of AT&T faces, uint8 [N, 1, *image_size]. Scene i of a part depends on (seed, part, i) alone.
 
     scenes, photographs: for training, validation and test; of each person's ten photographs the parts show disjoint ones, drawn by the
-    seed. people: the first of the forty. max_faces: a scene has from none to this many, each number as likely, where there is room. face_height: in pixels, log-uniform.
-    rotation: up to this many degrees. A box is the smallest around the oval of a face. Raises as `orl` does, and ValueError.
+    seed. people: the first of the forty. max_faces: a scene has from none to this many, each number as likely, where there is room.
+    face_height: in pixels, log-uniform. rotation: up to this many degrees. A box is the smallest around the oval of a face. Raises as
+    `orl` does, and ValueError.
     """
     check_integers("scenes.image_size", image_size, {"height": 16, "width": 16})
     check_integers("scenes.scenes", scenes, {"train": 1, "val": 0, "test": 1})
@@ -248,7 +249,8 @@ def _place(draws: _Draws, style: _Style, slots: int) -> tuple[Tensor, Tensor, Te
     """
     low, high = (math.log(side) for side in style.face_height)
     extent = torch.tensor([style.size[1], style.size[0]], dtype=torch.float32)
-    places, taken = [], []
+    places: list[tuple[Tensor, ...]] = []
+    taken: list[Tensor] = []
     for _ in range(slots):
         height = draws(TRIES, low=low, high=high).exp()
         angle = draws(TRIES, low=-style.rotation, high=style.rotation)
@@ -277,7 +279,8 @@ def _shuffle(pictures: Tensor, draw: Tensor) -> Tensor:
     """The sixteen tiles of each picture in the order of `draw`, [n, 16]."""
     tiles = pictures.unflatten(2, (4, 28)).unflatten(4, (4, 23)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
     tiles = tiles.gather(1, draw.argsort(1)[:, :, None, None, None].expand_as(tiles))
-    return tiles.unflatten(1, (4, 4)).permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+    shuffled: Tensor = tiles.unflatten(1, (4, 4)).permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+    return shuffled
 
 
 def _paste(canvas: Tensor, pictures: Tensor, centre: Tensor, height: Tensor, angle: Tensor, whole: Tensor) -> Tensor:

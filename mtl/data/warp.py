@@ -15,25 +15,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Size = tuple[int, int]
-MAX_OVERSAMPLING = 8
 
 # Eyes, tip of the nose and corners of the mouth in a face of 112 x 112, left to right as seen: the template of ArcFace (Deng et al. 2019).
 FIVE_POINTS = ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041))
 
 
-def warp(images: Tensor, placement: Tensor, size: Size) -> Tensor:
+def warp(images: Tensor, placement: Tensor, size: Size, *, max_samples: int = 8) -> Tensor:
     """images: float [B, c, H, W]; placement: [B, 2, 3]; size: (height, width) of the output; returns [B, c, *size].
 
     Bilinear; beyond the border its pixels repeat. Where a placement shrinks, each output pixel is the mean of a grid of samples, as many
-    as the strongest shrinking in the batch asks for, at most 8 x 8.
+    each way as the strongest shrinking in the batch asks for, at most `max_samples`.
     """
     if not len(images):
         return images.new_zeros(0, images.shape[1], *size)
-    shrinking = float(torch.linalg.vector_norm(placement[:, :, :2], dim=1).max())
-    by = min(max(math.ceil(shrinking - 1e-3), 1), MAX_OVERSAMPLING)
+    by = 1
+    if max_samples > 1:
+        shrinking = float(torch.linalg.vector_norm(placement[:, :, :2], dim=1).max())
+        by = min(max(math.ceil(shrinking - 1e-3), 1), max_samples)
     height, width = size[0] * by, size[1] * by
     y, x = ((torch.arange(n, dtype=images.dtype, device=images.device) + 0.5) / by for n in (height, width))
-    points = torch.stack([x.expand(height, width), y[:, None].expand(height, width), torch.ones_like(x).expand(height, width)], -1)
+    points = torch.stack(
+        [x.expand(height, width), y[:, None].expand(height, width), torch.ones_like(x).expand(height, width)], -1
+    )
     seen = torch.einsum("bij,hwj->bhwi", placement.to(images.dtype), points)
     extent = torch.tensor([images.shape[3], images.shape[2]], dtype=images.dtype, device=images.device)
     output = F.grid_sample(images, 2 * seen / extent - 1, padding_mode="border", align_corners=False)
@@ -93,7 +96,9 @@ def equalise(images: Tensor, levels: int = 256) -> Tensor:
     """
     flat = images.flatten(2).flatten(0, 1)
     level = (flat * (levels - 1)).round().clamp(0, levels - 1).long()
-    counts = torch.zeros(len(flat), levels, device=images.device).scatter_add_(1, level, torch.ones_like(level, dtype=torch.float32))
+    counts = torch.zeros(len(flat), levels, device=images.device).scatter_add_(
+        1, level, torch.ones_like(level, dtype=torch.float32)
+    )
     up_to = counts.cumsum(1)
     darkest = counts.gather(1, level.amin(1, keepdim=True))
     spread = flat.shape[1] - darkest

@@ -60,7 +60,8 @@ class Faces:
 
 class FaceFinder:
     """trunk: of convolutions (see `map_layers`); detector: a head on its map; crop_shape: (c, height, width) of what the trunk's features
-    are of; margin: see `crop_placement`; mirror: whether an embedding is the mean over the face and its mirror image. The modules are used in the mode they are in.
+    are of; margin: see `crop_placement`; mirror: whether an embedding is the mean over the face and its mirror image. The modules are
+    used in the mode they are in.
     """
 
     def __init__(

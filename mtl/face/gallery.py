@@ -109,7 +109,9 @@ class Gallery:
         except FileNotFoundError as error:
             raise GalleryError(f"gallery {path} does not exist; mtl enrol makes one") from error
         except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, OSError, TypeError, ValueError, AttributeError) as error:
-            raise GalleryError(f"gallery {path} must be a file that mtl enrol wrote, and it is damaged or another ({error})") from error
+            raise GalleryError(
+                f"gallery {path} must be a file that mtl enrol wrote, and it is damaged or another ({error})"
+            ) from error
 
 
 def make_gallery(

@@ -72,7 +72,9 @@ def open_photo(path: Path) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise _too_large(path, "more than Pillow opens") from error
     except PILLOW_ERRORS as error:
-        raise UnreadablePhoto(f"{path} cannot be decoded: it is empty, damaged or not an image ({type(error).__name__})") from error
+        raise UnreadablePhoto(
+            f"{path} cannot be decoded: it is empty, damaged or not an image ({type(error).__name__})"
+        ) from error
     return image
 
 

@@ -2,9 +2,10 @@
 
 The losses of a step are one vector [T + 3], the subtasks' and the three of `losses.centre`, so that any balancer can weigh them; without
 one they are summed, a detection term times `detection.weight`. The rest, rounds, steps, checkpoints and the evaluation of the subtasks, is
-that of centralised training.
+that of centralised training; only the optimiser is another.
 """
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -64,7 +65,16 @@ class DetectionLearning(CentralisedLearning):
                 raise ValueError(f"scenes must hold {name} scenes, as data do, got none in {scenes.name}")
         model.add_module("detector", detector)
         super().__init__(
-            model, data, objective, client, work, schedule, num_rounds=num_rounds, seed=seed, per_task=per_task, log_every=log_every
+            model,
+            data,
+            objective,
+            client,
+            work,
+            schedule,
+            num_rounds=num_rounds,
+            seed=seed,
+            per_task=per_task,
+            log_every=log_every,
         )
         self.scenes, self.options, self.augmentation = scenes, options, augmentation
         self.finder = FaceFinder(
@@ -87,6 +97,16 @@ class DetectionLearning(CentralisedLearning):
     @property
     def chosen_by(self) -> str:
         return f"{self.watched}/named" if self._named else f"{self.watched}/ap50"
+
+    def configure_optimizers(self) -> Any:
+        """The groups and the schedule of centralised training, by AdamW with `client.momentum` as its first beta: the focal loss of a map
+        whose cells are nearly all empty starts too steep for plain SGD, and CenterNet's own optimiser is Adam.
+        """
+        groups = super().configure_optimizers()["optimizer"].param_groups
+        kept = [{"params": group["params"], "lr": group["initial_lr"]} for group in groups]
+        optimizer = torch.optim.AdamW(kept, betas=(self.client.momentum, 0.999), weight_decay=self.client.weight_decay)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda round: self.schedule.factor(round, self.num_rounds))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -168,6 +188,7 @@ class DetectionLearning(CentralisedLearning):
                     who = [self.federated_data.tasks[t] for t in scores.argmax(1).tolist()]
                     truly = [scenes.class_names[p] if p >= 0 else None for p in identity[place[hit]].tolist()]
                     right += sum(one == other for one, other in zip(who, truly, strict=True))
+        logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)  # it says its numbers in a table of its own
         metrics: Metrics = {
             "ap50": float(precision.compute()["map_50"]),
             "found": matched / faces if faces else None,

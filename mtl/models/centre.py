@@ -34,15 +34,15 @@ class CentreHead(nn.Module):
         super().__init__()
         if width < 1 or groups < 1 or width % groups:
             raise ValueError(f"detector.width must be a number divisible by detector.groups={groups}, got {width}")
-        self.lateral = nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.GroupNorm(groups, width), nn.ReLU(inplace=True))
+        self.lateral = nn.Sequential(
+            nn.Conv2d(channels, width, 1, bias=False), nn.GroupNorm(groups, width), nn.ReLU(inplace=True)
+        )
         self.down = nn.ModuleList(DepthwiseSeparable(width, width, stride=2, groups=groups) for _ in range(2))
         self.deep = DepthwiseSeparable(width, width, groups=groups)
         self.merge = nn.ModuleList(DepthwiseSeparable(width, width, groups=groups) for _ in range(2))
         self.output = nn.Conv2d(width, 5, 1)
         nn.init.normal_(self.output.weight, std=0.01)
-        nn.init.zeros_(self.output.bias)
-        with torch.no_grad():
-            self.output.bias[0] = -math.log(1 / PRIOR - 1)
+        self.output.bias = nn.Parameter(torch.tensor([-math.log(1 / PRIOR - 1), 0, 0, 0, 0]))
 
     def forward(self, features: Tensor) -> Tensor:
         levels = [self.lateral(features)]

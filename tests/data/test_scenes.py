@@ -89,7 +89,10 @@ def test_the_faces_cut_out_are_the_people_that_the_scenes_name(scenes: SceneSet)
     faces = scene_faces(scenes, image_size=(56, 46), margin=0.0)
     assert len(faces) == int(scenes.counts.sum())
     assert faces.official_split is not None
-    assert torch.bincount(faces.official_split.long(), minlength=3).tolist() == [int(scenes.counts[scenes.part(p)].sum()) for p in range(3)]
+    assert torch.bincount(faces.official_split.long(), minlength=3).tolist() == [
+        int(scenes.counts[scenes.part(p)].sum()) for p in range(3)
+    ]
+
     # The nearest AT&T photograph in the middle of the face, light and contrast aside, is mostly of the person named.
     def middle(images: torch.Tensor) -> torch.Tensor:
         flat = images.float()[:, :, 12:44, 10:36].flatten(1)

@@ -16,7 +16,9 @@ def picture(width: int = 60, height: int = 40) -> Image.Image:
     return image
 
 
-@pytest.mark.parametrize(("kind", "mode"), [("jpg", "RGB"), ("jpg", "L"), ("png", "RGBA"), ("png", "L"), ("png", "P"), ("webp", "RGB")])
+@pytest.mark.parametrize(
+    ("kind", "mode"), [("jpg", "RGB"), ("jpg", "L"), ("png", "RGBA"), ("png", "L"), ("png", "P"), ("webp", "RGB")]
+)
 def test_every_kind_of_photo_is_read_alike(tmp_path: Path, kind: str, mode: str) -> None:
     path = tmp_path / f"photo.{kind}"
     picture().convert(mode).save(path)

@@ -45,7 +45,9 @@ def test_targets_of_one_face_are_those_worked_out_by_hand() -> None:
     assert targets.heat[0, 2, 4] == 1
     assert float(targets.heat[0, 2, 5]) == pytest.approx(math.exp(-1 / (2 * sigma**2)))
     assert float(targets.heat[0, 3, 5]) == pytest.approx(math.exp(-2 / (2 * sigma**2)))
-    assert float(targets.heat.sum()) == pytest.approx(1 + 4 * math.exp(-1 / (2 * sigma**2)) + 4 * math.exp(-2 / (2 * sigma**2)), rel=1e-2)
+    assert float(targets.heat.sum()) == pytest.approx(
+        1 + 4 * math.exp(-1 / (2 * sigma**2)) + 4 * math.exp(-2 / (2 * sigma**2)), rel=1e-2
+    )
 
 
 def test_where_two_faces_meet_the_higher_splat_counts() -> None:

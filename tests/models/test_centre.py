@@ -24,7 +24,9 @@ def test_the_heat_starts_near_its_prior() -> None:
 
 
 def test_decoding_its_targets_gives_the_boxes_back() -> None:
-    boxes = torch.tensor([[[10.0, 12, 50, 61], [70.0, 8, 96, 40], [64.0, 64, 100, 120]], [[3.0, 5, 40, 44], [0.0, 0, 0, 0], [0.0, 0, 0, 0]]])
+    boxes = torch.tensor(
+        [[[10.0, 12, 50, 61], [70.0, 8, 96, 40], [64.0, 64, 100, 120]], [[3.0, 5, 40, 44], [0.0, 0, 0, 0], [0.0, 0, 0, 0]]]
+    )
     valid = torch.tensor([[True, True, True], [True, False, False]])
     targets = centre_targets(boxes, valid, (16, 14), 8)
     maps = torch.zeros(2, 5, 16, 14)
