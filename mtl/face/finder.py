@@ -16,7 +16,7 @@ from mtl.data.warp import crop_boxes
 from mtl.models.centre import decode, map_layers
 
 STRIDES = (2, 4, 8, 16)
-OVERLAP = 0.5  # of two boxes that show the same face
+OVERLAP, WITHIN = 0.5, 0.7  # of two boxes that show the same face: what both share of what either covers, and of the smaller
 LEAST_SIDE = 64  # pixels on the shorter side below which a picture is not halved again
 
 
@@ -90,8 +90,8 @@ class FaceFinder:
     def find(self, images: Tensor, *, confidence: float = 0.01, pyramid: bool = False) -> list[Faces]:
         """The faces of each picture. images: float [B, c, H, W] in 0..1.
 
-        pyramid: look at the picture halved again and again too, for faces larger than any that was trained on; of boxes that overlap by
-        more than one half only the surest stays.
+        pyramid: look at the picture halved again and again too, for faces larger than any that was trained on. Of boxes that overlap by
+        more than one half, or of which one lies in the other, only the surest stays.
         """
         levels = [images]
         while pyramid and min(levels[-1].shape[2:]) >= 2 * LEAST_SIDE:
@@ -140,11 +140,22 @@ def map_stride(layers: nn.Module, channels: int) -> tuple[int, int]:
 
 
 def _distinct(faces: Faces) -> Faces:
-    """Without those that lie outside the picture and those that another shows."""
+    """Without those that lie outside the picture, and those that a surer one overlaps by more than `OVERLAP` or, of the two, the smaller
+    shares more than `WITHIN` of itself with the other: a face is not inside another.
+    """
     inside = ((faces.boxes[:, 2:] - faces.boxes[:, :2]) >= 1).all(1)
     faces = Faces(faces.boxes[inside], faces.scores[inside])
     kept = nms(faces.boxes.float(), faces.scores.float(), OVERLAP)
-    return Faces(faces.boxes[kept], faces.scores[kept])
+    boxes, scores = faces.boxes[kept], faces.scores[kept]
+    shared = (torch.minimum(boxes[:, None, 2:], boxes[:, 2:]) - torch.maximum(boxes[:, None, :2], boxes[:, :2])).clamp_min(0).prod(2)
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    nested = (shared > WITHIN * torch.minimum(area[:, None], area)).cpu()
+    apart = torch.ones(len(boxes), dtype=torch.bool)
+    for place in range(len(boxes)):
+        if apart[place]:
+            apart[place + 1 :] &= ~nested[place, place + 1 :]
+    apart = apart.to(boxes.device)
+    return Faces(boxes[apart], scores[apart])
 
 
 def match_faces(found: Tensor, truth: Tensor, *, overlap: float = OVERLAP) -> Tensor:

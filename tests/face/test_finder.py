@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mtl.data.transforms import Normalise
-from mtl.face.finder import DetectionOptions, FaceFinder, match_faces
+from mtl.face.finder import DetectionOptions, FaceFinder, Faces, _distinct, match_faces
 from mtl.models.centre import CentreHead
 from mtl.models.cnn import small_cnn
 
@@ -45,6 +45,16 @@ def test_faces_lie_in_the_picture_surest_first_and_overlap_by_no_more_than_half(
         assert faces.scores.tolist() == sorted(faces.scores.tolist(), reverse=True)
         matched = match_faces(faces.boxes, faces.boxes, overlap=0.5)
         assert matched.tolist() == list(range(len(faces)))
+
+
+def test_of_boxes_that_show_one_face_only_the_surest_stays() -> None:
+    boxes = torch.tensor([[0.0, 0, 40, 40], [4.0, 0, 44, 40], [10.0, 10, 20, 20], [30.0, 30, 60, 60], [70.0, 70, 70.5, 90]])
+    faces = _distinct(Faces(boxes, torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5])))
+    # The second overlaps the first by 36 / 44, the third lies in it, the fourth shares a ninth of itself with it, the last is a line.
+    assert faces.scores.tolist() == pytest.approx([0.9, 0.6])
+    # Were the small one surer, it would stay in the place of both that hold it.
+    faces = _distinct(Faces(boxes, torch.tensor([0.7, 0.8, 0.9, 0.6, 0.5])))
+    assert faces.scores.tolist() == pytest.approx([0.9, 0.6])
 
 
 def test_embeddings_have_length_one_and_are_those_of_the_mirror_image_too() -> None:
