@@ -119,7 +119,9 @@ def enrol(folder: Path, run: Path, output: Path, *, threshold: float | None = No
         _warn(console, f"not enrolled, for want of a photo with a face: {', '.join(without)}")
     gallery = make_gallery(enrolled, threshold=threshold, model=model.finder.fingerprint(), run=str(run.resolve()))
     gallery.save(output)
-    console.print(f"{len(gallery.names)} people, {len(gallery.files)} photos; {gallery.calibration}", highlight=False, soft_wrap=True)
+    console.print(
+        f"{len(gallery.names)} people, {len(gallery.files)} photos; {gallery.calibration}", highlight=False, soft_wrap=True
+    )
     return gallery
 
 

@@ -147,7 +147,9 @@ def _distinct(faces: Faces) -> Faces:
     faces = Faces(faces.boxes[inside], faces.scores[inside])
     kept = nms(faces.boxes.float(), faces.scores.float(), OVERLAP)
     boxes, scores = faces.boxes[kept], faces.scores[kept]
-    shared = (torch.minimum(boxes[:, None, 2:], boxes[:, 2:]) - torch.maximum(boxes[:, None, :2], boxes[:, :2])).clamp_min(0).prod(2)
+    shared = (
+        (torch.minimum(boxes[:, None, 2:], boxes[:, 2:]) - torch.maximum(boxes[:, None, :2], boxes[:, :2])).clamp_min(0).prod(2)
+    )
     area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     nested = (shared > WITHIN * torch.minimum(area[:, None], area)).cpu()
     apart = torch.ones(len(boxes), dtype=torch.bool)
