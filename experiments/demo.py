@@ -7,6 +7,7 @@ and writes one report. The federated run is what `mtl train` does without argume
 """
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -36,6 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for mode in MODES:
         overrides = [f"mode={mode}", "engine.backend=loop", "tracking.group=demo", f"name=demo-{mode}"]
         overrides += [f"rounds={options.rounds}"] if options.rounds else []
+        # A process for each of two cores is the fastest way to train clients one by one; what is trained is the same.
+        overrides += (
+            ["trainer.accelerator=cpu", "trainer.devices=2"] if mode != "centralised" and (os.cpu_count() or 1) > 1 else []
+        )
         runs.append(output / mode)
         train(compose(overrides), runs[-1])
     page = write_report(runs, output)

@@ -5,11 +5,13 @@
     models        trunks, heads, and how they share
     losses        the positive and the negative term of a subtask
     metrics       rank-1, AUROC, balanced accuracy
+    edge          device profiles, and what a round would cost on them
+    verification  do two pictures show the same person: ten folds, ROC, equal error rate
     federation    one round: broadcast, local training, aggregation; personal parts; fusion
     face          faces found in pictures, galleries, photos
     learning      the LightningModules
     configs, train, launch, cli             a run from its configuration; the command line
-    recognise                               who is in a photo, by a trained model
+    trained, verify, recognise              a run's model from its directory; `mtl verify`; who is in a photo
     report        pages, pictures and tables from run directories
 
 The same run as `mtl train rounds=2`:

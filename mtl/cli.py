@@ -1,4 +1,4 @@
-"""The command line: `mtl train`, `mtl report`, `mtl enrol`, `mtl recognise`."""
+"""The command line: `mtl train`, `mtl report`, `mtl verify`, `mtl enrol`, `mtl recognise`."""
 
 import argparse
 import sys
@@ -11,6 +11,7 @@ mtl: multi-task learning of binary subtasks over simulated edge devices
   mtl train [GROUP=MEMBER] [KEY=VALUE] ...   train, by default the ORL faces on eight devices; --help lists groups and defaults
   mtl train -m seed=0,1,2 loss=bce,sphereface2   a sweep: every combination, one run directory each
   mtl report RUN...                          one page and pictures from run directories; several runs stand side by side
+  mtl verify RUN --pairs lfw --root DIR      face verification of a run's trunk: ten folds, equal error rate, ROC and DET
   mtl enrol --gallery DIR --model RUN        a gallery of people from a folder of photos for each
   mtl recognise PHOTO... --gallery FILE      find the faces in photos and say whose they are
 
@@ -21,7 +22,7 @@ mtl: multi-task learning of binary subtasks over simulated edge devices
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0 done, 1 failed, 2 wrong input, 130 stopped by Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {"train": _train, "report": _report, "enrol": _enrol, "recognise": _recognise}
+    commands = {"train": _train, "report": _report, "verify": _verify, "enrol": _enrol, "recognise": _recognise}
     if not words or words[0] in ("-h", "--help"):
         print(HELP, end="")
         return 0
@@ -67,6 +68,33 @@ def _report(words: list[str]) -> int:
         return _fail(str(error))
     Console(width=None if sys.stdout.isatty() else 150).print(comparison_table(runs))
     print(f"report: {page}")
+    return 0
+
+
+def _verify(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="mtl verify", description="Do two pictures show the same person? The trunk of a run says."
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    parser.add_argument(
+        "--pairs", default="lfw", help="lfw (its View 2), or celeba (people of its test part; default: %(default)s)"
+    )
+    parser.add_argument("--root", default="data", help="the folder that holds the pictures, as data.root (default: %(default)s)")
+    parser.add_argument(
+        "--crop", type=int, nargs=4, metavar=("TOP", "LEFT", "HEIGHT", "WIDTH"), help="cut from every picture first"
+    )
+    parser.add_argument("--no-flip", action="store_true", help="embed the picture alone, not the mean with its mirror image")
+    options = parser.parse_args(words)
+    from rich.console import Console
+
+    from mtl.verify import verification_table, verify_run
+
+    try:
+        result = verify_run(options.run, options.pairs, options.root, crop=options.crop, flip=not options.no_flip)
+    except (ValueError, OSError) as error:
+        return _fail(str(error))
+    Console(width=None if sys.stdout.isatty() else 150).print(verification_table(result))
+    print(f"written: {result.file} and {result.picture}")
     return 0
 
 

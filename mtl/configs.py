@@ -12,11 +12,35 @@ from hydra.core.config_store import ConfigStore
 from hydra_zen import ZenField, ZenStore, builds, make_config
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from mtl.balancing.aligned_mtl import AlignedMTL
+from mtl.balancing.cagrad import CAGrad
+from mtl.balancing.conflict_free import ConFIG
+from mtl.balancing.db_mtl import DBMTL
+from mtl.balancing.dualproj import DualProj
+from mtl.balancing.dwa import DWA
+from mtl.balancing.excess_mtl import ExcessMTL
+from mtl.balancing.fairgrad import FairGrad
+from mtl.balancing.famo import FAMO
+from mtl.balancing.graddrop import GradDrop
+from mtl.balancing.gradnorm import GradNorm
+from mtl.balancing.gradvac import GradVac
+from mtl.balancing.imtl_g import IMTLG
+from mtl.balancing.log_losses import GLS, SI
+from mtl.balancing.mgda import MGDA
+from mtl.balancing.moco import MoCo
+from mtl.balancing.nash_mtl import NashMTL
+from mtl.balancing.pcgrad import PCGrad
+from mtl.balancing.stch import STCH, LogSTCH
+from mtl.balancing.uncertainty import IMTLL, UW
+from mtl.balancing.upgrad import UPGrad
+from mtl.balancing.weighting import RLW, Equal, Fixed
 from mtl.data import assignment, cifar, faces, folders, partition, scenes, splits, subtasks, synthetic, widerface
 from mtl.data.client_batches import LocalWork
 from mtl.data.scene_transforms import SceneAugmentation
 from mtl.data.transforms import Augmentation, Normalise
+from mtl.edge.fleet import Fleet
 from mtl.face.finder import DetectionOptions
+from mtl.federation.fedaws import FedAwS
 from mtl.federation.local_sgd import LocalSGD
 from mtl.federation.sampling import Sampling
 from mtl.federation.schedule import Schedule
@@ -30,8 +54,18 @@ from mtl.losses.ldam import LDAM
 from mtl.losses.logit_adjusted import LogitAdjusted
 from mtl.losses.sphereface2 import SphereFace2
 from mtl.losses.uniface import UniFace
-from mtl.models import cnn, heads
+from mtl.models import cnn, heads, trunks
 from mtl.models.centre import CentreHead
+from mtl.models.cgc import cgc
+from mtl.models.cross_stitch import cross_stitch
+from mtl.models.dselect_k import dselect_k
+from mtl.models.grouped import grouped
+from mtl.models.hard_sharing import hard_sharing
+from mtl.models.mmoe import mmoe
+from mtl.models.mtan import mtan
+from mtl.models.ple import ple
+from mtl.models.soft_sharing import soft_sharing
+from mtl.models.transfer import Transfer
 
 CONFIG_NAME = "train"
 
@@ -63,10 +97,56 @@ WHOLE: dict[str, dict[str, Any]] = {
         "equalised": (Normalise, {"equalise": True}),
     },
     "work": {"steps": (LocalWork, {"steps": 8}), "epochs": LocalWork},
-    "client": {"sgd": LocalSGD},
+    "client": {"sgd": (LocalSGD, {"zen_exclude": ["scales"]})},
+    "transfer": {
+        "none": Transfer,
+        "parameters": (Transfer, {"decay": 0.38}),
+        "features": (Transfer, {"trained": 0}),
+    },
+    "balancer": {
+        "equal": Equal,
+        "fixed": (Fixed, {"weights": MISSING}),
+        "rlw": RLW,
+        "uw": UW,
+        "imtl_l": IMTLL,
+        "dwa": DWA,
+        "gls": GLS,
+        "si": SI,
+        "stch": STCH,
+        "log_stch": LogSTCH,
+        "famo": FAMO,
+        "gradnorm": GradNorm,
+        "mgda": MGDA,
+        "pcgrad": PCGrad,
+        "gradvac": GradVac,
+        "cagrad": CAGrad,
+        "imtl_g": IMTLG,
+        "aligned_mtl": AlignedMTL,
+        "nash_mtl": NashMTL,
+        "fairgrad": FairGrad,
+        "upgrad": UPGrad,
+        "dualproj": DualProj,
+        "config": ConFIG,
+        "db_mtl": DBMTL,
+        "graddrop": GradDrop,
+        "excess_mtl": ExcessMTL,
+        "moco": MoCo,
+    },
     "schedule": {shape: (Schedule, {"shape": shape}) for shape in ("constant", "cosine", "linear")},
     "sampling": {"all": Sampling, "cohort": (Sampling, {"cohort": 10})},
-    "server": {"fedavg": FedAvg, "fedavgm": (FedAvg, {"momentum": 0.9})},
+    "fleet": {
+        "none": Fleet,
+        "mix": (Fleet, {"mix": MISSING}),
+        "boards": (Fleet, {"mix": {"raspberry_pi_4": 0.4, "raspberry_pi_5": 0.3, "jetson_nano": 0.3}}),
+        "phones": (Fleet, {"mix": {"phone_low": 0.3, "phone_mid": 0.5, "phone_high": 0.2}}),
+    },
+    "server": {
+        "fedavg": FedAvg,
+        "fedavgm": (FedAvg, {"momentum": 0.9}),
+        "fedaws": FedAwS,
+        # Another with balancer@server.balancer=NAME.
+        "conflict_averse": (FedAvg, {"balancer": MISSING, "hydra_defaults": ["_self_", {"/balancer@balancer": "cagrad"}]}),
+    },
 }
 # These wait for what is known only at run time: the data, the seed, the number of subtasks.
 PARTIAL: dict[str, dict[str, Any]] = {
@@ -97,8 +177,27 @@ PARTIAL: dict[str, dict[str, Any]] = {
         "separable_cnn": cnn.separable_cnn,
         "lenet": cnn.lenet,
         "flat": cnn.flat,
+        "vgg": trunks.vgg,
+        "resnet": trunks.resnet,
+        "inception_v3": trunks.inception_v3,
+        "mobilenet_v2": trunks.mobilenet_v2,
+        "mobilenet_v3": trunks.mobilenet_v3,
+        "shufflenet_v2": trunks.shufflenet_v2,
+        "squeezenet": trunks.squeezenet,
+        "efficientnet": trunks.efficientnet,
     },
-    "heads": {"linear": heads.LinearHeads, "cosine": heads.CosineHeads},
+    "heads": {"linear": heads.LinearHeads, "cosine": heads.CosineHeads, "codes": heads.FixedCodes},
+    "architecture": {
+        "hard_sharing": hard_sharing,
+        "cross_stitch": cross_stitch,
+        "soft_sharing": soft_sharing,
+        "grouped": grouped,
+        "mtan": mtan,
+        "mmoe": mmoe,
+        "dselect_k": dselect_k,
+        "cgc": cgc,
+        "ple": ple,
+    },
     "detector": {"centre": CentreHead},
     "loss": {
         "bce": BCE,
@@ -120,13 +219,17 @@ DEFAULTS = {
     "assignment": "owner",
     "trunk": "small_cnn",
     "heads": "cosine",
+    "architecture": "hard_sharing",
     "loss": "sphereface2",
+    "balancer": "equal",
     "augmentation": "faces",
     "normalise": "fixed",
     "work": "steps",
     "client": "sgd",
+    "transfer": "none",
     "schedule": "cosine",
     "sampling": "all",
+    "fleet": "none",
     "server": "fedavg",
     "scenes": "orl_scenes",
     "scene_augmentation": "boxes",
@@ -178,6 +281,19 @@ class EngineOptions:
 
 
 @dataclass
+class BalanceOptions:
+    """What every balancer works with. level: representation or parameters, auto for the cheapest that serves; heads: whether weights reach
+    the heads, null as the method's authors do it; normalise: scale the weights to sum to the number of tasks, so that a learning rate
+    means the same with every method; conflict: log how far the tasks' gradients point against each other.
+    """
+
+    level: str = "auto"
+    heads: bool | None = None
+    normalise: bool = False
+    conflict: bool = False
+
+
+@dataclass
 class TrackingOptions:
     """wandb: auto (online where an account is set up, else offline), online, offline or disabled; group: of a sweep's runs;
     per_task: whether losses and metrics are logged for every subtask over the rounds; log_every: the numbers of that many rounds are
@@ -202,6 +318,7 @@ def _top_level() -> Any:
         mode=ZenField(str, "federated"),
         partition_by=ZenField(str, "class"),
         norm=ZenField(str, "refuse"),
+        weights=ZenField(str | None, None),
         keep=ZenField(str, "nothing"),
         fusion=ZenField(str, "argmax"),
         reduction=ZenField(str, "mean"),
@@ -213,6 +330,7 @@ def _top_level() -> Any:
         name=ZenField(str | None, None),
         output_dir=ZenField(str, "runs/${now:%Y-%m-%d_%H-%M-%S}"),
         resume=ZenField(bool, False),
+        balance=ZenField(BalanceOptions, BalanceOptions()),
         engine=ZenField(EngineOptions, EngineOptions()),
         trainer=ZenField(TrainerOptions, TrainerOptions()),
         profile=ZenField(bool, False),

@@ -4,26 +4,22 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from hydra_zen import instantiate
-from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
 from mtl.data.images import list_folders, list_images
-from mtl.face.finder import FaceFinder, Faces, map_stride
+from mtl.face.finder import FaceFinder, Faces
 from mtl.face.gallery import UNKNOWN, Gallery, GalleryError, make_gallery
 from mtl.face.photos import Photo, UnreadablePhoto, draw_faces, find_photos, read_photo
 from mtl.files import atomic_write, write_json
-from mtl.learning.checkpoints import read_checkpoint
-from mtl.models.centre import map_layers
-from mtl.models.dropout import use_keyed_dropout
-from mtl.models.norm import replace_batch_norm
+from mtl.trained import load_run
 
 PADDING = 0.25  # of a gallery photo's height and width, repeated around it: a face may fill the picture
 
@@ -37,30 +33,23 @@ class Recogniser:
     confidence: float
 
     @classmethod
-    def load(cls, run: Path) -> "Recogniser":
-        """From the best checkpoint of a run, or the last where none was chosen. Raises ValueError where `run` holds no such run."""
-        place = run / "config.yaml"
-        if not place.is_file():
-            raise ValueError(f"--model must be a run directory of mtl train, got {run}, which has no config.yaml")
-        config = OmegaConf.load(place)
-        if not isinstance(config, DictConfig) or config.get("mode") != "detection":
-            raise ValueError(f"--model must be a run that finds faces (mtl train +experiment=detect), got {run} of another mode")
-        paths = [path for name in ("best", "last") if (path := run / "checkpoints" / f"{name}.ckpt").is_file()]
-        if not paths:
-            raise ValueError(f"--model must be a run with a checkpoint, got {run} with none; resume=true goes on with it")
-        checkpoint = read_checkpoint(paths[0])
-        shape = tuple(checkpoint["faces"]["image_shape"])
-        trunk = replace_batch_norm(instantiate(config.trunk)(shape), config.norm)
-        use_keyed_dropout(trunk)
-        detector = instantiate(config.detector)(map_stride(map_layers(trunk), shape[0])[0])
-        for name, module in (("trunk", trunk), ("detector", detector)):
-            prefix = f"model.{name}."
-            state = checkpoint["state_dict"].items()
-            module.load_state_dict({key.removeprefix(prefix): value for key, value in state if key.startswith(prefix)})
-            module.to(memory_format=torch.channels_last).eval()
-        normalise, options = instantiate(config.normalise), instantiate(config.detection)
-        finder = FaceFinder(trunk, detector, normalise, crop_shape=shape, margin=options.margin, mirror=config.mirror)
-        return cls(run, finder, options.confidence)
+    def load(cls, run_dir: Path) -> Self:
+        """Of the round that `load_run` takes. Raises ValueError as it does, and where the run has no detector."""
+        run = load_run(run_dir)
+        model, options = run.model.to(memory_format=torch.channels_last), instantiate(run.config.detection)
+        if model.detector is None:
+            raise ValueError(
+                f"--model must be a run that finds faces (mtl train +experiment=detect), got {run_dir} of another mode"
+            )
+        finder = FaceFinder(
+            model.trunk,
+            model.detector,
+            instantiate(run.config.normalise),
+            crop_shape=run.image_shape,
+            margin=options.margin,
+            mirror=run.config.mirror,
+        )
+        return cls(run_dir, finder, options.confidence)
 
     def read(self, path: Path, max_side: int) -> Photo:
         return read_photo(path, channels=self.finder.channels, max_side=max_side)

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +18,35 @@ from omegaconf import DictConfig, OmegaConf
 from mtl.data.client_batches import LocalWork
 from mtl.data.datamodule import FederatedDataModule
 from mtl.data.federated_data import FederatedData, federate
-from mtl.face.finder import map_stride
 from mtl.federation.auto import make_backend
+from mtl.federation.balance import make_balance
+from mtl.federation.features import cache_features
+from mtl.federation.fleet import FleetSampling
 from mtl.federation.for_each_client import Training
 from mtl.federation.inference import Inference
 from mtl.federation.objective import Objective
 from mtl.federation.personalise import Bank
 from mtl.federation.ranks import Ranks
 from mtl.federation.rounds import Setting
+from mtl.federation.sampling import Draws, Sampling
+from mtl.federation.workload import client_workload, training_cost
 from mtl.files import write_arrays, write_json
 from mtl.learning.centralised import CentralisedLearning
 from mtl.learning.checkpoints import AtomicCheckpoints, SaveBest, SaveRounds, read_checkpoint
 from mtl.learning.detection import DetectionLearning
 from mtl.learning.federated import FederatedLearning
 from mtl.learning.group import joined, versions
-from mtl.learning.learner import Learner
+from mtl.learning.learner import Learner, account_key
 from mtl.learning.profiling import ProfileRounds
 from mtl.learning.progress import RoundProgress
+from mtl.memory import keep_freed_memory
 from mtl.metrics import Metrics
-from mtl.models.centre import CentreHead, map_layers
+from mtl.models.architecture import Parts
+from mtl.models.centre import map_layers, map_stride
+from mtl.models.cnn import ImageShape, Trunk
 from mtl.models.hard_sharing import HardSharing
 from mtl.models.norm import replace_batch_norm
+from mtl.models.weights import load_weights
 from mtl.report.page import write_report
 from mtl.seeding import derive_seed
 from mtl.spawn import inside_rank, run_ranks
@@ -45,7 +54,7 @@ from mtl.tracking import WANDB_MODES, Tracker, fingerprint, open_run_directory
 from mtl.types import Interrupted
 
 logger = logging.getLogger(__name__)
-MODES = ("federated", "centralised", "local", "detection")
+MODES = ("federated", "centralised", "local", "single_task", "detection")
 # 16-mixed needs a gradient scaler in every client's steps; bfloat16 does not.
 PRECISIONS = ("32-true", "bf16-mixed")
 
@@ -78,13 +87,15 @@ def _train(config: DictConfig, plain: dict[str, Any], run_dir: Path, ranks: Rank
         raise ValueError(
             f"trainer.devices={here} times trainer.num_nodes={machines} must be the {ranks.count} processes that were started"
         )
+    keep_freed_memory()
     if config.trainer.threads or ranks.count > 1:
         torch.set_num_threads(config.trainer.threads or max((os.cpu_count() or 1) // here, 1))
     data = build_data(config)
     # Every rank works for the one run directory of the first.
     run_dir = ranks.agree(run_dir)
     learner, steps = build_learner(config, data, run_dir)
-    learner.run = fingerprint(plain, *(part.numpy().tobytes() for part in learner.tensors))
+    parts = (data.images, data.targets, data.known, *learner.further_data)
+    learner.run = fingerprint(plain, *(part.numpy().tobytes() for part in parts))
     ranks.require_same({**versions(), "configuration and data": learner.run})
     trainer = build_trainer(config, run_dir, learner)
     checkpoint, last_round = ranks.agree(_open(run_dir, plain, config.resume, learner) if ranks.first else None)
@@ -105,6 +116,9 @@ def _train(config: DictConfig, plain: dict[str, Any], run_dir: Path, ranks: Rank
         if tracker is not None:
             _save_federation(run_dir, data)
             _save_predictions(run_dir, learner)
+            _save_conflict(run_dir, learner)
+            if isinstance(learner, FederatedLearning) and isinstance(learner.setting.sampling, FleetSampling):
+                learner.setting.sampling.write(run_dir / "fleet.csv", data.clients.sizes)
             write_json(run_dir / "summary.json", summary)
             if config.write_report:
                 write_report([run_dir])
@@ -162,47 +176,84 @@ def build_data(config: DictConfig) -> FederatedData:
     )
 
 
-def build_model(config: DictConfig, data: FederatedData) -> HardSharing:
-    """The model at its start, which depends on the seed alone."""
+def build_model(config: DictConfig, image_shape: ImageShape, tasks: tuple[str, ...]) -> HardSharing:
+    """The model at its start, which depends on the seed and on `weights` alone."""
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(config.seed, "model"))
-        trunk = replace_batch_norm(instantiate(config.trunk)(data.image_shape), config.norm)
-        heads = instantiate(config.heads)(trunk.width, data.num_tasks)
-        return HardSharing(trunk, heads, instantiate(config.loss)(data.num_tasks))
+        parts = Parts(
+            make_trunk=lambda: _make_trunk(config, image_shape),
+            make_heads=lambda width: instantiate(config.heads)(width, len(tasks)),
+            trunk_name=config.trunk._target_.rpartition(".")[2],
+            tasks=tasks,
+            image_shape=image_shape,
+        )
+        trunk, heads = instantiate(config.architecture)(parts)
+        loss, detector = instantiate(config.loss)(len(tasks)), None
+        if config.mode == "detection":
+            channels, _ = map_stride(map_layers(trunk), image_shape[0])
+            detector = instantiate(config.detector)(channels)
+        return HardSharing(trunk, heads, loss, detector)
 
 
-def build_detector(config: DictConfig, model: HardSharing, data: FederatedData) -> CentreHead:
-    """The head that finds faces on the map of the model's trunk, at its start."""
-    channels, _ = map_stride(map_layers(model.trunk), data.image_shape[0])
-    with torch.random.fork_rng():
-        torch.manual_seed(derive_seed(config.seed, "detector"))
-        head: CentreHead = instantiate(config.detector)(channels)
-    return head
+def build_objective(config: DictConfig) -> Objective:
+    return Objective(instantiate(config.augmentation), instantiate(config.normalise), config.reduction, config.mirror)
+
+
+def _make_trunk(config: DictConfig, image_shape: ImageShape) -> Trunk:
+    trunk: Trunk = instantiate(config.trunk)(image_shape)
+    replace_batch_norm(trunk, config.norm)
+    if config.weights is not None:
+        load_weights(trunk, config.weights)
+    return trunk
 
 
 def build_learner(config: DictConfig, data: FederatedData, run_dir: Path) -> tuple[Learner, int]:
     """The learner of the mode, and its training steps in a round."""
-    model = build_model(config, data)
-    objective = Objective(instantiate(config.augmentation), instantiate(config.normalise), config.reduction, config.mirror)
+    model = build_model(config, data.image_shape, data.tasks)
+    objective = build_objective(config)
+    transfer, image_shape = instantiate(config.transfer), data.image_shape
+    num_frozen = transfer.freeze(model)
+    if transfer.cache:
+        if config.mode == "detection":
+            raise ValueError("transfer.cache=true keeps features in place of pictures, and mode=detection trains on scenes too")
+        data, objective = cache_features(model, num_frozen, objective, data, _device(config))
+    frozen = transfer.schedule(model)
     client, work, schedule = instantiate(config.client), instantiate(config.work), instantiate(config.schedule)
-    sampling, seed = instantiate(config.sampling), config.seed
+    if scales := transfer.scales(model):
+        client = replace(client, scales=scales)
+    sampling, seed = build_sampling(config, data, model, objective), config.seed
+    options = config.balance
+    balance = make_balance(
+        instantiate(config.balancer),
+        model,
+        level=options.level,
+        heads=options.heads,
+        normalise=options.normalise,
+        conflict=options.conflict,
+    )
+    if balance is not None and transfer.unfreeze_every is not None and balance.remembers_gradients:
+        name = type(balance.method).__name__
+        raise ValueError(
+            f"transfer.unfreeze_every changes what is trained, and balancer {name} remembers the gradients of all of it"
+        )
     told = {"per_task": config.tracking.per_task, "log_every": config.tracking.log_every}
-    if config.mode in ("centralised", "detection"):
+    if config.mode in ("centralised", "detection", "single_task"):
         # As many gradient steps in all as the clients that come back make together, spread evenly over the rounds.
         cohorts = (sampling.draw(data.num_clients, seed=seed, round=r)[1] for r in range(config.rounds))
         total = sum(work.num_steps(data.clients.size(client)) for cohort in cohorts for client in cohort)
         steps = max(round(total / config.rounds), 1)
         work = LocalWork(batch_size=work.batch_size, steps=steps)
-        told |= {"num_rounds": config.rounds, "seed": seed}
+    if config.mode == "single_task":
+        data, sampling = data.single_tasks(), Sampling()
+    if config.mode in ("centralised", "detection"):
+        told |= {"num_rounds": config.rounds, "seed": seed, "balance": balance, "frozen": frozen}
         if config.mode == "detection":
-            detector = build_detector(config, model, data)
-            options, augmentation = instantiate(config.detection), instantiate(config.scene_augmentation)
-            scenes = instantiate(config.scenes)
-            return DetectionLearning(
-                model, detector, data.pooled(), scenes, objective, client, work, schedule, options, augmentation, **told
-            ), steps
-        return CentralisedLearning(model, data.pooled(), objective, client, work, schedule, **told), steps
-    training = Training(model, objective, client, work, seed)
+            told |= {name: instantiate(config[name]) for name in ("scenes", "detection", "scene_augmentation")}
+        learning = DetectionLearning if config.mode == "detection" else CentralisedLearning
+        central = learning(model, data.pooled(), objective, client, work, schedule, **told)
+        central.image_shape = image_shape
+        return central, steps
+    training = Training(model, objective, client, work, seed, balance)
     engine = config.engine
     setting = Setting(
         data=data,
@@ -212,9 +263,11 @@ def build_learner(config: DictConfig, data: FederatedData, run_dir: Path) -> tup
         sampling=sampling,
         server=instantiate(config.server),
         num_rounds=config.rounds,
+        frozen=frozen,
     )
-    keep = "all" if config.mode == "local" else config.keep
-    bank = Bank(keep, model.params(), data.assignment, folder=run_dir / "bank", memory=engine.bank_memory)
+    keep = "all" if config.mode in ("local", "single_task") else config.keep
+    params = model.params() if balance is None else model.params() | balance.start(model.params(), data.num_tasks)
+    bank = Bank(keep, params, data.assignment, folder=run_dir / "bank", memory=engine.bank_memory)
     if bank.num_bytes:
         place = f"files in {bank.folder}" if bank.folder else "memory"
         logger.info(
@@ -224,7 +277,27 @@ def build_learner(config: DictConfig, data: FederatedData, run_dir: Path) -> tup
             data.num_clients,
             place,
         )
-    return FederatedLearning(model, setting, Inference(model, objective, config.fusion), bank, **told), 1
+    federated = FederatedLearning(model, setting, Inference(model, objective, config.fusion), bank, **told)
+    federated.image_shape = image_shape
+    return federated, 1
+
+
+def _device(config: DictConfig) -> torch.device:
+    """Where to compute before the Trainer is there."""
+    return torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator in ("auto", "gpu", "cuda") else "cpu")
+
+
+def build_sampling(config: DictConfig, data: FederatedData, model: HardSharing, objective: Objective) -> Draws:
+    """Who takes part in a round; with a fleet, as its devices and the server's patience allow."""
+    sampling, fleet = instantiate(config.sampling), instantiate(config.fleet)
+    if fleet.mix is None:
+        draws: Draws = sampling
+        return draws
+    work = instantiate(config.work)
+    cost = training_cost(model, objective, instantiate(config.client), work, data)
+    keep = "all" if config.mode == "local" else config.keep
+    workload = client_workload(cost, model.params(), keep=keep, work=work, data=data)
+    return FleetSampling(sampling, fleet, workload, data.assignment, seed=config.seed)
 
 
 def build_trainer(config: DictConfig, run_dir: Path, learner: Learner) -> pl.Trainer:
@@ -293,7 +366,7 @@ def _quieten_lightning() -> None:
 
 def _fit_summary(learner: Learner, data: FederatedData, rounds: int) -> Metrics:
     account = learner.account
-    summary: Metrics = {f"fit/{name}": float(value) for name, value in account.items()}
+    summary: Metrics = {account_key(name): float(value) for name, value in account.items()}
     summary["fit/samples_per_second"] = account["samples"] / account["seconds"]
     summary["fit/rounds"] = rounds
     timing = learner.round_seconds()
@@ -301,6 +374,12 @@ def _fit_summary(learner: Learner, data: FederatedData, rounds: int) -> Metrics:
         summary["fit/round_seconds"], summary["fit/overhead"] = timing
     for way in ("bytes_up", "bytes_down"):
         summary[f"fit/{way}_per_client"] = account[way] / data.num_clients
+    if "modelled_seconds" in account:
+        summary["cost/modelled_seconds_per_round"] = account["modelled_seconds"] / rounds
+        summary["cost/modelled_joules_per_client"] = account["modelled_joules"] / data.num_clients
+    costs = learner.training_cost().summary(data.num_tasks)
+    summary |= {f"cost/{name}": value for name, value in costs.items()}
+    summary["cost/flops_total"] = costs["flops_training"] * account["samples"]
     return summary
 
 
@@ -326,3 +405,13 @@ def _save_predictions(run_dir: Path, learner: Learner) -> None:
         identity=data.identity[test].cpu().numpy(),
         tasks=np.array(data.tasks),
     )
+
+
+def _save_conflict(run_dir: Path, learner: Learner) -> None:
+    """For each pair of tasks the mean cosine of their gradients, the share of steps in which they conflict, and the number of steps."""
+    if learner.pairs is None:
+        return
+    cosines, against, count = learner.pairs.cpu().numpy()
+    steps = np.maximum(count, 1)
+    tasks = np.array(learner.balanced)
+    write_arrays(run_dir / "conflict.npz", cosine=cosines / steps, conflicting=against / steps, steps=count, tasks=tasks)

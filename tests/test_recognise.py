@@ -125,7 +125,7 @@ def test_wrong_input_is_refused_with_the_reason(
         (["recognise", photo, "--gallery", str(gallery), "--output", str(tmp_path / "in")], "where no photo is overwritten"),
         (["enrol", "--gallery", str(empty), "--model", str(run)], "a folder with a folder of photos for each person, got"),
         (["enrol", "--gallery", str(tmp_path / "none"), "--model", str(run)], "no such folder"),
-        (["enrol", "--gallery", str(photos), "--model", str(empty)], "must be a run directory of mtl train, got"),
+        (["enrol", "--gallery", str(photos), "--model", str(empty)], "run directory must hold config.yaml, got"),
     )
     before = (tmp_path / "in" / "0.png").read_bytes()
     for words, message in cases:

@@ -100,6 +100,12 @@ def test_the_modes_make_the_same_number_of_gradient_steps(class_folders: Path, t
         ["mode=centralised", "trunk=classic_cnn"],
         ["mode=federated", "engine.backend=vmap", "trunk=classic_cnn", "keep=heads", "sampling.dropout=0.4"],
         ["mode=federated", "tracking.log_every=3"],
+        ["mode=federated", "balancer=famo", "balance.conflict=true", "balance.normalise=true"],
+        ["mode=centralised", "balancer=moco"],
+        ["mode=centralised", "balancer=famo", "balance.conflict=true"],
+        ["mode=federated", "server=conflict_averse", "server.momentum=.5"],
+        ["mode=single_task"],
+        ["mode=federated", "fleet=mix", "fleet.mix={raspberry_pi_4:1,phone_low:1}", "fleet.wait_for=1", "fusion=platt"],
     ],
     ids="-".join,
 )
@@ -173,6 +179,62 @@ def test_a_seed_is_a_run(class_folders: Path, tmp_path: Path) -> None:
     first, again, other = (train(small(class_folders, f"seed={s}"), tmp_path / f"{i}") for i, s in enumerate((0, 0, 1)))
     assert without_time(first) == without_time(again)
     assert without_time(first) != without_time(other)
+
+
+def test_every_run_says_what_it_costs(class_folders: Path, tmp_path: Path) -> None:
+    for mode in ("federated", "centralised"):
+        summary = train(small(class_folders, f"mode={mode}", "rounds=1"), tmp_path / mode)
+        # 16x16 pictures: a 3x3 convolution of stride 2 to 8 channels, a linear layer of 8, four heads.
+        first, rest = 8 * 8 * 8 * 9, 8 * 8 * 8 * 8 + 8 * 4
+        assert summary["cost/flops_forward"] == 2 * (first + rest)
+        assert summary["cost/flops_training"] == 2 * (2 * first + 3 * rest)
+        assert summary["cost/flops_total"] == summary["cost/flops_training"] * summary["fit/samples"]  # type: ignore[operator]
+        assert summary["cost/parameters"] == 8 * 9 + 2 * 8 + (512 * 8 + 8) + 4 * 8 + 1  # SphereFace2 learns a bias
+        assert (summary["cost/modelled_memory_bytes"] or 0) > 3 * 4 * (summary["cost/parameters"] or 0)
+        assert not [name for name in summary if name.startswith("cost/modelled_") and "bytes" not in name]
+        assert not (tmp_path / mode / "fleet.csv").exists()
+
+
+def test_a_fleet_models_time_and_energy_and_changes_nothing_else(class_folders: Path, tmp_path: Path) -> None:
+    fleet = ["fleet=mix", "fleet.mix={raspberry_pi_4:1,camera_mcu:1}"]
+    plain, modelled = train(small(class_folders), tmp_path / "plain"), train(small(class_folders, *fleet), tmp_path / "fleet")
+    costs = {name for name in modelled if name not in plain}
+    assert costs == {
+        *("cost/modelled_seconds", "cost/modelled_joules"),
+        *("cost/modelled_seconds_per_round", "cost/modelled_joules_per_client"),
+    }
+    assert without_time({name: value for name, value in modelled.items() if name not in costs}) == without_time(plain)
+    with (tmp_path / "fleet" / "fleet.csv").open() as file:
+        clients = list(csv.DictReader(file))
+    assert {row["device"] for row in clients} == {"raspberry_pi_4", "camera_mcu"}
+    seconds = [sum(float(row[f"modelled_seconds_{part}"]) for part in ("down", "compute", "up")) for row in clients]
+    # The camera is the slowest in every round.
+    assert modelled["cost/modelled_seconds"] == pytest.approx(4 * max(seconds), rel=1e-6)
+    assert modelled["cost/modelled_joules"] == pytest.approx(4 * sum(float(row["modelled_joules"]) for row in clients), rel=1e-6)
+    rows = {(row[0], row[1]): float(row[2]) for row in numbers(tmp_path / "fleet") if row[0] != "round"}
+    assert rows["3", "cost/modelled_seconds"] == pytest.approx(3 * max(seconds), rel=1e-6)
+
+
+def test_a_server_that_does_not_wait_leaves_the_camera_out(class_folders: Path, tmp_path: Path) -> None:
+    fleet = ["fleet=mix", "fleet.mix={raspberry_pi_4:1,camera_mcu:1}"]
+    waited = train(small(class_folders, *fleet, "fleet.wait_for=1"), tmp_path / "waited")
+    late = train(small(class_folders, *fleet, "fleet.deadline=0.04"), tmp_path / "late")
+    for summary in (waited, late):
+        assert summary["fit/samples"] == 4 * 2 * 8  # rounds x steps x images, of one client
+        assert summary["fit/bytes_down"] == 2 * (summary["fit/bytes_up"] or 0)
+    assert late["cost/modelled_seconds"] == pytest.approx(4 * 0.04)
+    assert 0 < (waited["cost/modelled_seconds"] or 0) < 4 * 0.04
+    # As many gradient steps as those that come back make.
+    config = small(class_folders, *fleet, "fleet.wait_for=1", "mode=centralised")
+    assert build_learner(config, build_data(config), tmp_path)[1] == 2
+
+
+def test_calibrations_are_in_the_bytes(class_folders: Path, tmp_path: Path) -> None:
+    plain = train(small(class_folders), tmp_path / "plain")
+    platt = train(small(class_folders, "fusion=platt"), tmp_path / "platt")
+    # Two evaluations: each client is sent the model, and sends two numbers for each of its two subtasks.
+    assert platt["fit/bytes_up"] == (plain["fit/bytes_up"] or 0) + 2 * 2 * 2 * 2 * 4
+    assert platt["fit/bytes_down"] == (plain["fit/bytes_down"] or 0) * (4 + 2) / 4
 
 
 def test_without_validation_images_the_last_round_counts_and_the_test_is_only_watched(
@@ -325,7 +387,7 @@ def test_a_trunk_with_batch_norm_trains_under_every_norm_but_refuse(class_folder
 
 def test_unusable_settings_are_refused_before_anything_is_written(class_folders: Path, tmp_path: Path) -> None:
     cases = {
-        "mode=alone": "mode must be one of federated, centralised, local, detection, got alone",
+        "mode=alone": "mode must be one of federated, centralised, local, single_task, detection, got alone",
         "rounds=0": "rounds must be >= 1, got 0",
         "partition.num_clients=9": "partition.num_clients must be at most the 4 classes",
         "fusion=vote": "fusion must be one of argmax, platt, got vote",
@@ -338,13 +400,16 @@ def test_unusable_settings_are_refused_before_anything_is_written(class_folders:
         "engine.backend=ray": "engine.backend must be one of auto, loop, vmap, compiled, got ray",
         "trunk.channels=[10]": r"trunk.channels must be numbers divisible by trunk.groups=8, at least one, got \[10\]",
         "subtasks.classes=[c0]": "at least 2",
+        "fleet=mix fleet.mix={abacus:2}": "fleet.mix has the unknown device abacus; choose from camera_mcu",
+        "fleet.deadline=9": "fleet.deadline needs devices",
+        "fleet=mix fleet.mix={tiny:1} fleet.profiles={tiny:{watts:1}}": "device tiny has the unknown field watts",
         "tracking.wandb=maybe": "tracking.wandb must be one of auto, online, offline, disabled, got maybe",
     }
     if torch.cuda.is_available():
         del cases["trainer.accelerator=gpu"]
     for override, message in cases.items():
         with pytest.raises(Exception, match=message):
-            train(small(class_folders, override), tmp_path / "run")
+            train(small(class_folders, *override.split(" ")), tmp_path / "run")
         assert not (tmp_path / "run").exists(), override
     shutil.rmtree(class_folders / "c1")
     shutil.rmtree(class_folders / "c2")

@@ -22,11 +22,11 @@ from PIL import Image
 
 from mtl.configs import compose
 from mtl.data.scenes import orl_scenes
-from mtl.face.finder import FaceFinder, map_stride
+from mtl.face.finder import FaceFinder
 from mtl.face.gallery import make_gallery
 from mtl.face.photos import draw_faces
-from mtl.models.centre import map_layers
 from mtl.recognise import Recogniser, name_faces
+from mtl.train import build_model
 
 EXPERIMENTS = Path(__file__).resolve().parents[1]
 FACES, SIZE, CROP = 4, (480, 640), (1, 56, 46)
@@ -35,13 +35,10 @@ FACES, SIZE, CROP = 4, (480, 640), (1, 56, 46)
 def build(overrides: Sequence[str]) -> FaceFinder:
     """The experiment's model at its start."""
     config = compose(["+experiment=detect", *overrides], experiments=EXPERIMENTS)
-    torch.manual_seed(0)
-    trunk = instantiate(config.trunk)(CROP)
-    detector = instantiate(config.detector)(map_stride(map_layers(trunk), CROP[0])[0])
-    for module in (trunk, detector):
-        module.to(memory_format=torch.channels_last).eval()
-    margin = config.detection.margin
-    return FaceFinder(trunk, detector, instantiate(config.normalise), crop_shape=CROP, margin=margin, mirror=config.mirror)
+    model = build_model(config, CROP, ("a", "b")).to(memory_format=torch.channels_last).eval()
+    assert model.detector is not None
+    normalise, margin = instantiate(config.normalise), config.detection.margin
+    return FaceFinder(model.trunk, model.detector, normalise, crop_shape=CROP, margin=margin, mirror=config.mirror)
 
 
 def milliseconds(call: Callable[[], object], repeats: int) -> float:

@@ -18,6 +18,7 @@ from mtl.balancing.gramian import gramian_of
 
 State = dict[str, Tensor]
 Needs = Literal["losses", "gramian", "gradients"]
+Level = Literal["representation", "parameters"]
 
 
 class Balancer(ABC):
@@ -25,6 +26,13 @@ class Balancer(ABC):
 
     heads: ClassVar[bool]
     observes: ClassVar[bool] = False
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """Where the gradients may be taken, the cheapest first: with respect to the features of a batch that all heads read, or to the
+        parameters of the trunk. A method that remembers gradients cannot compare the features of different batches.
+        """
+        return ("representation", "parameters")
 
     @property
     @abstractmethod

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mtl.balancing.active import only_active
-from mtl.balancing.contract import Balancer, Needs, State
+from mtl.balancing.contract import Balancer, Level, Needs, State
 from mtl.balancing.gramian import norms, restrict
 
 SMALLEST = 1e-8
@@ -39,6 +39,10 @@ class DBMTL(Balancer):
     @property
     def needs(self) -> Needs:
         return "gradients" if self.beta else "gramian"
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        return ("parameters",) if self.beta else super().levels
 
     def init(self, like: Tensor) -> State:
         """smooth: [..., T, P]; step: [..., 1], the steps done."""

@@ -22,6 +22,7 @@ class ExcessMTL(Balancer):
 
     step_size: float = 0.01
     needs = "gradients"
+    levels = ("parameters",)
     heads = True
 
     def __post_init__(self) -> None:

@@ -29,6 +29,7 @@ class MoCo(Balancer):
     gamma_decay: float = 0.5
     rho: float = 0.0
     needs = "gradients"
+    levels = ("parameters",)
     heads = False
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ from mtl.data.ragged import Ragged
 from mtl.data.transforms import DRAWS
 from mtl.seeding import client_keys, random_bits, random_uniform, split_key
 
-ORDER, AUGMENTATION, DROPOUT = range(3)  # what the parts of a client's key are for
+ORDER, AUGMENTATION, DROPOUT, BALANCE = range(4)  # what the parts of a client's key are for
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,10 @@ class CohortBatches:
         """A key for each dropout layer in each row, int32 [len(rows), L, 2]."""
         layers = torch.arange(num_layers, dtype=torch.int32, device=self.index.device)
         return split_key(self._part(rows, DROPOUT)[:, None], self.step[rows, None] * num_layers + layers)
+
+    def balance_key(self, rows: slice) -> Tensor:
+        """The key of a balancer's draws in each row, int32 [len(rows), 2]."""
+        return split_key(self._part(rows, BALANCE), self.step[rows])
 
     def _part(self, rows: slice, part: int) -> Tensor:
         return part_of_key(self.key, part)[self.client[rows]]

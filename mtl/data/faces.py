@@ -17,6 +17,7 @@ from mtl.types import ImageData
 # Where two of the damaged ORL files held a 13 before a 10 from the start: the place that leaves each row likest to the next.
 TRUE_PAIRS = {"s8/10.pgm": 14 + 78 * 92 + 5, "s9/8.pgm": 14 + 55 * 92 + 80}
 JPEG = frozenset({".jpg", ".jpeg"})
+PARTS = {"train": 0, "val": 1, "test": 2}  # of CelebA's partition
 
 
 def orl(root: str = "data", *, image_size: tuple[int, int] | None = (56, 46)) -> ImageData:
@@ -76,15 +77,19 @@ def celeba(
     image_size: tuple[int, int] | None = (64, 64),
     crop: tuple[int, int, int, int] | None = None,
     grey: bool = False,
+    part: str = "all",
 ) -> ImageData:
     """CelebA, or any part of it: the pictures that are in `img_align_celeba/`, under `<root>/celeba` or `<root>`.
 
     crop: (top, left, height, width), cut before resizing; (20, 0, 178, 178) keeps the shape of the 218 x 178 originals.
     classes: the identities of `identity_CelebA.txt`, named by CelebA's numbers; attributes: those of `list_attr_celeba.txt`.
     Either list may be absent; then its labels are unknown, as they are for images that it does not name. official_split: that
-    of `list_eval_partition.txt`, if present. Raises DataNotFound (a ValueError) where there are no pictures or neither list,
-    and ValueError for a list that cannot be read.
+    of `list_eval_partition.txt`, if present. part: all, or the people of train, val or test in that partition, which is by person:
+    what is learnt of some is verified on others. Raises DataNotFound (a ValueError) where there are no pictures or neither list,
+    and ValueError for a list that cannot be read and for a part that has no pictures.
     """
+    if part not in ("all", *PARTS):
+        raise ValueError(f"data.part must be one of all, {', '.join(PARTS)}, got {part}")
     base = data_root(root)
     looked = [base / "celeba", base]
     folder = next((place for place in looked if (place / "img_align_celeba").is_dir()), base)
@@ -96,6 +101,13 @@ def celeba(
         layout = "CelebA as [celeba/]img_align_celeba/*.jpg beside list_attr_celeba.txt or identity_CelebA.txt (better both)"
         obtain = "Get it from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html (non-commercial research only)."
         raise not_found(root, looked, layout, obtain)
+    if part != "all":
+        every = _read_partition(split_file, [path.name for path in paths])
+        if every is None:
+            raise ValueError(f"data.part={part} needs {split_file.name} beside the pictures, and {folder} has none")
+        paths = [path for path, number in zip(paths, every.tolist(), strict=True) if number == PARTS[part]]
+        if not paths:
+            raise ValueError(f"data.part={part} must have pictures, and none in {folder} is of that part")
     files = [path.name for path in paths]
     classes, class_names = _read_identities(identity_file, files)
     attributes, attribute_names = _read_attributes(attribute_file, files)
@@ -172,6 +184,11 @@ def _read_partition(list_file: Path, files: list[str]) -> Tensor | None:
     return torch.tensor([rows[file][0] for file in files], dtype=torch.int8)
 
 
+def lfw_folders(base: Path) -> list[Path]:
+    """Where the people of LFW may lie, in the order of looking."""
+    return [base / "lfw", base / "lfw-deepfunneled", base / "lfw_funneled", base]
+
+
 def lfw(
     root: str = "data",
     *,
@@ -188,7 +205,7 @@ def lfw(
     if min_images < 1:
         raise ValueError(f"min_images must be >= 1, got {min_images}")
     base = data_root(root)
-    looked = [base / "lfw", base / "lfw-deepfunneled", base / "lfw_funneled", base]
+    looked = lfw_folders(base)
     for folder in looked:
         people = {person.name: list_images(person, JPEG) for person in list_folders(folder)} if folder.is_dir() else {}
         people = {name: [path for path in paths if path.name.startswith(f"{name}_")] for name, paths in people.items()}

@@ -67,6 +67,17 @@ class FederatedData:
             negatives=(~self.targets & self.known)[self.split.train].sum(0, keepdim=True).to(self.negatives.device),
         )
 
+    def single_tasks(self) -> Self:
+        """The same images and labels as many times as there are subtasks: client t holds all of them and trains subtask t alone."""
+        whole, tasks = self.pooled(), self.num_tasks
+        return dataclasses.replace(
+            whole,
+            clients=Ragged.of([self.split.train] * tasks),
+            assignment=torch.eye(tasks, dtype=torch.bool, device=whole.assignment.device),
+            positives=whole.positives.expand(tasks, -1).clone(),
+            negatives=whole.negatives.expand(tasks, -1).clone(),
+        )
+
 
 def federate(
     data: ImageData,

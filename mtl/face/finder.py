@@ -13,29 +13,25 @@ from torchvision.ops import box_iou, nms
 
 from mtl.data.transforms import Normalise
 from mtl.data.warp import crop_boxes
-from mtl.models.centre import decode, map_layers
+from mtl.models.centre import decode, map_layers, map_stride
 
-STRIDES = (2, 4, 8, 16)
 OVERLAP, WITHIN = 0.5, 0.7  # of two boxes that show the same face: what both share of what either covers, and of the smaller
 LEAST_SIDE = 64  # pixels on the shorter side below which a picture is not halved again
 
 
 @dataclass(frozen=True)
 class DetectionOptions:
-    """batch_size: scenes in a step; weight: of a detection term in the sum of losses; confidence: score from which a face counts as
-    found, in use and in the shares of faces found and named; margin: how much longer than a box is what the trunk sees of a face.
+    """batch_size: scenes in a step; confidence: score from which a face counts as found, in use and in the shares of faces found and
+    named; margin: how much longer than a box is what the trunk sees of a face.
     """
 
     batch_size: int = 8
-    weight: float = 1.0
     confidence: float = 0.3
     margin: float = 0.15
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"detection.batch_size must be >= 1, got {self.batch_size}")
-        if not self.weight > 0:
-            raise ValueError(f"detection.weight must be > 0, got {self.weight}")
         if not 0 < self.confidence < 1:
             raise ValueError(f"detection.confidence must be in (0, 1), got {self.confidence}")
         if not 0 <= self.margin <= 2:
@@ -127,16 +123,6 @@ class FaceFinder:
             for name, value in sorted(module.state_dict().items()):
                 digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
-
-
-def map_stride(layers: nn.Module, channels: int) -> tuple[int, int]:
-    """Channels of the feature map, and pixels to a cell of it. Raises ValueError where that is none of `STRIDES`."""
-    with torch.no_grad():
-        features = layers(torch.zeros(1, channels, 64, 64))
-    stride = round(64 / features.shape[3])
-    if stride not in STRIDES:
-        raise ValueError(f"the trunk's feature map must have a stride of {', '.join(map(str, STRIDES))}, got {stride}")
-    return features.shape[1], stride
 
 
 def _distinct(faces: Faces) -> Faces:

@@ -62,7 +62,8 @@ class AutoBackend:
         except CannotStack as reason:
             return "loop", str(reason)
         pays = self.num_rounds * min(seconds.values()) > 2 * COMPILING
-        if self.compile == "always" or (self.compile == "auto" and (pays or data.images.device.type == "cuda")):
+        wanted = self.compile == "always" or (self.compile == "auto" and (pays or data.images.device.type == "cuda"))
+        if wanted and self.training.balance is None:
             compiled = StackedBackend(self.training, block=self.block, compiled=True)
             seconds["compiled"] = _seconds(compiled, many, data) / min(max(steps), TRIED_STEPS) * max(steps)
         best = min(seconds, key=lambda name: seconds[name])

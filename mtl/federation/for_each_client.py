@@ -16,6 +16,7 @@ from torch.profiler import record_function
 
 from mtl.data.client_batches import CohortBatches, LocalWork, plan_batches
 from mtl.data.federated_data import FederatedData
+from mtl.federation.balance import OWN, Balance, BalancedStep, Batch
 from mtl.federation.local_sgd import LocalSGD
 from mtl.federation.objective import Objective
 from mtl.losses.pairs import TaskCounts
@@ -29,7 +30,8 @@ Start = Callable[[Sequence[int]], Params]
 @dataclass(frozen=True)
 class CohortJob:
     """What the clients do in a round. start: their parameters, stacked [K, ...], to be read only; learning_rate: of this round;
-    progress: share of the training that is done, 0 to 1; max_steps: stop there, to try things out.
+    progress: share of the training that is done, 0 to 1; max_steps: stop there, to try things out; frozen: the parameters that stay as
+    they are.
     """
 
     clients: Sequence[int]
@@ -38,18 +40,21 @@ class CohortJob:
     learning_rate: float
     progress: float = 0.0
     max_steps: int | None = None
+    frozen: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class Trained:
-    """clients: K of them; params: stacked [K, ...], after training, valid until the next result is asked for;
-    update: params - start; losses: [K, 2, T], the positive and negative losses summed over the images seen.
+    """clients: K of them; params: stacked [K, ...], after training, valid until the next result is asked for, with what their
+    balancers remember; update: params - start, of the model; losses: [K, 2, T], the positive and negative losses summed over the images
+    seen; pairs: [3, T, T], what `balance.compare` gives, summed over steps and clients, or None.
     """
 
     clients: Sequence[int]
     params: Params
     update: Params
     losses: Tensor
+    pairs: Tensor | None = None
 
 
 class Backend(Protocol):
@@ -62,13 +67,14 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class Training:
-    """What every backend trains with. The model is only read."""
+    """What every backend trains with. The model is only read. balance: None for the plain sum of the tasks' losses."""
 
     model: HardSharing
     objective: Objective
     algorithm: LocalSGD
     work: LocalWork
     seed: int
+    balance: Balance | None = None
 
     @record_function("mtl/plan")
     def plan(self, clients: Sequence[int], job: CohortJob, data: FederatedData) -> CohortBatches:
@@ -79,7 +85,7 @@ class Training:
 @dataclass(frozen=True)
 class Rows:
     """Batches as the step reads them: inputs [rows, B, c, H, W]; targets, mask: bool [rows, B, T]; valid: bool [rows, B];
-    keys: int32 [rows, L, 2], of the dropout layers.
+    keys: int32 [rows, L, 2], of the dropout layers; draw_keys: int32 [rows, 2], of a balancer.
     """
 
     inputs: Tensor
@@ -87,6 +93,7 @@ class Rows:
     mask: Tensor
     valid: Tensor
     keys: Tensor
+    draw_keys: Tensor
 
 
 @record_function("mtl/images")
@@ -104,6 +111,7 @@ def prepare(
         mask=data.known[index] & tasks[batches.client[rows], None],
         valid=batches.valid[rows],
         keys=batches.dropout_keys(rows, len(model.dropouts)),
+        draw_keys=batches.balance_key(rows),
     )
 
 
@@ -127,6 +135,9 @@ class LoopBackend:
     def __init__(self, training: Training) -> None:
         self.training = training
         self.model = copy.deepcopy(training.model).to(memory_format=torch.channels_last).train()
+        self._balanced: BalancedStep | None = None
+        if training.balance is not None:
+            self._balanced = BalancedStep(training.balance, self.model, training.objective, stacked=False)
 
     def __call__(self, job: CohortJob, data: FederatedData) -> Iterator[Trained]:
         self.model.to(data.images.device, next(self.training.model.parameters()).dtype)
@@ -138,14 +149,19 @@ class LoopBackend:
         params: Params = dict(self.model.named_parameters())
         values = list(params.values())
         start = job.start([client])
+        own = {name.removeprefix(OWN): start.pop(name)[0].to(device) for name in list(start) if name.startswith(OWN)}
         with torch.no_grad():
             torch._foreach_copy_(values, [start[name][0] for name in params])
-        state = algorithm.init(params)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name not in job.frozen)
+        moved = {name: value for name, value in params.items() if name not in job.frozen}
+        state = algorithm.init(moved)
         rate, progress = torch.tensor([job.learning_rate, job.progress], dtype=values[0].dtype, device=device)
         counts = TaskCounts(data.positives[client].to(rate), data.negatives[client].to(rate), progress)
         tasks, batches = data.assignment[[client]].to(device), self.training.plan([client], job, data)
         filled = batches.filled.tolist()
         sums = torch.zeros(2, data.num_tasks, dtype=values[0].dtype, device=device)
+        pairs = None
         pixels = data.images[0].numel() * batches.index.shape[1]
         for steps, rows in chunks(batches, pixels):
             chunk = prepare(objective, self.model, batches, rows, tasks, data)
@@ -154,16 +170,20 @@ class LoopBackend:
                 for row, step in enumerate(steps):
                     used = slice(filled[step])  # the padding need not be computed
                     self.model.set_step(chunk.keys[row], chunk.valid[row, used])
-                    losses = objective.losses(
-                        self.model,
-                        inputs[row, used],
-                        chunk.targets[row, used],
-                        chunk.mask[row, used],
-                        chunk.valid[row, used],
-                        counts,
-                    )
-                    grads = torch.autograd.grad(losses.tasks.sum(), values)
-                    params, state = algorithm.step(params, dict(zip(params, grads, strict=True)), state, rate)
-                    sums += objective.image_sums(losses, chunk.valid[row])
-        trained = {name: value.detach()[None] for name, value in params.items()}
-        return Trained([client], trained, algorithm.final(trained, start), sums[None])
+                    seen = (inputs[row, used], chunk.targets[row, used], chunk.mask[row, used], chunk.valid[row, used])
+                    if self._balanced is None:
+                        losses = objective.losses(self.model, *seen, counts)
+                        grads = dict(zip(moved, torch.autograd.grad(losses.tasks.sum(), list(moved.values())), strict=True))
+                        sums += objective.image_sums(losses, chunk.valid[row])
+                    else:
+                        batch = Batch(*seen, chunk.keys[row], chunk.draw_keys[row], counts.positives, counts.negatives, progress)
+                        found = self._balanced.gradients(moved, own, batch)
+                        grads, own = found.grads, found.own
+                        sums += found.sums
+                        pairs = found.pairs if pairs is None or found.pairs is None else pairs + found.pairs
+                    moved, state = algorithm.step(moved, grads, state, rate)
+                    if self._balanced is not None:
+                        own = self._balanced.observe(moved, own, batch)
+        trained = {name: value.detach()[None] for name, value in (params | moved).items()}
+        update = algorithm.final(trained, start)
+        return Trained([client], trained | {OWN + name: value[None] for name, value in own.items()}, update, sums[None], pairs)

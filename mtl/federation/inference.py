@@ -1,6 +1,6 @@
 """Scores of images under a federation's state, [N, T]: of the global model, or fused from the clients' own."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -9,8 +9,9 @@ from torch.func import functional_call, vmap
 
 from mtl.data.federated_data import FederatedData
 from mtl.federation.fusion import check_rule, fit_platt
-from mtl.federation.objective import Objective
+from mtl.federation.objective import NUMBERS, Objective, images_at_once
 from mtl.federation.rounds import State
+from mtl.models.architecture import Representation
 from mtl.models.hard_sharing import HardSharing, is_head
 from mtl.types import Params
 
@@ -40,24 +41,31 @@ class Inference:
             others = data.assignment.sum(0) - data.assignment[whom].sum(0)
             if others.any():
                 total += self._model_scores(state.params, data.images[index]) * others.to(total.device)
-        for clients, scores in self._client_scores(data, state, index, whom, stacked):
+        calibrations: dict[int, tuple[Tensor, Tensor]] = {}
+        for clients, images, scores in self._client_scores(data, state, index, whom, stacked):
             if self.rule == "platt":
-                scores = torch.stack([self._calibrated(data, state, *pair) for pair in zip(clients, scores, strict=True)])
+                for client in clients:
+                    if client not in calibrations:
+                        calibrations[client] = self._calibration(data, state, client)
+                fits = [calibrations[client] for client in clients]
+                scores = torch.stack([own * scale + offset for own, (scale, offset) in zip(scores, fits, strict=True)])
             tasks = data.assignment[clients].to(total.device)
-            total += torch.where(tasks[:, None], scores, 0).sum(0)
+            total[images] += torch.where(tasks[:, None], scores, 0).sum(0)
         return total / data.assignment.sum(0).to(total.device)
 
     def _client_scores(
         self, data: FederatedData, state: State, index: Tensor, whom: list[int], stacked: bool
-    ) -> Iterator[tuple[list[int], Tensor]]:
-        """Some clients after others, with the scores [K, N, T] of their own models."""
+    ) -> Iterator[tuple[list[int], slice, Tensor]]:
+        """Some clients after others, with some of the images and their scores [K, images, T] by the clients' own models."""
         images = data.images[index]
         if state.bank.keep == "all":
-            size = max(PIXELS // max(images[0].numel() * min(len(images), 500), 1), 1) if stacked else 1
-            for clients in _blocks(whom, size):
+            at_once = min(len(images), images_at_once(self.model, 500))
+            size = min(PIXELS // max(images[0].numel() * at_once, 1), NUMBERS // max(self.model.held * at_once, 1))
+            for clients in _blocks(whom, max(size, 1) if stacked else 1):
                 params = state.bank.load(clients, state.params)
                 yield (
                     clients,
+                    slice(None),
                     self._stacked("scores", params, images)
                     if len(clients) > 1
                     else self._model_scores(_first(params), images)[None],
@@ -66,24 +74,31 @@ class Inference:
         # The trunk is the same everywhere: what it makes of the images is computed once.
         shared = {name: value for name, value in state.params.items() if not is_head(name)}
         heads = {name: value for name, value in state.params.items() if is_head(name)}
-        features = [torch.cat(views) for views in zip(*(self._features(shared, part) for part in images.split(500)), strict=True)]
-        for clients in _blocks(whom, max(SCORES // (len(index) * data.num_tasks), 1)):
-            own = state.bank.load(clients, heads)
-            yield clients, self._stacked("decide", own, features)
+        part = max(len(images), 1) if self.model.held == 1 else images_at_once(self.model, 500)
+        for start in range(0, len(images), part):
+            now = slice(start, start + part)
+            views = zip(*(self._features(shared, few) for few in images[now].split(500)), strict=True)
+            features = [_join(parts) for parts in views]
+            count = len(images[now])
+            size = min(SCORES // (count * data.num_tasks), NUMBERS // (count * self.model.held))
+            for clients in _blocks(whom, max(size, 1)):
+                own = state.bank.load(clients, heads)
+                # Heads without parameters are the same everywhere too.
+                alike = None if own else self._call("decide", own, features).float().expand(len(clients), -1, -1)
+                yield clients, now, self._stacked("decide", own, features) if alike is None else alike
 
-    def _calibrated(self, data: FederatedData, state: State, client: int, scores: Tensor) -> Tensor:
+    def _calibration(self, data: FederatedData, state: State, client: int) -> tuple[Tensor, Tensor]:
         held = data.clients[client]
         mask = data.known[held] & data.assignment[client].to(held.device)
         own = self._model_scores(_first(state.bank.load([client], state.params)), data.images[held])
-        scale, offset = fit_platt(own, data.targets[held], mask)
-        return scores * scale + offset
+        return fit_platt(own, data.targets[held], mask)
 
     def _model_scores(self, params: Params, images: Tensor) -> Tensor:
         scores: Tensor = self._call("scores", params, images)
         return scores
 
-    def _features(self, params: Params, images: Tensor) -> list[Tensor]:
-        features: list[Tensor] = self._call("features", params, images)
+    def _features(self, params: Params, images: Tensor) -> list[Representation]:
+        features: list[Representation] = self._call("features", params, images)
         return features
 
     def _stacked(self, what: str, params: Params, given: Any) -> Tensor:
@@ -109,6 +124,13 @@ class _Scorer(nn.Module):
 
     def forward(self, what: str, given: Any) -> Any:
         return getattr(self.objective, what)(self.model, given)
+
+
+def _join(parts: Sequence[Representation]) -> Representation:
+    """One representation of all the images of the parts."""
+    if isinstance(parts[0], Tensor):
+        return torch.cat([part for part in parts if isinstance(part, Tensor)])
+    return tuple(torch.cat(same) for same in zip(*parts, strict=True))
 
 
 def _first(params: Params) -> Params:

@@ -6,7 +6,8 @@ as torch.optim.SGD does it. Every operation is elementwise, so the same code ste
 starts at zero in every round: nothing lasts on the client.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,12 +19,15 @@ from mtl.types import Params
 
 @dataclass(frozen=True)
 class LocalSGD:
-    """head_scale: the heads' learning rate as a multiple of the trunk's; 0 freezes the heads."""
+    """head_scale: the heads' learning rate as a multiple of the trunk's, 0 leaves them as they are; scales: that of single parameters by
+    name, where it is not 1 (see `transfer`).
+    """
 
     learning_rate: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 5e-4
     head_scale: float = 0.1
+    scales: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
@@ -44,10 +48,7 @@ class LocalSGD:
 
         learning_rate: a tensor of no dimension, so that a compiled step or a CUDA graph serves every round.
         """
-        for scale, names in (
-            (1.0, [name for name in params if not is_head(name)]),
-            (self.head_scale, [name for name in params if is_head(name)]),
-        ):
+        for scale, names in self.groups(params).items():
             values, slopes = [params[name] for name in names], [grads[name] for name in names]
             velocity = [state[name] for name in names] if self.momentum else []
             rate = learning_rate * scale
@@ -55,6 +56,13 @@ class LocalSGD:
             step = self._step_by_step if torch.compiler.is_compiling() else self._step_at_once
             step(values, slopes, velocity, rate)
         return params, state
+
+    def groups(self, params: Iterable[str]) -> dict[float, list[str]]:
+        """The names of parameters by the factor of their learning rate."""
+        groups: dict[float, list[str]] = {}
+        for name in params:
+            groups.setdefault(self.head_scale if is_head(name) else self.scales.get(name, 1.0), []).append(name)
+        return groups
 
     def _step_by_step(self, values: list[Tensor], slopes: list[Tensor], velocity: list[Tensor], rate: Tensor) -> None:
         for i, (value, slope) in enumerate(zip(values, slopes, strict=True)):

@@ -7,7 +7,10 @@ from torch import Tensor
 
 from mtl.data.transforms import Augmentation, Normalise, to_float
 from mtl.losses.pairs import PairLoss, PairLosses, Reduction, TaskCounts, check_reduction, reduce_pairs
+from mtl.models.architecture import Representation
 from mtl.models.hard_sharing import HardSharing
+
+NUMBERS = 2**25  # numbers between trunk and scores that are held at once
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,16 @@ class Objective:
         self, model: HardSharing, inputs: Tensor, targets: Tensor, mask: Tensor, valid: Tensor, counts: TaskCounts
     ) -> PairLosses:
         """inputs: from `inputs`, [B, c, H, W]; targets, mask: bool [B, T]; valid: bool [B]; returns [T] each."""
-        positive, negative = pair_loss(model).terms(model(inputs), counts)
-        return reduce_pairs(positive, negative, targets, mask, valid, reduction=self.reduction)
+        representation = model.trunk(inputs)
+        positive, negative = pair_loss(model).terms(model.heads(representation), counts)
+        penalty = model.penalty(representation)
+        if penalty is not None:
+            positive, negative = positive + penalty, negative + penalty
+        return self.reduce((positive, negative), targets, mask, valid)
+
+    def reduce(self, terms: tuple[Tensor, Tensor], targets: Tensor, mask: Tensor, valid: Tensor) -> PairLosses:
+        """terms: of a pair loss, [B, T] each; returns [T] each."""
+        return reduce_pairs(*terms, targets, mask, valid, reduction=self.reduction)
 
     def image_sums(self, losses: PairLosses, valid: Tensor) -> Tensor:
         """Positive and negative losses [2, T] summed over the images of a batch, from the reduced ones; for logging."""
@@ -47,19 +58,24 @@ class Objective:
         """Decision scores [N, T] of stored images [N, c, H, W], in evaluation mode; above zero is yes."""
         was_training = model.training
         model.eval()
-        scores = [self.decide(model, self.features(model, part)) for part in images.split(batch_size)]
+        scores = [self.decide(model, self.features(model, part)) for part in images.split(images_at_once(model, batch_size))]
         model.train(was_training)
         return torch.cat(scores).float()
 
-    def features(self, model: HardSharing, images: Tensor) -> list[Tensor]:
-        """What the trunk makes of stored images, [N, h], and of their mirror images where they count."""
+    def features(self, model: HardSharing, images: Tensor) -> list[Representation]:
+        """What the trunk makes of stored images, and of their mirror images where they count."""
         inputs = self.inputs(images, dtype=next(model.parameters()).dtype)
         return [model.trunk(view) for view in ((inputs, inputs.flip(-1)) if self.mirror else (inputs,))]
 
-    def decide(self, model: HardSharing, features: list[Tensor]) -> Tensor:
+    def decide(self, model: HardSharing, features: list[Representation]) -> Tensor:
         """Decision scores [N, T] from `features`."""
         scores = [pair_loss(model).decision(model.heads(view)) for view in features]
         return torch.stack(scores).mean(0)
+
+
+def images_at_once(model: HardSharing, most: int) -> int:
+    """How many images are scored at once, at most `most`."""
+    return max(min(NUMBERS // model.held, most), 1)
 
 
 def pair_loss(model: HardSharing) -> PairLoss:

@@ -14,14 +14,22 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
+from mtl.federation.balance import OWN
 from mtl.models.hard_sharing import is_head
 from mtl.types import Params
 
 Keep = Literal["nothing", "heads", "all"]
 
 
+def travels(keep: str, name: str) -> bool:
+    """Whether the parameter of this name is sent and averaged. Raises ValueError where `keep` is unknown."""
+    if keep not in get_args(Keep):
+        raise ValueError(f"keep must be one of {', '.join(get_args(Keep))}, got {keep}")
+    return keep == "nothing" or (keep == "heads" and not is_head(name))
+
+
 class Bank:
-    """The clients' own parameters, in main memory whatever device trains.
+    """The clients' own parameters, and what their balancers remember, in main memory whatever device trains.
 
     Heads are one row for each (client, subtask) that is trained. A client takes no memory until it has trained for the first time:
     until then its own parameters are those that all start from. Beyond `memory` bytes in all, the rows lie in files in `folder`, of which
@@ -31,8 +39,6 @@ class Bank:
     def __init__(
         self, keep: str, params: Params, assignment: Tensor, *, folder: Path | None = None, memory: float = math.inf
     ) -> None:
-        if keep not in get_args(Keep):
-            raise ValueError(f"keep must be one of {', '.join(get_args(Keep))}, got {keep}")
         self.keep = keep
         self._assignment = assignment.cpu()
         self._starts = torch.cat([torch.zeros(1, dtype=torch.long), self._assignment.sum(1).cumsum(0)])
@@ -48,7 +54,7 @@ class Bank:
 
     def stays(self, name: str) -> bool:
         """Whether the parameter of this name stays on the clients."""
-        return self.keep == "all" or (self.keep == "heads" and is_head(name))
+        return not travels(self.keep, name) or name.startswith(OWN)
 
     @property
     def bytes_per_client(self) -> float:
@@ -65,6 +71,8 @@ class Bank:
             return stacked
         whom = torch.tensor([clients[place] for place in known])
         for name, rows in self._rows.items():
+            if name not in stacked:
+                continue
             full = stacked[name].clone()
             if is_head(name):
                 places, tasks = self._assignment[whom].nonzero().unbind(1)

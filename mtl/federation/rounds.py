@@ -1,41 +1,42 @@
 """One round: broadcast, local training, aggregation. State goes in and comes out; a round that fails leaves the old state whole."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from mtl import tree
 from mtl.data.federated_data import FederatedData
 from mtl.federation.for_each_client import Backend, CohortJob, Trained, Training
+from mtl.federation.message import message_bytes
 from mtl.federation.personalise import Bank
 from mtl.federation.ranks import Ranks
-from mtl.federation.sampling import Sampling
+from mtl.federation.sampling import Draws
 from mtl.federation.schedule import Schedule
 from mtl.federation.server import FedAvg, RunningMean
-from mtl.models.hard_sharing import is_head
 from mtl.types import Diverged, Params
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What does not change over the rounds."""
+    """What does not change over the rounds. frozen: by round, the parameters that rest in it: they are neither trained nor sent."""
 
     data: FederatedData
     training: Training
     backend: Backend
     schedule: Schedule
-    sampling: Sampling
+    sampling: Draws
     server: FedAvg
     num_rounds: int
+    frozen: Callable[[int], frozenset[str]] = lambda round: frozenset()
 
 
 @dataclass
 class RoundLog:
     """cohort, returned: clients; losses: [2, T], mean positive and negative loss per image on the clients that train the subtask;
     trained: bool [T], the subtasks that some of them trained; finite: bool [K], whether the loss and the update of each that returned
-    are, on the compute device; num_samples: images seen; bytes_up, bytes_down: sent by and to all clients of the cohort.
+    are, on the compute device; num_samples: images seen; bytes_up, bytes_down: sent by and to all clients of the cohort; pairs:
+    [3, T, T], what `balance.compare` gives, summed over all local steps, or None.
     """
 
     round: int
@@ -48,6 +49,7 @@ class RoundLog:
     num_samples: int
     bytes_up: int
     bytes_down: int
+    pairs: Tensor | None = None
 
 
 @dataclass
@@ -66,26 +68,33 @@ def run_round(setting: Setting, state: State, round: int) -> tuple[State, RoundL
     data, bank, ranks = setting.data, state.bank, Ranks()
     cohort, returned = setting.sampling.draw(data.num_clients, seed=setting.training.seed, round=round)
     rate = setting.training.algorithm.learning_rate * setting.schedule.factor(round, setting.num_rounds)
-    travelling = {name: value for name, value in state.params.items() if not bank.stays(name)}
+    frozen = setting.frozen(round)
+    travelling = {name: value for name, value in state.params.items() if not bank.stays(name) and name not in frozen}
     sizes, assigned = [data.clients.size(client) for client in returned], data.assignment[returned]
     like = next(iter(state.params.values()))
     samples = torch.tensor([setting.training.work.num_samples(size) for size in sizes], dtype=torch.float64)
     weights = torch.tensor([setting.server.weight(size) for size in sizes], dtype=torch.float64)
     mean = RunningMean(travelling, weights, assigned)
     tasks, weights = assigned.to(like.device), weights.to(like)
+    together = setting.server.collect(travelling, len(returned))
+    balance = setting.training.balance
+    start = state.params if balance is None else state.params | balance.start(state.params, data.num_tasks)
     place = {client: number for number, client in enumerate(returned)}
 
-    # Summed over the ranks: the updates, and for each client what it lost, whether it is finite, and what stays with it.
+    # Summed over the ranks: the updates, and for each client what it lost, whether it is finite, what stays with it, and its update where
+    # the server compares them.
     losses = like.new_zeros(len(returned), 2, data.num_tasks)
     health = losses.new_zeros(len(returned))
-    kept = {name: value.new_zeros(len(returned), *value.shape) for name, value in state.params.items() if bank.stays(name)}
+    kept = {name: value.new_zeros(len(returned), *value.shape) for name, value in start.items() if bank.stays(name)}
+    pairs = losses.new_zeros(3, data.num_tasks, data.num_tasks) if balance is not None and balance.conflict else None
 
     job = CohortJob(
         clients=[returned[mine] for mine in ranks.share(samples.tolist())],
         round=round,
-        start=lambda clients: bank.load(clients, state.params),
+        start=lambda clients: bank.load(clients, start),
         learning_rate=rate,
         progress=round / setting.num_rounds,
+        frozen=frozen,
     )
     for trained in _each(setting.backend, job, data):
         places = torch.tensor([place[client] for client in trained.clients], device=losses.device)
@@ -94,8 +103,15 @@ def run_round(setting: Setting, state: State, round: int) -> tuple[State, RoundL
         health[places] = sum(value.reshape(len(places), -1).sum(1) for value in (trained.losses, *trained.update.values()))
         for name, value in kept.items():
             value[places] = trained.params[name]
-    ranks.sum([*mean.sums.values(), losses, health, *kept.values()])
+        for name, value in together.items():
+            value[places] = trained.update[name]
+        if pairs is not None and trained.pairs is not None:
+            pairs += trained.pairs
+    ranks.sum([*mean.sums.values(), losses, health, *kept.values(), *together.values(), *([] if pairs is None else [pairs])])
 
+    if together and returned:
+        per_image = losses.sum((1, 2)) / samples.to(losses)
+        mean.replace(setting.server.combine(together, per_image, weights, seed=setting.training.seed, round=round))
     params, server = setting.server.aggregate(travelling, mean, state.server)
     seen = (samples @ assigned.double()).clamp_min(1).to(losses)
     log = RoundLog(
@@ -109,6 +125,7 @@ def run_round(setting: Setting, state: State, round: int) -> tuple[State, RoundL
         num_samples=int(samples.sum()),
         bytes_up=message_bytes(travelling, data.assignment, returned),
         bytes_down=message_bytes(travelling, data.assignment, cohort),
+        pairs=pairs,
     )
     if kept:
         check_health(log)
@@ -124,13 +141,6 @@ def _each(backend: Backend, job: CohortJob, data: FederatedData) -> Iterator[Tra
         yield from backend(job, data)
     finally:
         torch.set_autocast_cache_enabled(kept)
-
-
-def message_bytes(travelling: Params, assignment: Tensor, clients: Sequence[int]) -> int:
-    """What some clients send, or are sent, in a round: each the shared part and the rows of the heads that it trains."""
-    shared = tree.num_bytes({name: value for name, value in travelling.items() if not is_head(name)})
-    per_task = tree.num_bytes({name: value[:1] for name, value in travelling.items() if is_head(name)})
-    return shared * len(clients) + per_task * int(assignment[list(clients)].sum())
 
 
 def check_health(log: RoundLog) -> None:

@@ -3,8 +3,14 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from mtl.seeding import derive_seed
+
+
+class Draws(Protocol):
+    def draw(self, num_clients: int, *, seed: int, round: int) -> tuple[list[int], list[int]]:
+        """The cohort of a round, and those of it that come back, both in rising order."""
 
 
 @dataclass(frozen=True)
@@ -20,12 +26,13 @@ class Sampling:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"sampling.dropout must be in [0, 1), got {self.dropout}")
 
-    def draw(self, num_clients: int, *, seed: int, round: int) -> tuple[list[int], list[int]]:
-        """The cohort of a round, and those of it that come back, both in rising order."""
-        cohort: Sequence[int] = range(num_clients)
+    def draw(self, num_clients: int, *, seed: int, round: int, among: Sequence[int] | None = None) -> tuple[list[int], list[int]]:
+        """The cohort of a round, and those of it that come back, both in rising order. among: who can be drawn, None for all clients."""
+        cohort = range(num_clients) if among is None else among
         if self.cohort is not None:
-            if self.cohort > num_clients:
-                raise ValueError(f"sampling.cohort must be in [1, {num_clients}], the number of clients, got {self.cohort}")
+            if self.cohort > len(cohort):
+                whose = "clients" if among is None else f"clients of {num_clients} that can take part"
+                raise ValueError(f"sampling.cohort must be in [1, {len(cohort)}], the number of {whose}, got {self.cohort}")
             # Costs as much as the cohort is large, however many clients sit out.
             cohort = sorted(random.Random(derive_seed(seed, "cohort", round)).sample(cohort, self.cohort))
         stays = [derive_seed(seed, "client-dropout", round, client) >= self.dropout * 2**63 for client in cohort]

@@ -4,6 +4,9 @@
 
 over the clients k that came back. The shared part is averaged over all of them; head t over exactly those that trained subtask t, and
 a head that nobody trained stays where it is, momentum included.
+
+With a balancer the clients are its tasks and their updates of the shared part its gradients (FedHCA2, Lu et al., CVPR 2024, does so with
+CAGrad): D = sum_k a_k K w_k (x_k - x) / sum_j |a_j|, w_k summing to 1, so that equal weights give FedAvg. This keeps K updates at once.
 """
 
 from dataclasses import dataclass
@@ -14,7 +17,9 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from mtl import tree
+from mtl.balancing.contract import Balancer
 from mtl.models.hard_sharing import is_head
+from mtl.seeding import client_keys, random_uniform
 from mtl.types import Params
 
 Weighting = Literal["samples", "clients"]
@@ -22,11 +27,14 @@ Weighting = Literal["samples", "clients"]
 
 @dataclass(frozen=True)
 class FedAvg:
-    """weighting: clients count by their training images (`samples`) or all the same (`clients`)."""
+    """weighting: clients count by their training images (`samples`) or all the same (`clients`); balancer: one that remembers nothing,
+    over the clients' updates, or None for their mean.
+    """
 
     learning_rate: float = 1.0
     momentum: float = 0.0
     weighting: str = "samples"
+    balancer: Balancer | None = None
 
     def __post_init__(self) -> None:
         if self.weighting not in get_args(Weighting):
@@ -35,6 +43,9 @@ class FedAvg:
             raise ValueError(f"server.learning_rate must be > 0, got {self.learning_rate}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"server.momentum must be in [0, 1), got {self.momentum}")
+        if self.balancer is not None and (self.balancer.observes or self.balancer.init(torch.zeros(2, 2))):
+            name = type(self.balancer).__name__
+            raise ValueError(f"server.balancer must be one that remembers nothing, as cohorts change; {name} does")
 
     def init(self, params: Params) -> Params:
         """The server's own state: its momentum."""
@@ -44,15 +55,37 @@ class FedAvg:
         """The weight of a client's update."""
         return float(num_images) if self.weighting == "samples" else 1.0
 
+    def collect(self, params: Params, count: int) -> Params:
+        """Room for the clients' updates of the shared part, [K, ...] each, where they are to be compared; else nothing."""
+        if self.balancer is None:
+            return {}
+        return {name: value.new_zeros(count, *value.shape) for name, value in params.items() if not is_head(name)}
+
+    @torch.no_grad()
+    @record_function("mtl/server")
+    def combine(self, updates: Params, losses: Tensor, weights: Tensor, *, seed: int, round: int) -> Params:
+        """updates: of `collect`; losses: [K], each client's per image; weights: [K], of their updates. Returns D for the shared part."""
+        assert self.balancer is not None
+        flat = torch.cat([value.reshape(len(value), -1) for value in updates.values()], 1)
+        gradients = flat * (weights * len(weights) / weights.sum())[:, None]
+        shape = self.balancer.draw_shape(*gradients.shape)
+        key = client_keys(seed, "server balancer", round, [0])[0].to(flat.device)
+        draw = random_uniform(key, torch.arange(torch.Size(shape).numel(), dtype=torch.int32, device=flat.device)).view(shape)
+        active = torch.ones(len(weights), dtype=torch.bool, device=flat.device)
+        direction, shares, _ = self.balancer.combine({}, losses, gradients, active, draw.to(flat))
+        parts = (direction / shares.abs().sum()).split([value[0].numel() for value in updates.values()])
+        return {name: part.view(value.shape[1:]) for (name, value), part in zip(updates.items(), parts, strict=True)}
+
     @torch.no_grad()
     @record_function("mtl/server")
     def aggregate(self, params: Params, mean: "RunningMean", state: Params) -> tuple[Params, Params]:
         """The next global parameters and state; what was given is left as it is."""
         direction = mean.value()
         if self.momentum:
-            moved = {name: self.momentum * velocity + direction[name] for name, velocity in state.items()}
-            state = {name: mean.keep_untrained(name, state[name], value) for name, value in moved.items()}
-            direction = {name: mean.keep_untrained(name, torch.zeros_like(value), value) for name, value in state.items()}
+            # What rests in this round is in the state alone.
+            moved = {name: self.momentum * state[name] + value for name, value in direction.items()}
+            state = state | {name: mean.keep_untrained(name, state[name], value) for name, value in moved.items()}
+            direction = {name: mean.keep_untrained(name, torch.zeros_like(state[name]), state[name]) for name in direction}
         return {name: value + self.learning_rate * direction[name] for name, value in params.items()}, state
 
 
@@ -65,6 +98,7 @@ class RunningMean:
     def __init__(self, like: Params, weights: Tensor, tasks: Tensor) -> None:
         device = next(iter(like.values())).device if like else weights.device
         self.sums = tree.zeros_like(like)
+        self._replaced: Params = {}
         self._weight = weights.double().sum().to(device)
         self._task_weight = (weights.double()[:, None] * tasks).sum(0).to(device)
 
@@ -83,9 +117,14 @@ class RunningMean:
             else:
                 total += torch.tensordot(weight, value, 1)
 
+    def replace(self, direction: Params) -> None:
+        """Take these in place of the means of the same names."""
+        self._replaced = direction
+
     def value(self) -> Params:
         """The mean, zero where nobody contributed."""
-        return {name: total / self._denominator(name, total) for name, total in self.sums.items()}
+        means = {name: total / self._denominator(name, total) for name, total in self.sums.items()}
+        return means | self._replaced
 
     def keep_untrained(self, name: str, before: Tensor, after: Tensor) -> Tensor:
         """`after` where some client trained it, `before` elsewhere."""

@@ -20,6 +20,7 @@ from torch.profiler import record_function
 
 from mtl.data.client_batches import CohortBatches
 from mtl.data.federated_data import FederatedData
+from mtl.federation.balance import OWN, BalancedStep, Batch
 from mtl.federation.cuda_graph import CapturedCalls
 from mtl.federation.for_each_client import CohortJob, Trained, Training, chunks, prepare
 from mtl.federation.objective import Objective
@@ -40,7 +41,8 @@ class CannotStack(ValueError):
 class StackedBackend:
     """block: clients that are stacked at most, None for as many as memory holds; compiled: whether `torch.compile` makes the step.
 
-    On a CUDA device the steps of a block run as one CUDA graph.
+    On a CUDA device the steps of a block run as one CUDA graph. Balanced steps, whose solvers look at what they found, are neither
+    compiled nor captured.
     """
 
     def __init__(self, training: Training, *, block: int | None = None, compiled: bool = False) -> None:
@@ -49,9 +51,17 @@ class StackedBackend:
         self.training, self.block = training, block
         self.name = "compiled" if compiled else "vmap"
         self._losses = _Losses(copy.deepcopy(training.model).train(), training.objective)
+        if compiled and training.balance is not None:
+            raise ValueError(
+                f"a step balanced by {type(training.balance.method).__name__} cannot be compiled: use engine.backend=vmap"
+            )
         self._step: Callable[..., None] = self._compiled_step() if compiled else self._eager_step
-        self._captured = CapturedCalls(self._run)
+        self._captured = CapturedCalls(self._run) if training.balance is None else self._run
+        self._balanced: BalancedStep | None = None
+        if training.balance is not None:
+            self._balanced = BalancedStep(training.balance, self._losses.model, training.objective, stacked=True)
         self._checked = False
+        self._frozen: frozenset[str] = frozenset()
 
     def __call__(self, job: CohortJob, data: FederatedData) -> Iterator[Trained]:
         self._losses.to(data.images.device, next(self.training.model.parameters()).dtype)
@@ -97,16 +107,22 @@ class StackedBackend:
             "rate": torch.tensor(job.learning_rate, dtype=dtype, device=device),
             "progress": torch.full((len(clients),), job.progress, dtype=dtype, device=device),
         }
-        params, update, losses = self._captured(tensors | {START + name: v for name, v in start.items()}, batches.active, data)
-        return Trained(clients, params, update, losses)
+        named = tensors | {START + name: v.to(device) for name, v in start.items()}
+        found = self._captured(named, (batches.active, job.frozen), data)
+        return Trained(clients, *found)
 
-    def _run(self, tensors: dict[str, Tensor], active: tuple[int, ...], data: FederatedData) -> tuple[Params, Params, Tensor]:
+    def _run(
+        self, tensors: dict[str, Tensor], shape: tuple[tuple[int, ...], frozenset[str]], data: FederatedData
+    ) -> tuple[Params, Params, Tensor, Tensor | None]:
+        active, self._frozen = shape
         start = {name.removeprefix(START): value for name, value in tensors.items() if name.startswith(START)}
         batches = CohortBatches(active, *(tensors[name] for name in ("index", "filled", "client", "step", "key")))
         tasks, rate = tensors["tasks"], tensors["rate"]
         algorithm = self.training.algorithm
         params = {name: value.clone(memory_format=torch.contiguous_format) for name, value in start.items()}
-        state = algorithm.init(params)
+        own = {name: params.pop(name) for name in list(params) if name.startswith(OWN)}
+        pairs = None
+        state = algorithm.init({name: value for name, value in params.items() if name not in self._frozen})
         sums = torch.zeros(len(tasks), 2, data.num_tasks, dtype=rate.dtype, device=rate.device)
         pixels = data.images[0].numel() * batches.index.shape[1]
         for steps, rows in chunks(batches, pixels):
@@ -117,6 +133,22 @@ class StackedBackend:
                     count = active[step]
                     now = slice(end, end + count)
                     end += count
+                    if self._balanced is not None:
+                        batch = Batch(
+                            chunk.inputs[now],
+                            chunk.targets[now],
+                            chunk.mask[now],
+                            chunk.valid[now],
+                            chunk.keys[now],
+                            chunk.draw_keys[now],
+                            tensors["positives"][:count],
+                            tensors["negatives"][:count],
+                            tensors["progress"][:count],
+                        )
+                        firsts = (_first(params, count), _first(state, count), _first(own, count))
+                        found = self._balanced_step(*firsts, sums[:count], batch, rate)
+                        pairs = found if pairs is None or found is None else pairs + found
+                        continue
                     self._step(
                         _first(params, count),
                         _first(state, count),
@@ -131,7 +163,22 @@ class StackedBackend:
                         tensors["progress"][:count],
                         rate,
                     )
-        return params, algorithm.final(params, start), sums
+        return params | own, algorithm.final(params, start), sums, pairs
+
+    def _balanced_step(
+        self, params: Params, state: Params, own: Params, sums: Tensor, batch: Batch, rate: Tensor
+    ) -> Tensor | None:
+        """Like `_eager_step`, with a balancer; `own` is written in place. Returns the pairs of tasks, summed over the clients."""
+        assert self._balanced is not None
+        resting = {name: value for name, value in params.items() if name in self._frozen}
+        moved = {name: value for name, value in params.items() if name not in self._frozen}
+        remembered = {name.removeprefix(OWN): value for name, value in own.items()}
+        found = self._balanced.gradients(moved, remembered, batch, resting)
+        self.training.algorithm.step(moved, found.grads, state, rate)
+        for name, value in self._balanced.observe(params, found.own, batch).items():
+            own[OWN + name].copy_(value)
+        sums += found.sums
+        return None if found.pairs is None else found.pairs.sum(0)
 
     @torch.no_grad()
     def _eager_step(
@@ -149,10 +196,12 @@ class StackedBackend:
         progress: Tensor,
         rate: Tensor,
     ) -> None:
+        resting = {name: value for name, value in params.items() if name in self._frozen}
+        moved = {name: value for name, value in params.items() if name not in self._frozen}
         grads, losses = vmap(grad(self._loss, has_aux=True))(
-            params, inputs, targets, mask, valid, keys, positives, negatives, progress
+            moved, resting, inputs, targets, mask, valid, keys, positives, negatives, progress
         )
-        self.training.algorithm.step(params, grads, state, rate)
+        self.training.algorithm.step(moved, grads, state, rate)
         sums += losses
 
     def _compiled_step(self) -> Callable[..., None]:
@@ -173,6 +222,7 @@ class StackedBackend:
     def _loss(
         self,
         params: Params,
+        resting: Params,
         inputs: Tensor,
         targets: Tensor,
         mask: Tensor,
@@ -184,7 +234,7 @@ class StackedBackend:
     ) -> tuple[Tensor, Tensor]:
         """The loss of one client in one step, and its parts [2, T] summed over the images."""
         buffers = self._losses.model.step_buffers(keys, valid)
-        named = {f"model.{name}": value for name, value in (params | buffers).items()}
+        named = {f"model.{name}": value for name, value in (params | resting | buffers).items()}
         total, parts = functional_call(
             self._losses, named, (inputs, targets, mask, valid, TaskCounts(positives, negatives, progress))
         )

@@ -1,12 +1,13 @@
 """Detection and subtasks in one trunk: scenes train where faces are and how large, pictures of single faces train the subtasks.
 
-The losses of a step are one vector [T + 3], the subtasks' and the three of `losses.centre`, so that any balancer can weigh them; without
-one they are summed, a detection term times `detection.weight`. The rest, rounds, steps, checkpoints and the evaluation of the subtasks, is
-that of centralised training; only the optimiser is another.
+Detection is one more task beside the subtasks: the losses of a step are one vector [T + 1], the last the sum of the three of
+`losses.centre`, which a balancer weighs. Rounds, steps, checkpoints and the evaluation of the subtasks are those of centralised training;
+only the optimiser is another.
 """
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,12 +21,15 @@ from mtl.data.scene_transforms import SCENE_DRAWS, SceneAugmentation
 from mtl.data.scenes import TEST, TRAIN, VAL, SceneSet
 from mtl.data.transforms import to_float
 from mtl.face.finder import DetectionOptions, FaceFinder, Faces, match_faces
-from mtl.federation.for_each_client import prepare
+from mtl.federation.balance import Balance, BalancedLosses, Batch, Losses
 from mtl.federation.local_sgd import LocalSGD
+from mtl.federation.message import client_bytes
 from mtl.federation.objective import Objective
 from mtl.federation.schedule import Schedule
+from mtl.federation.workload import TrainingCost, training_cost
 from mtl.learning.centralised import CentralisedLearning
 from mtl.losses.centre import TERMS, centre_losses, centre_targets
+from mtl.losses.pairs import PairLosses
 from mtl.metrics import Metrics
 from mtl.models.hard_sharing import HardSharing
 from mtl.seeding import derive_seed, random_uniform
@@ -33,28 +37,43 @@ from mtl.seeding import derive_seed, random_uniform
 BATCH = 32  # scenes evaluated at once
 
 
+@dataclass(frozen=True)
+class JointBatch:
+    """subtasks: pictures of single faces; images: float [B, c, H, W] in 0..1, scenes; boxes: [B, M, 4]; present: bool [B, M]."""
+
+    subtasks: Batch
+    images: Tensor
+    boxes: Tensor
+    present: Tensor
+
+    @property
+    def draw_key(self) -> Tensor:
+        return self.subtasks.draw_key
+
+
 class DetectionLearning(CentralisedLearning):
-    """`detector`: a head on the map of the model's trunk; it becomes a part of the model. `data`: pictures of single faces with their
-    subtasks, of as many channels as the scenes have. Where the data have validation images, the scenes must have some too.
+    """`model`: with a detector. `data`: pictures of single faces with their subtasks, of as many channels as the scenes have. Where the
+    data have validation images, the scenes must have some too.
     """
 
     def __init__(
         self,
         model: HardSharing,
-        detector: torch.nn.Module,
         data: FederatedData,
-        scenes: SceneSet,
         objective: Objective,
         client: LocalSGD,
         work: LocalWork,
         schedule: Schedule,
-        options: DetectionOptions,
-        augmentation: SceneAugmentation,
         *,
+        scenes: SceneSet,
+        detection: DetectionOptions,
+        scene_augmentation: SceneAugmentation,
         num_rounds: int,
         seed: int,
+        balance: Balance | None = None,
         per_task: bool = True,
         log_every: int = 1,
+        frozen: Callable[[int], frozenset[str]] = lambda round: frozenset(),
     ) -> None:
         if scenes.images.shape[1] != data.image_shape[0]:
             raise ValueError(
@@ -63,7 +82,6 @@ class DetectionLearning(CentralisedLearning):
         for part, name, needed in ((TRAIN, "training", True), (VAL, "validation", len(data.split.val) > 0), (TEST, "test", True)):
             if needed and not len(scenes.part(part)):
                 raise ValueError(f"scenes must hold {name} scenes, as data do, got none in {scenes.name}")
-        model.add_module("detector", detector)
         super().__init__(
             model,
             data,
@@ -75,42 +93,50 @@ class DetectionLearning(CentralisedLearning):
             seed=seed,
             per_task=per_task,
             log_every=log_every,
+            frozen=frozen,
         )
-        self.scenes, self.options, self.augmentation = scenes, options, augmentation
-        self.finder = FaceFinder(
-            model.trunk,
-            detector,
-            objective.normalise,
-            crop_shape=data.image_shape,
-            margin=options.margin,
-            mirror=objective.mirror,
-        )
+        if balance is not None:
+            self._balanced = BalancedLosses(balance, self.step_losses)
+            self.balancer_state = balance.start(self.model.params(), len(self.balanced))
+        self.scenes, self.options, self.augmentation = scenes, detection, scene_augmentation
+        self.finder = self._finder(self.model)
         # Whether the subtasks can say whose a face is, and the scenes whether they are right.
         self._named = bool((scenes.identity >= 0).any()) and set(data.tasks) <= set(scenes.class_names)
         self._scenes_held = Ragged.of([scenes.part(TRAIN)])
         self.account["bytes_up"] += len(scenes.part(TRAIN)) * scenes.images[0].numel()
+
+    def _finder(self, model: HardSharing) -> FaceFinder:
+        assert model.detector is not None
+        return FaceFinder(
+            model.trunk,
+            model.detector,
+            self.objective.normalise,
+            crop_shape=self.federated_data.image_shape,
+            margin=self.options.margin,
+            mirror=self.objective.mirror,
+        )
 
     @property
     def loss_names(self) -> tuple[str, ...]:
         return (*self.federated_data.tasks, *TERMS)
 
     @property
+    def balanced(self) -> tuple[str, ...]:
+        return (*self.federated_data.tasks, "detection")
+
+    @property
     def chosen_by(self) -> str:
         return f"{self.watched}/named" if self._named else f"{self.watched}/ap50"
 
-    def configure_optimizers(self) -> Any:
-        """The groups and the schedule of centralised training, by AdamW with `client.momentum` as its first beta: the focal loss of a map
-        whose cells are nearly all empty starts too steep for plain SGD, and CenterNet's own optimiser is Adam.
-        """
-        groups = super().configure_optimizers()["optimizer"].param_groups
-        kept = [{"params": group["params"], "lr": group["initial_lr"]} for group in groups]
-        optimizer = torch.optim.AdamW(kept, betas=(self.client.momentum, 0.999), weight_decay=self.client.weight_decay)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda round: self.schedule.factor(round, self.num_rounds))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
-
     @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return (*super().tensors, self.scenes.images, self.scenes.boxes, self.scenes.counts, self.scenes.identity)
+    def further_data(self) -> tuple[Tensor, ...]:
+        return self.scenes.images, self.scenes.boxes, self.scenes.counts, self.scenes.identity
+
+    def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """AdamW with `client.momentum` as its first beta: the focal loss of a map whose cells are nearly all empty starts too steep for
+        plain SGD, and CenterNet's own optimiser is Adam.
+        """
+        return torch.optim.AdamW(groups, betas=(self.client.momentum, 0.999), weight_decay=self.client.weight_decay)
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -124,27 +150,51 @@ class DetectionLearning(CentralisedLearning):
             self._scenes_held, [0], work, seed=derive_seed(self.seed, "scenes"), round=self.current_epoch
         )
         self._scenes_filled = self._scene_batches.filled.tolist()
-        self._sums = torch.zeros(2, len(self.loss_names), device=self.device)
 
     def training_step(self, step: Tensor, batch_idx: int) -> Tensor:
-        return self.step_losses(batch_idx).sum()
+        batch = self.joint_batch(batch_idx)
+        if self._balanced is not None:
+            return self._balance(self._balanced, batch)
+        losses = self.step_losses(batch)
+        self._sums += losses.sums
+        return losses.tasks.sum()
 
-    def step_losses(self, batch_idx: int) -> Tensor:
-        """The weighted losses of a step of this round, [T + 3], in the order of `loss_names`; also counted for the log."""
-        data, row = self.federated_data, slice(batch_idx, batch_idx + 1)
-        rows = prepare(self.objective, self.model, self._batches, row, data.assignment.to(self.device), data)
-        inputs, valid = rows.inputs[0].contiguous(memory_format=torch.channels_last), rows.valid[0]
-        self.model.set_step(rows.keys[0], valid)
-        subtasks = self.objective.losses(self.model, inputs, rows.targets[0], rows.mask[0], valid, self._counts)
-        images, boxes, present = self._scene_batch(batch_idx)
-        self.model.set_step(rows.keys[0], torch.ones(len(images), dtype=torch.bool, device=self.device))
-        maps = self.finder.maps(images.contiguous(memory_format=torch.channels_last))
-        targets = centre_targets(boxes, present, (maps.shape[2], maps.shape[3]), self.finder.stride)
-        centres = centre_losses(maps, targets)
-        detection = self.options.weight * torch.stack([centres.positive, centres.negative])
-        logged = torch.cat([self.objective.image_sums(subtasks, valid), detection.detach() * valid.sum()], 1)
-        self._sums += logged
-        return torch.cat([subtasks.tasks, detection.sum(0)])
+    def joint_batch(self, step: int) -> JointBatch:
+        """What a step of this round trains on."""
+        return JointBatch(self._batch_of(step), *self._scene_batch(step))
+
+    def step_losses(self, batch: JointBatch) -> Losses:
+        """The losses [T + 1] of `balanced`; sums: [2, T + 3], of `loss_names`."""
+        own = batch.subtasks
+        self.model.set_step(own.keys, own.valid)
+        subtasks = self.objective.losses(self.model, own.inputs, own.targets, own.mask, own.valid, self._counts)
+        centres = self._centre_losses(self.model, self.finder, own.keys, batch.images, batch.boxes, batch.present)
+        detection = torch.stack([centres.positive, centres.negative])
+        return Losses(
+            tasks=torch.cat([subtasks.tasks, detection.sum().view(1)]),
+            active=torch.cat([own.active, own.active.new_ones(1)]),
+            sums=torch.cat([self.objective.image_sums(subtasks, own.valid), detection.detach() * own.valid.sum()], 1),
+        )
+
+    def _centre_losses(
+        self, model: HardSharing, finder: FaceFinder, keys: Tensor, images: Tensor, boxes: Tensor, present: Tensor
+    ) -> PairLosses:
+        model.set_step(keys, torch.ones(len(images), dtype=torch.bool, device=images.device))
+        maps = finder.maps(images.contiguous(memory_format=torch.channels_last))
+        return centre_losses(maps, centre_targets(boxes, present, (maps.shape[2], maps.shape[3]), finder.stride))
+
+    def training_cost(self) -> TrainingCost:
+        """With the scenes of a step, and the two moments of AdamW."""
+        images = torch.zeros(self.options.batch_size, *self.scenes.images.shape[1:])
+        nowhere = torch.zeros(len(images), 1, 4)
+
+        def beside(model: HardSharing) -> Tensor:
+            keys = torch.zeros(len(model.dropouts), 2, dtype=torch.int32)
+            return self._centre_losses(model, self._finder(model), keys, images, nowhere, nowhere[..., 0] > 0).tasks.sum()
+
+        cost = training_cost(self.model, self.objective, self.client, self.work, self.federated_data, beside=beside)
+        params = self.model.params()
+        return replace(cost, held=lambda assignment: 4 * client_bytes(params, assignment))
 
     def _scene_batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """The scenes of a step, augmented: images, boxes and which boxes count."""
@@ -155,9 +205,6 @@ class DetectionLearning(CentralisedLearning):
         places = batches.step[step] * number + torch.arange(len(index) * SCENE_DRAWS, dtype=torch.int32, device=index.device)
         draw = random_uniform(part_of_key(batches.key[0], AUGMENTATION), places).view(-1, SCENE_DRAWS)
         return self.augmentation(to_float(scenes.images[index]), scenes.boxes[index], scenes.valid[index], draw)
-
-    def finish_round(self, losses: Tensor, trained: Tensor, learning_rate: float, check: Callable[[], None]) -> None:
-        super().finish_round(losses, torch.ones(losses.shape[1], dtype=torch.bool), learning_rate, check)
 
     def _evaluate(self, index: Tensor) -> tuple[Metrics, Tensor]:
         metrics, scores = super()._evaluate(index)
@@ -195,11 +242,6 @@ class DetectionLearning(CentralisedLearning):
             "precision": matched / counted if counted else None,
         }
         return metrics | ({"named": right / max(known, 1)} if self._named else {})
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        # What it takes to build the finder again without the data.
-        checkpoint["faces"] = {"image_shape": list(self.federated_data.image_shape)}
 
 
 def _as_coco(faces: Faces) -> dict[str, Tensor]:

@@ -9,12 +9,16 @@ from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from mtl.federation.auto import AutoBackend
+from mtl.federation.fleet import FleetSampling
 from mtl.federation.inference import Inference
+from mtl.federation.message import calibration_bytes, client_bytes
 from mtl.federation.personalise import Bank
 from mtl.federation.ranks import Ranks
 from mtl.federation.rounds import Setting, State, check_health, run_round
+from mtl.federation.workload import TrainingCost, training_cost
 from mtl.learning.learner import Learner
 from mtl.models.hard_sharing import HardSharing
+from mtl.types import Params
 
 
 class FederatedLearning(Learner):
@@ -33,7 +37,9 @@ class FederatedLearning(Learner):
         super().__init__(setting.data, per_task=per_task, log_every=log_every)
         self.automatic_optimization = False
         self.model, self.setting, self.inference, self.bank = model, setting, inference, bank
-        self.server_state = setting.server.init({k: v for k, v in model.params().items() if not bank.stays(k)})
+        self.server_state = setting.server.init(self._travelling())
+        if isinstance(setting.sampling, FleetSampling):
+            self.account |= {"modelled_seconds": 0.0, "modelled_joules": 0.0}
 
     def configure_optimizers(self) -> None:
         """The clients have their own optimisers."""
@@ -48,12 +54,28 @@ class FederatedLearning(Learner):
         self.account["samples"] += log.num_samples
         self.account["bytes_up"] += log.bytes_up
         self.account["bytes_down"] += log.bytes_down
-        self.finish_round(log.losses, log.trained, log.learning_rate, functools.partial(check_health, log))
+        if isinstance(self.setting.sampling, FleetSampling):
+            outcome = self.setting.sampling.outcome(log.round)
+            self.account["modelled_seconds"] += outcome.seconds
+            self.account["modelled_joules"] += float(outcome.joules.sum())
+        self.finish_round(log.losses, log.trained, log.learning_rate, functools.partial(check_health, log), log.pairs)
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(state.params[name])
         self.server_state = state.server
         return None
+
+    def validation_step(self, index: Tensor, batch_idx: int) -> STEP_OUTPUT:
+        if self.inference.rule == "platt":
+            # All clients are sent the model of this round and calibrate their subtasks on it.
+            assignment = self.federated_data.assignment
+            self.account["bytes_down"] += int(client_bytes(self._travelling(), assignment).sum())
+            self.account["bytes_up"] += calibration_bytes(assignment)
+        return super().validation_step(index, batch_idx)
+
+    def training_cost(self) -> TrainingCost:
+        training = self.setting.training
+        return training_cost(self.model, training.objective, training.algorithm, training.work, self.federated_data)
 
     def scores(self, index: Tensor) -> Tensor:
         """Each rank scores a part of the images."""
@@ -63,6 +85,9 @@ class FederatedLearning(Learner):
         scores[mine] = self.inference.scores(data, self._state(), index[mine], stacked=self.setting.backend.name != "loop")
         ranks.sum([scores])
         return scores
+
+    def _travelling(self) -> Params:
+        return {name: value for name, value in self.model.params().items() if not self.bank.stays(name)}
 
     def _state(self) -> State:
         return State(self.model.params(), self.server_state, self.bank)

@@ -14,16 +14,24 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from mtl.data.federated_data import FederatedData
+from mtl.federation.workload import TrainingCost
 from mtl.metrics import Metrics, evaluate_scores
 from mtl.types import Diverged
 
 Log = Callable[[int, Metrics], None]
+MODELLED = "modelled_"
+
+
+def account_key(name: str) -> str:
+    """The metric of an entry of the account: what is modelled is a cost, the rest is of this training."""
+    return f"cost/{name}" if name.startswith(MODELLED) else f"fit/{name}"
 
 
 @dataclass(frozen=True)
 class RoundNumbers:
     """What a round gave, on the compute device until it is read. losses: [2, T], mean positive and negative loss per image;
-    trained: bool [T], on the CPU, the subtasks that somebody trained; check: raises where the round went wrong.
+    trained: bool [T], on the CPU, the subtasks that somebody trained; check: raises where the round went wrong; pairs: [3, T, T], see
+    `balance.compare`, or None.
     """
 
     round: int
@@ -32,6 +40,7 @@ class RoundNumbers:
     learning_rate: float
     account: dict[str, float]
     check: Callable[[], None]
+    pairs: Tensor | None
 
 
 class Learner(LightningModule):
@@ -45,6 +54,7 @@ class Learner(LightningModule):
     def __init__(self, data: FederatedData, *, per_task: bool = True, log_every: int = 1) -> None:
         super().__init__()
         self.federated_data = data
+        self.image_shape = data.image_shape  # another where the data hold features in place of images
         self.per_task, self.log_every = per_task, log_every
         self.log_round: Log = lambda round, metrics: None
         self.run = ""
@@ -53,11 +63,16 @@ class Learner(LightningModule):
         self.spans: list[tuple[float, float]] = []
         self.test_scores: Tensor | None = None
         self.test_metrics: Metrics = {}
+        self.pairs: Tensor | None = None  # of all rounds, to be drawn
         self._unread: list[RoundNumbers] = []
         self._start = 0.0
 
     def scores(self, index: Tensor) -> Tensor:
         """Decision scores [N, T] of the images at `index`."""
+        raise NotImplementedError
+
+    def training_cost(self) -> TrainingCost:
+        """What a training step costs, counted when asked."""
         raise NotImplementedError
 
     @property
@@ -66,9 +81,14 @@ class Learner(LightningModule):
         return self.federated_data.tasks
 
     @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The data that make a run what it is, beside its configuration."""
-        return self.federated_data.images, self.federated_data.targets, self.federated_data.known
+    def balanced(self) -> tuple[str, ...]:
+        """The tasks that a balancer weighs."""
+        return self.federated_data.tasks
+
+    @property
+    def further_data(self) -> tuple[Tensor, ...]:
+        """What a run is of, beside its configuration and its images."""
+        return ()
 
     @property
     def watched(self) -> str:
@@ -87,12 +107,16 @@ class Learner(LightningModule):
     def on_train_epoch_start(self) -> None:
         self._start = time.perf_counter()
 
-    def finish_round(self, losses: Tensor, trained: Tensor, learning_rate: float, check: Callable[[], None]) -> None:
+    def finish_round(
+        self, losses: Tensor, trained: Tensor, learning_rate: float, check: Callable[[], None], pairs: Tensor | None = None
+    ) -> None:
         """Account for the round; its numbers are logged when the time has come. See `RoundNumbers`."""
         self.spans.append((self._start, time.perf_counter()))
         self.account["seconds"] += self.spans[-1][1] - self._start
         round = self.current_epoch + 1
-        self._unread.append(RoundNumbers(round, losses, trained, learning_rate, dict(self.account), check))
+        self._unread.append(RoundNumbers(round, losses, trained, learning_rate, dict(self.account), check, pairs))
+        if pairs is not None:
+            self.pairs = pairs if self.pairs is None else self.pairs.to(pairs) + pairs
         if round % self.log_every == 0:
             self.read_rounds()
 
@@ -128,11 +152,14 @@ class Learner(LightningModule):
             self.latest |= {"loss": positive + negative, "positive": positive, "negative": negative}
             metrics |= {f"train/{name}": self.latest[name] for name in ("loss", "positive", "negative")}
         metrics["train/learning_rate"] = numbers.learning_rate
+        if numbers.pairs is not None:
+            cosines, against, count = numbers.pairs.sum((1, 2)).tolist()
+            metrics |= {"conflict/cosine": cosines / count, "conflict/share": against / count} if count else {}
         if self.per_task:
             for t in trained.nonzero().flatten().tolist():
                 task, pair = self.loss_names[t], losses[:, t].tolist()
                 metrics |= {f"train/{task}/positive": pair[0], f"train/{task}/negative": pair[1]}
-        return metrics | {f"fit/{name}": float(value) for name, value in numbers.account.items() if name != "seconds"}
+        return metrics | {account_key(name): float(value) for name, value in numbers.account.items() if name != "seconds"}
 
     def on_validation_start(self) -> None:
         self.read_rounds()
@@ -160,6 +187,11 @@ class Learner(LightningModule):
         self.read_rounds()
         checkpoint["account"] = dict(self.account)
         checkpoint["run"] = self.run
+        checkpoint["pairs"] = self.pairs
+        # What the model of this run is built for, beside its configuration.
+        checkpoint["image_shape"] = list(self.image_shape)
+        checkpoint["tasks"] = list(self.federated_data.tasks)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.account = dict(checkpoint["account"])
+        self.pairs = checkpoint["pairs"]

@@ -11,18 +11,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mtl.models.architecture import shapes_of
 from mtl.models.cnn import DepthwiseSeparable, Trunk
 
+STRIDES = (2, 4, 8, 16)
 PRIOR = 0.1  # what the heatmap says everywhere at the start (Lin et al., "Focal Loss for Dense Object Detection", 2017)
 
 
 def map_layers(trunk: nn.Module) -> nn.Sequential:
     """The part of a trunk that keeps places apart: the layers before it pools or flattens them. Raises ValueError where there are none."""
-    layers = list(trunk.features.children()) if isinstance(trunk, Trunk) else []
+    layers = [layer for _, layer in trunk.chain()] if isinstance(trunk, Trunk) else []
     places = [place for place, layer in enumerate(layers) if isinstance(layer, nn.Flatten | nn.AdaptiveAvgPool2d)]
     if not places or not places[0]:
         raise ValueError("mode=detection needs a trunk of convolutions and a Flatten after them, as small_cnn; this one has none")
     return nn.Sequential(*layers[: places[0]])
+
+
+def map_stride(layers: nn.Sequential, channels: int) -> tuple[int, int]:
+    """Channels of the map that `layers` make of pictures of `channels`, and pixels to a cell of it. Raises ValueError where that is none
+    of `STRIDES`.
+    """
+    (features,) = shapes_of([layers], (channels, 64, 64))
+    stride = round(64 / features[2])
+    if stride not in STRIDES:
+        raise ValueError(f"the trunk's feature map must have a stride of {', '.join(map(str, STRIDES))}, got {stride}")
+    return features[0], stride
 
 
 class CentreHead(nn.Module):

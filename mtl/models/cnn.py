@@ -1,30 +1,91 @@
 """Small convolutional trunks. Each is built from the shape of an image [channels, height, width] and says its feature `width` h."""
 
+import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import WeightsEnum
 
 ImageShape = tuple[int, int, int]
 
 
-class Trunk(nn.Module):
-    """A shared feature extractor: images [B, c, H, W] to features [B, h], where h is `width`."""
+@dataclass(frozen=True)
+class Published:
+    """weights: torchvision's, that fit the trunk; dropped: the parts of torchvision's network that the trunk does without."""
 
-    def __init__(self, features: nn.Module, width: int) -> None:
+    weights: type[WeightsEnum]
+    dropped: tuple[str, ...]
+
+
+class Trunk(nn.Module):
+    """A shared feature extractor: images [B, c, H, W] to features [B, h], where h is `width`.
+
+    published: weights that others trained; passed_over: layers at the beginning that are not called, because the images at hand are
+    what these layers made of images (see `transfer`).
+    """
+
+    def __init__(self, features: nn.Module, width: int, published: Published | None = None) -> None:
         super().__init__()
         self.features = features
         self.width = width
+        self.published = published
+        self.passed_over = 0
 
     def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.features(images)
-        return features
+        if not self.passed_over:
+            features: Tensor = self.features(images)
+            return features
+        layers = [layer for _, layer in self.chain()]
+        # Features of no place are held as images of one.
+        flat = any(isinstance(layer, nn.Flatten) for layer in layers[: self.passed_over])
+        values = images.flatten(1) if flat else images
+        for layer in layers[self.passed_over :]:
+            values = layer(values)
+        return values
+
+    def chain(self) -> list[tuple[str, nn.Module]]:
+        """The layers one after the other, with their paths: what plain Sequentials hold, and nothing inside any other layer."""
+        return _chain("features", self.features)
+
+    @property
+    def stages(self) -> tuple[nn.Sequential, ...]:
+        """`features` in pieces, one after the other, for architectures that work between them; none where it is no chain.
+
+        A stage begins at each layer of the chain that has a matrix or filters, or at the Flatten before it. Each gives [B, c, H, W] or
+        [B, h].
+        """
+        if not isinstance(self.features, nn.Sequential):
+            return ()
+        layers = list(self.features)
+        starts = [place for place, layer in enumerate(layers) if any(parameter.ndim > 1 for parameter in layer.parameters())]
+        starts = [place - (place > 0 and isinstance(layers[place - 1], nn.Flatten)) for place in starts]
+        return tuple(nn.Sequential(*layers[start:end]) for start, end in itertools.pairwise((0, *starts[1:], len(layers))))
+
+
+def _chain(path: str, layer: nn.Module) -> list[tuple[str, nn.Module]]:
+    # A subclass of Sequential is a block of a network, and may do more than pass on.
+    if type(layer) is not nn.Sequential:
+        return [(path, layer)]
+    return [pair for name, child in layer.named_children() for pair in _chain(f"{path}.{name}", child)]
+
+
+class FlattenPlaces(nn.Flatten):
+    """[B, c, H, W] to [B, H * W * c], the channels of a place side by side.
+
+    Where the images lie with their channels last this copies nothing, and the gradient comes back lying the same way: max pooling
+    would otherwise turn everything around, forth and back.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.permute(0, 2, 3, 1).flatten(1)
 
 
 def flat(image_shape: ImageShape) -> Trunk:
     """No features: the pixels as they are. With linear heads this is logistic regression."""
-    return Trunk(nn.Flatten(), math.prod(image_shape))
+    return Trunk(nn.Sequential(nn.Flatten()), math.prod(image_shape))
 
 
 def classic_cnn(
@@ -43,7 +104,7 @@ def classic_cnn(
     layers: list[nn.Module] = []
     for before, after in zip((image_shape[0], *channels), channels, strict=False):
         layers += [nn.Conv2d(before, after, 3), nn.ReLU(inplace=True)]
-    layers += [nn.MaxPool2d(2), nn.Dropout(conv_dropout), nn.Flatten()]
+    layers += [nn.MaxPool2d(2), nn.Dropout(conv_dropout), FlattenPlaces()]
     layers += [nn.Linear(_flat_width(layers, image_shape), width), nn.ReLU(inplace=True), nn.Dropout(dropout)]
     for layer in layers:
         if isinstance(layer, nn.Conv2d | nn.Linear):
@@ -59,7 +120,7 @@ def lenet(image_shape: ImageShape, *, channels: Sequence[int] = (6, 16), widths:
     layers: list[nn.Module] = []
     for before, after in zip((image_shape[0], *channels), channels, strict=False):
         layers += [nn.Conv2d(before, after, 5), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
-    layers.append(nn.Flatten())
+    layers.append(FlattenPlaces())
     for before, after in zip((_flat_width(layers, image_shape), *widths), widths, strict=False):
         layers += [nn.Linear(before, after), nn.ReLU(inplace=True)]
     return Trunk(nn.Sequential(*layers), widths[-1])
@@ -84,10 +145,20 @@ def small_cnn(image_shape: ImageShape, *, channels: Sequence[int] = (32, 64, 128
 
 
 def separable_cnn(
-    image_shape: ImageShape, *, channels: Sequence[int] = (32, 64, 128, 128), width: int = 128, groups: int = 8
+    image_shape: ImageShape,
+    *,
+    channels: Sequence[int] = (32, 64, 128, 128),
+    width: int = 128,
+    groups: int = 8,
+    multiplier: float = 1.0,
 ) -> Trunk:
-    """`small_cnn` with depthwise-separable blocks after the first convolution: an order fewer multiplications."""
+    """`small_cnn` with depthwise-separable blocks after the first convolution: an order fewer multiplications.
+
+    multiplier: of all channels but the features' (Howard et al. 2017), rounded to whole groups.
+    """
     _check(channels, width, groups)
+    check_multiplier(multiplier)
+    channels = [max(round(number * multiplier / groups), 1) * groups for number in channels]
     first, *rest = channels
     layers: list[nn.Module] = [
         nn.Conv2d(image_shape[0], first, 3, stride=2, padding=1, bias=False),
@@ -119,6 +190,11 @@ def _check(channels: Sequence[int], width: int, groups: int = 1) -> None:
         raise ValueError(f"trunk.channels must be numbers divisible by trunk.groups={groups}, at least one, got {list(channels)}")
     if width < 1:
         raise ValueError(f"trunk.width must be >= 1, got {width}")
+
+
+def check_multiplier(multiplier: float) -> None:
+    if not 0 < multiplier < math.inf:
+        raise ValueError(f"trunk.multiplier must be > 0, got {multiplier}")
 
 
 def _flat_width(layers: list[nn.Module], image_shape: ImageShape) -> int:

@@ -6,24 +6,28 @@ CUDA graph.
 """
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 from mtl.seeding import random_bits
 
+Whole = Literal["element", "channel", "image"]
+
 
 class KeyedDropout(nn.Module):
-    """Zeroes elements, or with `channels` whole channels, with probability p, and scales the others by 1 / (1 - p).
+    """Zeroes elements, whole channels or whole images, as `whole` says, with probability p, and scales the others by 1 / (1 - p).
 
     The buffer `key`, int32 [2], is replaced before each step.
     """
 
     key: Tensor
 
-    def __init__(self, p: float, *, channels: bool = False) -> None:
+    def __init__(self, p: float, *, whole: Whole = "element") -> None:
         super().__init__()
-        self.p, self.channels = p, channels
+        self.p, self.whole = p, whole
         self.register_buffer("key", torch.zeros(2, dtype=torch.int32), persistent=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -37,8 +41,9 @@ class KeyedDropout(nn.Module):
         return inputs * (kept.to(inputs.dtype) / (1 - self.p))
 
     def _places(self, inputs: Tensor) -> Tensor:
-        if self.channels:
-            shape = [*inputs.shape[:2], *[1] * (inputs.dim() - 2)]
+        if self.whole != "element":
+            kept = 2 if self.whole == "channel" else 1
+            shape = [*inputs.shape[:kept], *[1] * (inputs.dim() - kept)]
             return torch.arange(math.prod(shape), dtype=torch.int32, device=inputs.device).view(shape)
         places = torch.arange(inputs.numel(), dtype=torch.int32, device=inputs.device)
         if inputs.dim() != 4:
@@ -48,15 +53,23 @@ class KeyedDropout(nn.Module):
         return places.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
     def extra_repr(self) -> str:
-        return f"p={self.p}, channels={self.channels}"
+        return f"p={self.p}, whole={self.whole}"
 
 
 def use_keyed_dropout(module: nn.Module) -> None:
-    """Put a `KeyedDropout` in the place of every dropout layer inside `module`."""
+    """Put a `KeyedDropout` in the place of every dropout layer inside `module`, stochastic depth (Huang et al. 2016) among them."""
     for path, layer in list(module.named_modules()):
-        if not isinstance(layer, nn.modules.dropout._DropoutNd):
-            continue
-        if isinstance(layer, nn.AlphaDropout | nn.FeatureAlphaDropout):
+        if isinstance(layer, nn.AlphaDropout | nn.FeatureAlphaDropout) or (
+            isinstance(layer, StochasticDepth) and layer.mode != "row"
+        ):
             raise ValueError(f"{type(layer).__name__} ({path}) draws from torch's global generator; use Dropout")
-        parent, _, name = path.rpartition(".")
-        setattr(module.get_submodule(parent), name, KeyedDropout(layer.p, channels=not isinstance(layer, nn.Dropout)))
+        if isinstance(layer, StochasticDepth):
+            _put(module, path, KeyedDropout(layer.p, whole="image"))
+        elif isinstance(layer, nn.modules.dropout._DropoutNd):
+            _put(module, path, KeyedDropout(layer.p, whole="element" if isinstance(layer, nn.Dropout) else "channel"))
+
+
+def _put(module: nn.Module, path: str, layer: nn.Module) -> None:
+    """Make `layer` the one at `path` inside `module`."""
+    parent, _, name = path.rpartition(".")
+    setattr(module.get_submodule(parent), name, layer)

@@ -1,10 +1,17 @@
-"""One head per subtask, all in one fused layer. Every parameter of a head has the subtasks as its first axis."""
+"""One head per subtask, all in one fused layer. Every parameter of a head has the subtasks as its first axis.
+
+The features are the same for all subtasks, [B, h], or each has its own, [B, T, h]. Logits are linear in the `project`ed features: `score`
+gives <directions_t, features> and a constant. Task balancing rests on that.
+"""
 
 import math
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Kind = Literal["orthogonal", "random"]
 
 
 class LinearHeads(nn.Module):
@@ -17,8 +24,20 @@ class LinearHeads(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_tasks))
 
     def forward(self, features: Tensor) -> Tensor:
-        """features: [B, h]; returns logits [B, T]."""
-        return F.linear(features, self.weight, self.bias)
+        """features: [B, h] or [B, T, h]; returns logits [B, T]."""
+        return self.score(self.project(features))
+
+    def project(self, features: Tensor) -> Tensor:
+        return features
+
+    def score(self, projected: Tensor) -> Tensor:
+        return (
+            _products(projected, self.weight) + self.bias if projected.ndim == 3 else F.linear(projected, self.weight, self.bias)
+        )
+
+    def directions(self) -> Tensor:
+        """[T, h]."""
+        return self.weight
 
 
 class CosineHeads(nn.Module):
@@ -34,5 +53,53 @@ class CosineHeads(nn.Module):
         self.weight = nn.Parameter(nn.init.orthogonal_(torch.empty(num_tasks, width)))
 
     def forward(self, features: Tensor) -> Tensor:
-        """features: [B, h]; returns cosines [B, T]."""
-        return F.linear(F.normalize(features, dim=-1), F.normalize(self.weight, dim=-1))
+        """features: [B, h] or [B, T, h]; returns cosines [B, T]."""
+        return self.score(self.project(features))
+
+    def project(self, features: Tensor) -> Tensor:
+        return F.normalize(features, dim=-1)
+
+    def score(self, projected: Tensor) -> Tensor:
+        return _products(projected, self.directions()) if projected.ndim == 3 else F.linear(projected, self.directions())
+
+    def directions(self) -> Tensor:
+        """[T, h], of length 1."""
+        return F.normalize(self.weight, dim=-1)
+
+
+class FixedCodes(nn.Module):
+    """Logit of subtask t: the cosine between a code c_t, which is drawn once and never trained or sent, and the features.
+
+    Codes that stay apart whatever the clients see cannot collapse, even where each client has the positives of one subtask alone
+    (Hoffer et al., ICLR 2018; the random class embeddings of Yu et al., ICML 2020). kind: orthogonal, which for more subtasks than
+    features is as near to it as can be (a tight frame), or random directions.
+    """
+
+    codes: Tensor
+
+    def __init__(self, width: int, num_tasks: int, *, kind: str = "orthogonal") -> None:
+        super().__init__()
+        if kind not in get_args(Kind):
+            raise ValueError(f"heads.kind must be one of {', '.join(get_args(Kind))}, got {kind}")
+        codes = torch.empty(num_tasks, width)
+        codes = nn.init.orthogonal_(codes) if kind == "orthogonal" else nn.init.normal_(codes)
+        self.register_buffer("codes", F.normalize(codes, dim=-1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features: [B, h] or [B, T, h]; returns cosines [B, T]."""
+        return self.score(self.project(features))
+
+    def project(self, features: Tensor) -> Tensor:
+        return F.normalize(features, dim=-1)
+
+    def score(self, projected: Tensor) -> Tensor:
+        return _products(projected, self.codes) if projected.ndim == 3 else F.linear(projected, self.codes)
+
+    def directions(self) -> Tensor:
+        """[T, h], of length 1."""
+        return self.codes
+
+
+def _products(features: Tensor, directions: Tensor) -> Tensor:
+    """features: [B, T, h]; directions: [T, h]; returns [B, T]."""
+    return torch.einsum("bth,th->bt", features, directions)

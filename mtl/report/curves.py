@@ -14,10 +14,16 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from mtl.report.groups import Group, Spread
 from mtl.report.style import BLACK, BLUE, COLOURS, GREY, ORANGE, Drawing, name_rows, pick_colour, pick_dash, shorten
-from mtl.report.tables import COLUMNS
+from mtl.report.tables import PREFIXES, columns_of
 
 Lines = Sequence[tuple[str, dict[int, Spread]]]
 MAX_MARKED = 60  # tasks that still get a dot each
+JUDGED = ("val/rank1", "monitor/rank1", "val/auroc", "monitor/auroc")
+COSTS = (
+    ("sent and received by all clients", ("fit/bytes_up", "fit/bytes_down"), "B"),
+    ("modelled time", ("cost/modelled_seconds",), "s"),
+    ("modelled energy of all clients", ("cost/modelled_joules",), "J"),
+)
 PARTS = ("loss", "positive", "negative")
 STAGES = {"train": "Training loss", "val": "Validation", "monitor": "Monitored, never used to choose"}
 LABELS = {
@@ -62,17 +68,66 @@ def draw_learning_by_group(groups: Sequence[Group]) -> Drawing:
     num_columns = min(3, len(panels))
     num_rows = -(-len(panels) // num_columns)
     figure = Figure(figsize=(3.3 * num_columns, 2.4 * num_rows + 0.07 * len(groups) + 0.3))
-    grid = figure.subplots(num_rows, num_columns, squeeze=False).flat
+    grid = list(figure.subplots(num_rows, num_columns, squeeze=False).flat)
     for axes, (stage, name) in zip(grid, panels, strict=False):
         _draw_lines(axes, [(group.name, group.curve(f"{stage}/{name}")) for group in groups], COLOURS, stage, is_log)
         head, _, remark = STAGES[stage].partition(", ")
         axes.set_title(f"{head}: {LABELS.get(name, name)}" + (f"\n({remark})" if remark else ""))
-    for axes in list(grid)[len(panels) :]:
+    for axes in grid[len(panels) :]:
         axes.remove()
     for index, group in enumerate(groups):
         figure.axes[0].plot([], [], color=pick_colour(index), linestyle=pick_dash(index), label=shorten(group.name, 48))
     figure.legend(loc="outside upper left", ncols=min(3, len(groups)))
     return figure
+
+
+def draw_costs(groups: Sequence[Group]) -> Drawing:
+    """The rate that a run is judged by against what it had cost by then: bytes on the link, modelled seconds, modelled joules."""
+    judged = next((name for name in JUDGED if any(group.curve(name) for group in groups)), None)
+    if judged is None:
+        return None
+    panels = []
+    for label, metrics, unit in COSTS:
+        lines = [_cost_line(group, judged, metrics) for group in groups]
+        if any(any(x for x, _ in line) for line in lines):
+            panels.append((label, unit, lines))
+    if not panels:
+        return None
+    figure = Figure(figsize=(3.3 * len(panels) + 0.6, 2.7 + 0.07 * len(groups)))
+    stage, _, name = judged.partition("/")
+    for axes, (label, unit, lines) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
+        scale, prefix = _prefix(max(x for line in lines for x, _ in line))
+        for index, line in enumerate(lines):
+            xs, spreads = [x / scale for x, _ in line], [spread for _, spread in line]
+            colour = pick_colour(index)
+            look: dict[str, Any] = {"color": colour, "linestyle": pick_dash(index), "marker": "o", "markersize": 2.5}
+            axes.plot(xs, [spread.mean for spread in spreads], **look)
+            low, high = [spread.minimum for spread in spreads], [spread.maximum for spread in spreads]
+            axes.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.set(xlabel=f"{label}, {prefix}{unit}", ylabel=f"{LABELS.get(name, name)}, {STAGES[stage].lower().partition(',')[0]}")
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.grid()
+    if len(groups) > 1:
+        for index, group in enumerate(groups):
+            figure.axes[0].plot([], [], color=pick_colour(index), linestyle=pick_dash(index), label=shorten(group.name, 48))
+        figure.legend(loc="outside upper left", ncols=min(3, len(groups)))
+    return figure
+
+
+def _cost_line(group: Group, judged: str, metrics: Sequence[str]) -> list[tuple[float, Spread]]:
+    """The summed means of some metrics, and the rate, at the rounds that have them all."""
+    costs, rate = [group.curve(metric) for metric in metrics], group.curve(judged)
+    rounds = [number for number in rate if all(number in cost for cost in costs)]
+    return [(sum(cost[number].mean for cost in costs), rate[number]) for number in rounds]
+
+
+def _prefix(value: float) -> tuple[float, str]:
+    """The power of a thousand that suits a value, and its letter."""
+    power = 0
+    while power < len(PREFIXES) - 1 and value >= 1000 ** (power + 1):
+        power += 1
+    return 1000.0**power, PREFIXES[power]
 
 
 def draw_profiles(groups: Sequence[Group]) -> Drawing:
@@ -95,13 +150,13 @@ def draw_profiles(groups: Sequence[Group]) -> Drawing:
 
 def draw_comparison(groups: Sequence[Group]) -> Drawing:
     """Every group in every metric of the table: one dot per run, a mark at the mean, a line of ± one deviation."""
-    columns = [column for column in COLUMNS if any(group.spread(column.metric) for group in groups)]
+    columns = [column for column in columns_of(groups) if any(group.spread(column.metric) for group in groups)]
     if not columns:
         return None
     num_columns = min(4, len(columns))
     num_rows = -(-len(columns) // num_columns)
     figure = Figure(figsize=(2.4 * num_columns + 1.2, num_rows * (0.85 + 0.26 * len(groups))))
-    grid = figure.subplots(num_rows, num_columns, squeeze=False, sharey=True).flat
+    grid = list(figure.subplots(num_rows, num_columns, squeeze=False, sharey=True).flat)
     for axes, column in zip(grid, columns, strict=False):
         is_bytes = column.metric.startswith("fit/bytes")
         factor = 100 if column.title.endswith("%") else 1e-6 if is_bytes else 1
@@ -114,13 +169,14 @@ def draw_comparison(groups: Sequence[Group]) -> Drawing:
             look: dict[str, Any] = {"color": pick_colour(row), "markersize": 9, "linewidth": 1.2}
             axes.plot(values, [row] * len(values), "o", color=pick_colour(row), markersize=3.5, alpha=0.45, markeredgewidth=0)
             axes.errorbar(spread.mean * factor, row, xerr=(spread.deviation or 0) * factor, marker="|", **look)
-        axes.set_title(f"{column.title}{', MB' if is_bytes else ''}", size=8, pad=13)
+        unit = ", MB" if is_bytes else ", J" if "joules" in column.metric else ""
+        axes.set_title(f"{column.title}{unit}", size=8, pad=13)
         wish = "higher is better" if column.higher_is_better else "lower is better"
         axes.text(0, 1.04, wish, transform=axes.transAxes, size=6.5, color=GREY)
         axes.margins(x=0.12)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         name_rows(axes, [shorten(group.name, 36) for group in groups], size=8)
-    for axes in list(grid)[len(columns) :]:
+    for axes in grid[len(columns) :]:
         axes.remove()
     return figure
 

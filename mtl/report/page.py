@@ -13,12 +13,17 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from mtl.report import curves, maps, style
+from mtl.report import curves, maps, multitask, style
 from mtl.report.groups import Group, flatten, group_runs
 from mtl.report.runs import Run, read_run
-from mtl.report.tables import COLUMNS, UNKNOWN, comparison_rows
+from mtl.report.tables import UNKNOWN, columns_of, comparison_rows, scaled_unit
 
 MAX_DETAILED_GROUPS = 6
+
+COSTS_CAPTION = (
+    "The judged rate against what it had cost until then. Bytes are counted; seconds and joules are modelled from device profiles, "
+    "not measured."
+)
 
 # File name, title, drawing, caption, and what the caption adds where there are several seeds.
 _SECTIONS = (
@@ -28,6 +33,13 @@ _SECTIONS = (
         curves.draw_learning,
         "Every task's loss is the sum of a positive and a negative part.",
         "Lines are means over the seeds at the rounds they all have, bands their range.",
+    ),
+    (
+        "costs",
+        "What it costs",
+        lambda group: curves.draw_costs([group]),
+        COSTS_CAPTION,
+        "Lines are means over the seeds, bands their range.",
     ),
     (
         "tasks",
@@ -50,6 +62,13 @@ _SECTIONS = (
         maps.draw_confusion,
         "How the test images of each identity are spread over the answers. Images of nobody known are left out.",
         "Pooled over the seeds.",
+    ),
+    (
+        "conflict",
+        "Tasks against one another",
+        multitask.draw_conflict,
+        "How far the tasks' gradients point the same way: red pairs pull against each other. Tasks in most conflict come first.",
+        "The map is that of the first run.",
     ),
     (
         "separation",
@@ -170,6 +189,8 @@ def _write_comparison(groups: Sequence[Group], folder: Path) -> tuple[str, str]:
         parts += [
             "<h2>Learning</h2>",
             _write_figure(folder / "learning.png", curves.draw_learning_by_group(groups), "Learning curves by group", lines),
+            "<h2>What it costs</h2>",
+            _write_figure(folder / "costs.png", curves.draw_costs(groups), "Judged rate against cost by group", COSTS_CAPTION),
             "<h2>How evenly the tasks are served</h2>",
             _write_figure(folder / "profiles.png", curves.draw_profiles(groups), "Sorted AUROC of the tasks by group", profiles),
         ]
@@ -256,7 +277,7 @@ def _write_notes(groups: Sequence[Group]) -> str:
 def _write_facts(group: Group) -> str:
     """The summary of one run: a tile per column of the table, then the worst task by name."""
     (row,) = comparison_rows([group])
-    tiles = [(column.title, cell) for column, cell in zip(COLUMNS, row.cells, strict=True)]
+    tiles = [(column.title, cell) for column, cell in zip(columns_of([group]), row.cells, strict=True)]
     for title, metric in (("Worst task by AUROC", "auroc"), ("Worst task by balanced accuracy", "balanced_accuracy")):
         tiles.append((title, next((task for task, spread in group.task_spreads(metric).items() if spread is not None), UNKNOWN)))
     for title, metric in (
@@ -266,6 +287,14 @@ def _write_facts(group: Group) -> str:
     ):
         spread = group.spread(metric)
         tiles.append((title, UNKNOWN if spread is None else f"{spread.mean:,.0f}"))
+    for title, metric, unit in (
+        ("Parameters", "cost/parameters", ""),
+        ("FLOPs per image, forward", "cost/flops_forward", ""),
+        ("FLOPs per image, training", "cost/flops_training", ""),
+        ("Modelled memory of a training step", "cost/modelled_memory_bytes", "B"),
+    ):
+        spread = group.spread(metric)
+        tiles.append((title, UNKNOWN if spread is None else scaled_unit(unit)(spread)))
     shown = "".join(f"<div><dt>{escape(title)}</dt><dd>{escape(value)}</dd></div>" for title, value in tiles)
     return f'<dl class="facts">{shown}</dl>'
 
@@ -273,7 +302,7 @@ def _write_facts(group: Group) -> str:
 def _write_comparison_table(groups: Sequence[Group]) -> str:
     rows = [[row.name, str(row.num_runs), *row.cells] for row in comparison_rows(groups)]
     note = "Mean ± sample standard deviation over the n runs of a group; – is unknown or undefined."
-    return _write_table(["Group", "n", *(column.title for column in COLUMNS)], rows) + f"<p class=soft>{note}</p>"
+    return _write_table(["Group", "n", *(column.title for column in columns_of(groups))], rows) + f"<p class=soft>{note}</p>"
 
 
 def _write_spreads(groups: Sequence[Group]) -> str:

@@ -46,6 +46,18 @@ class Federation:
 
 
 @dataclass(frozen=True)
+class Conflict:
+    """For each pair of tasks, [T, T]: mean cosine of their gradients, share of steps in which it is negative, number of steps;
+    tasks: T names, those of the subtasks and of what else was balanced with them.
+    """
+
+    cosine: Array
+    conflicting: Array
+    steps: Array
+    tasks: Array
+
+
+@dataclass(frozen=True)
 class Run:
     """One run directory. `curves[metric][round]` is a value; `summary` holds None where a metric is undefined."""
 
@@ -56,6 +68,7 @@ class Run:
     summary: dict[str, float | None]
     predictions: Predictions | None
     federation: Federation | None
+    conflict: Conflict | None
     notes: tuple[str, ...]
 
     @property
@@ -132,6 +145,8 @@ def read_run(path: Path, *, arrays: bool = True) -> Run:
         summary={key: _finite_or_none(value) for key, value in read("summary.json", _read_object, {}).items()},
         predictions=read("predictions.npz", _read_predictions, None) if arrays else None,
         federation=read("federation.npz", _read_federation, None) if arrays else None,
+        # Only runs that were asked for it have one.
+        conflict=read("conflict.npz", _read_conflict, None) if arrays and (path / "conflict.npz").is_file() else None,
         notes=tuple(notes),
     )
 
@@ -197,6 +212,16 @@ def _read_federation(path: Path) -> Federation:
     _check_shapes(federation.__dict__, ("negatives", "assignment"), federation.positives.shape)
     _check_shapes(federation.__dict__, ("images",), federation.positives.shape[:1])
     return federation
+
+
+def _read_conflict(path: Path) -> Conflict:
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+        conflict = Conflict(file["cosine"], file["conflicting"], file["steps"], file["tasks"])
+    if conflict.steps.ndim != 2 or conflict.steps.shape[0] != conflict.steps.shape[1]:
+        raise ValueError(f"steps must be [T, T], got shape {conflict.steps.shape}")
+    _check_shapes(conflict.__dict__, ("cosine", "conflicting"), conflict.steps.shape)
+    _check_shapes(conflict.__dict__, ("tasks",), conflict.steps.shape[:1])
+    return conflict
 
 
 def _check_shapes(arrays: Mapping[str, Any], names: tuple[str, ...], shape: tuple[int, ...]) -> None:

@@ -14,7 +14,7 @@ from mtl.report.groups import Group, Spread, group_runs
 from mtl.report.runs import read_run
 
 UNKNOWN = "–"
-_PREFIXES = ("", "k", "M", "G", "T", "P")
+PREFIXES = ("", "k", "M", "G", "T", "P")
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,20 @@ def scaled(factor: float, digits: int) -> Callable[[Spread], str]:
     return write
 
 
-def write_bytes(spread: Spread) -> str:
-    """`mean ± deviation` in the decimal unit (1 kB = 1000 B) that suits the mean."""
-    power = 0
-    while power < len(_PREFIXES) - 1 and abs(spread.mean) >= 999.95 * 1000**power:
-        power += 1
-    digits = 1 if power else 0
-    return f"{scaled(1 / 1000**power, digits)(spread)} {_PREFIXES[power]}B"
+def scaled_unit(unit: str) -> Callable[[Spread], str]:
+    """Writer of `mean ± deviation` in the decimal multiple (1 kB = 1000 B) of the unit that suits the mean."""
 
+    def write(spread: Spread) -> str:
+        power = 0
+        while power < len(PREFIXES) - 1 and abs(spread.mean) >= 999.95 * 1000**power:
+            power += 1
+        digits = 1 if power else 0
+        return f"{scaled(1 / 1000**power, digits)(spread)} {PREFIXES[power]}{unit}".rstrip()
+
+    return write
+
+
+write_bytes = scaled_unit("B")
 
 COLUMNS = (
     Column("Rank-1 %", "test/rank1", scaled(100, 1), True),
@@ -65,10 +71,21 @@ COLUMNS = (
     Column("Up per client", "fit/bytes_up_per_client", write_bytes, False),
     Column("Down per client", "fit/bytes_down_per_client", write_bytes, False),
 )
+# Of runs with a fleet only.
+MODELLED = (
+    Column("Modelled seconds", "cost/modelled_seconds", scaled(1, 1), False),
+    Column("Modelled energy per client", "cost/modelled_joules_per_client", scaled_unit("J"), False),
+)
 
 
-def comparison_rows(groups: Sequence[Group], columns: Sequence[Column] = COLUMNS) -> list[Row]:
-    """One row per group, in the order of `columns`."""
+def columns_of(groups: Sequence[Group]) -> tuple[Column, ...]:
+    """The columns of a comparison: those of modelled costs only where some run has them."""
+    return COLUMNS + tuple(column for column in MODELLED if any(group.spread(column.metric) for group in groups))
+
+
+def comparison_rows(groups: Sequence[Group], columns: Sequence[Column] | None = None) -> list[Row]:
+    """One row per group, in the order of `columns`, those of `columns_of` where there are none."""
+    columns = columns_of(groups) if columns is None else columns
     return [Row(group.name, len(group.runs), tuple(_write_cell(group, column) for column in columns)) for group in groups]
 
 
@@ -82,13 +99,14 @@ def _write_cell(group: Group, column: Column) -> str:
 
 def comparison_table(runs: Sequence[Path]) -> Table:
     """Table of the run directories `runs` for the terminal."""
-    rows = comparison_rows(_read_groups(runs))
+    groups = _read_groups(runs)
+    rows = comparison_rows(groups)
     several = any(row.num_runs > 1 for row in rows)
     title = "mean ± sample standard deviation over n runs that differ only in their seed" if several else None
     table = Table(title=title, title_style="dim")
     table.add_column("Run", overflow="fold", min_width=12)
     table.add_column("n", justify="right")
-    for column in COLUMNS:
+    for column in columns_of(groups):
         table.add_column(column.title, justify="right")
     for row in rows:
         # Text, since a name such as `norm=[mean]` must not be read as markup.
@@ -96,10 +114,12 @@ def comparison_table(runs: Sequence[Path]) -> Table:
     return table
 
 
-def markdown_table(runs: Sequence[Path], columns: Sequence[Column] = COLUMNS) -> str:
+def markdown_table(runs: Sequence[Path], columns: Sequence[Column] | None = None) -> str:
     """The same table in Markdown, or one of other columns."""
+    groups = _read_groups(runs)
+    columns = columns_of(groups) if columns is None else columns
     lines = [["Run", "n", *(column.title for column in columns)], ["---", *["---:"] * (len(columns) + 1)]]
-    lines += [[row.name, str(row.num_runs), *row.cells] for row in comparison_rows(_read_groups(runs), columns)]
+    lines += [[row.name, str(row.num_runs), *row.cells] for row in comparison_rows(groups, columns)]
     return "".join("| " + " | ".join(_escape_cell(cell) for cell in line) + " |\n" for line in lines)
 
 

@@ -241,7 +241,7 @@ def test_dropout_masks_are_those_of_the_key_and_hit_the_stated_share() -> None:
     layer.key = torch.tensor([124, 456], dtype=torch.int32)
     assert float((layer(inputs) == first).float().mean()) == pytest.approx(0.3**2 + 0.7**2, abs=0.015)
     assert torch.equal(layer.eval()(inputs), inputs)
-    whole = KeyedDropout(0.5, channels=True)(inputs).flatten(2)
+    whole = KeyedDropout(0.5, whole="channel")(inputs).flatten(2)
     assert ((whole == 0).all(2) | (whole == 2).all(2)).all()
 
 

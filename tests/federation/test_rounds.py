@@ -14,9 +14,10 @@ from mtl.data.transforms import Augmentation, Normalise
 from mtl.federation.for_each_client import LoopBackend, Training
 from mtl.federation.inference import Inference
 from mtl.federation.local_sgd import LocalSGD
+from mtl.federation.message import message_bytes
 from mtl.federation.objective import Objective
 from mtl.federation.personalise import Bank
-from mtl.federation.rounds import RoundLog, Setting, State, check_health, message_bytes, run_round
+from mtl.federation.rounds import RoundLog, Setting, State, check_health, run_round
 from mtl.federation.sampling import Sampling
 from mtl.federation.schedule import Schedule
 from mtl.federation.server import FedAvg

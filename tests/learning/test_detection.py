@@ -2,19 +2,25 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hydra_zen import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
 from mtl.configs import compose
-from mtl.data.scenes import SceneSet
+from mtl.data.scenes import TEST, SceneSet
 from mtl.launch import experiments_folder
 from mtl.learning.detection import DetectionLearning
 from mtl.learning.learner import Learner
+from mtl.seeding import random_uniform
 from mtl.train import build_data, build_learner, train
+from mtl.trained import load_run
+from mtl.types import Params
 from tests.test_train import kill_after, numbers, without_time
 
 TINY = [
@@ -53,7 +59,24 @@ def losses(learner: DetectionLearning, step: int = 0) -> Tensor:
     """Of a step of the first round."""
     learner.train()
     learner.on_train_epoch_start()
-    return learner.step_losses(step)
+    return learner.step_losses(learner.joint_batch(step)).tasks
+
+
+def gradients(*overrides: str) -> Params:
+    """What the first step gives to the optimiser."""
+    learner = build(tiny(*overrides))
+    learner.train()
+    learner.on_train_epoch_start()
+    learner.backward(learner.training_step(torch.tensor(0), 0))
+    return {name: value.grad for name, value in learner.model.named_parameters() if value.grad is not None}
+
+
+def gradients_of_each() -> tuple[DetectionLearning, Tensor, list[Params]]:
+    """The losses of the first step and, by plain autograd, the gradients of each."""
+    learner = build(tiny())
+    each, params = losses(learner), dict(learner.model.named_parameters())
+    grads = [torch.autograd.grad(one, list(params.values()), retain_graph=True, materialize_grads=True) for one in each]
+    return learner, each.detach(), [dict(zip(params, some, strict=True)) for some in grads]
 
 
 def test_a_run_directory_holds_everything_and_both_kinds_of_losses(tmp_path: Path) -> None:
@@ -86,18 +109,81 @@ def test_a_resumed_run_ends_as_one_never_interrupted(tmp_path: Path) -> None:
 def test_the_losses_are_one_vector_of_subtasks_and_terms_and_reach_both_parts() -> None:
     learner = build(tiny())
     vector = losses(learner)
-    assert vector.shape == (7,)
-    assert learner.loss_names[-3:] == ("heatmap", "offset", "size")
+    assert vector.shape == (5,)
+    assert learner.balanced[-1] == "detection"
     trunk = [value for name, value in learner.model.named_parameters() if name.startswith("trunk.features.0")]
     for part in (vector[:4], vector[4:]):
         gradients = torch.autograd.grad(part.sum(), trunk, retain_graph=True)
         assert all(float(gradient.abs().sum()) > 0 for gradient in gradients)
 
 
-def test_the_weight_scales_the_detection_terms_alone() -> None:
-    once, thrice = (losses(build(tiny(f"detection.weight={weight}"))) for weight in (1, 3))
-    assert torch.allclose(thrice[:4], once[:4])
-    assert torch.allclose(thrice[4:], 3 * once[4:], rtol=1e-5)
+def test_without_a_balancer_the_losses_are_summed() -> None:
+    _, _, each = gradients_of_each()
+    for name, gradient in gradients().items():
+        assert torch.allclose(gradient, sum(grads[name] for grads in each), atol=1e-6), name  # type: ignore[arg-type]
+
+
+def test_detection_has_a_weight_of_its_own_in_trunk_and_detector() -> None:
+    weights = (1.0, 0.5, 2.0, 1.0, 3.0)
+    _, _, each = gradients_of_each()
+    found = gradients("balancer=fixed", f"balancer.weights={list(weights)}")
+    for name, gradient in found.items():
+        expected = sum(weight * grads[name] for weight, grads in zip(weights, each, strict=True))
+        assert torch.allclose(gradient, expected, atol=1e-6), name  # type: ignore[arg-type]
+    assert {name.partition(".")[0] for name in found} >= {"trunk", "heads", "detector"}
+
+
+@pytest.mark.parametrize("name", ["mgda", "pcgrad", "graddrop"])
+def test_a_balancer_works_on_the_exact_gradients_of_the_trunk(name: str) -> None:
+    _, values, each = gradients_of_each()
+    rows = torch.stack(
+        [torch.cat([value.flatten() for key, value in grads.items() if key.startswith("trunk.")]) for grads in each]
+    )
+    learner = build(tiny())
+    learner.on_train_epoch_start()
+    key, method = learner.joint_batch(0).draw_key, instantiate(compose([f"balancer={name}"]).balancer)
+    place = torch.arange(math.prod(method.draw_shape(*rows.shape)), dtype=torch.int32)
+    draw = random_uniform(key[None], place).view(method.draw_shape(*rows.shape))
+    direction, _, _ = method.combine(method.init(rows), values, rows, torch.ones(5, dtype=torch.bool), draw)
+    found = gradients(f"balancer={name}")
+    moved = torch.cat([value.flatten() for key, value in found.items() if key.startswith("trunk.")])
+    assert torch.allclose(moved, direction, atol=1e-5)
+
+
+def test_tasks_that_read_other_pictures_are_not_compared_by_their_features() -> None:
+    with pytest.raises(ValueError, match=r"balance\.level=representation cannot be: the tasks do not read the same features"):
+        build(tiny("balancer=mgda", "balance.level=representation"))
+
+
+def test_detection_is_on_the_map_of_conflicts_of_a_balanced_run(tmp_path: Path) -> None:
+    train(tiny("balancer=famo", "balance.conflict=true", "write_report=true", "rounds=2"), tmp_path)
+    with np.load(tmp_path / "conflict.npz") as file:
+        assert file["tasks"].tolist() == ["s1", "s2", "s3", "s4", "detection"]
+        assert file["steps"].tolist() == (6 * (1 - np.eye(5))).tolist()
+    assert (tmp_path / "figures" / "conflict.png").is_file()
+
+
+def test_the_cost_of_a_step_grows_with_its_scenes() -> None:
+    costs = [build(tiny(f"detection.batch_size={scenes}")).training_cost() for scenes in (1, 2, 4)]
+    forward = [cost.step.forward.fixed for cost in costs]
+    # At stride 2 and 4 of 64 x 64 grey pixels the trunk's two convolutions of 3 x 3 alone: 1 to 8 channels, 8 to 8.
+    assert forward[1] - forward[0] > 2 * 9 * 8 * (32 * 32 + 8 * 16 * 16)
+    assert forward[2] - forward[1] == 2 * (forward[1] - forward[0])
+    assert len({cost.step.forward.per_image for cost in costs}) == 1
+
+
+def test_features_in_place_of_pictures_are_refused() -> None:
+    with pytest.raises(ValueError, match="mode=detection trains on scenes too"):
+        build(tiny("transfer=features", "transfer.cache=true", "augmentation=none", "mirror=false"))
+
+
+def test_a_run_is_loaded_with_its_detector(tmp_path: Path) -> None:
+    summary = train(tiny("rounds=1", "evaluate_every=1"), tmp_path / "run")
+    learner = build(tiny())
+    learner.model.load_state_dict(load_run(tmp_path / "run").model.state_dict())
+    learner.eval()
+    metrics = learner.evaluate_scenes(learner.scenes.part(TEST))
+    assert {name: summary[f"test/{name}"] for name in metrics} == metrics
 
 
 def test_a_step_is_a_function_of_seed_round_and_step() -> None:
@@ -143,9 +229,10 @@ def test_scenes_that_do_not_fit_the_data_are_refused() -> None:
         build(tiny("split.val=0.2"))
     learner = build(tiny())
     colour = SceneSet(**{**learner.scenes.__dict__, "images": learner.scenes.images.expand(-1, 3, -1, -1)})
-    parts = (learner.objective, learner.client, learner.work, learner.schedule, learner.options, learner.augmentation)
+    parts = (learner.model, learner.federated_data, learner.objective, learner.client, learner.work, learner.schedule)
+    options = {"detection": learner.options, "scene_augmentation": learner.augmentation}
     with pytest.raises(ValueError, match="as many channels as the pictures of data, got 3 and 1"):
-        DetectionLearning(learner.model, learner.finder.detector, learner.federated_data, colour, *parts, num_rounds=1, seed=0)
+        DetectionLearning(*parts, scenes=colour, num_rounds=1, seed=0, **options)
 
 
 def test_the_best_round_is_chosen_by_the_faces_named_in_validation_scenes(tmp_path: Path) -> None:

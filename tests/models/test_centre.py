@@ -5,9 +5,8 @@ import math
 import pytest
 import torch
 
-from mtl.face.finder import map_stride
 from mtl.losses.centre import centre_targets
-from mtl.models.centre import CentreHead, decode, map_layers
+from mtl.models.centre import CentreHead, decode, map_layers, map_stride
 from mtl.models.cnn import flat, lenet, separable_cnn, small_cnn
 
 

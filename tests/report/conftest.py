@@ -22,6 +22,7 @@ def fabricate_run(
     num_clients: int = 8,
     num_rounds: int = 80,
     images_per_task: int = 3,
+    has_fleet: bool = False,
     is_exclusive: bool = True,
     config: dict[str, Any] | None = None,
 ) -> Path:
@@ -88,6 +89,8 @@ def fabricate_run(
         "fit/rounds": float(num_rounds),
         "fit/best_round": float(num_rounds * 3 // 4),
     }
+    if has_fleet:
+        summary |= {"cost/modelled_seconds": 12.5 * num_rounds, "cost/modelled_joules_per_client": 40.0 * num_rounds}
     (path / "summary.json").write_text(json.dumps(summary))
 
     clients = np.arange(num_tasks) * num_clients // num_tasks
@@ -112,7 +115,11 @@ def fabricate_run(
                 "train/positive": positive,
                 "train/negative": negative,
                 "train/learning_rate": 0.05,
+                "fit/bytes_up": sent * num_clients * number / num_rounds,
+                "fit/bytes_down": sent * num_clients * number / num_rounds,
             }
+            if has_fleet:
+                lines |= {"cost/modelled_seconds": 12.5 * number, "cost/modelled_joules": 40.0 * num_clients * number}
             if number % 5 == 0:
                 top = rank1 if rank1 is not None else 0.8
                 for stage in ("val", "monitor"):

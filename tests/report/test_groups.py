@@ -11,7 +11,7 @@ from mtl.report.runs import Run
 
 
 def make_run(config: dict[str, Any], summary: dict[str, float | None] | None = None, curves: Any = None) -> Run:
-    return Run(Path("somewhere"), config, {}, curves or {}, summary or {}, None, None, ())
+    return Run(Path("somewhere"), config, {}, curves or {}, summary or {}, None, None, None, ())
 
 
 def test_spread_of_one_two_six_by_hand() -> None:

@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from mtl.report.curves import draw_costs
+from mtl.report.groups import group_runs
 from mtl.report.page import write_report
+from mtl.report.runs import read_run
 
 
 class Page(HTMLParser):
@@ -63,7 +66,7 @@ def test_a_single_report_lies_in_its_run_and_needs_nothing_but_itself(single: Pa
     assert single.name == "report.html"
     assert (single.parent / "config.yaml").exists()
     page = Page(single)
-    assert len(page.references) == 5
+    assert len(page.references) == 6
     assert all(reference.startswith("data:image/png;base64,") for reference in page.references)
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
     style = single.read_text().split("<style>")[1].split("</style>")[0]
@@ -73,7 +76,7 @@ def test_a_single_report_lies_in_its_run_and_needs_nothing_but_itself(single: Pa
 def test_every_png_decodes_is_not_blank_and_is_the_embedded_one(single: Path) -> None:
     embedded = {base64.b64decode(reference.split(",")[1]) for reference in Page(single).references}
     files = list((single.parent / "figures").glob("*.png"))
-    assert {file.stem for file in files} == {"learning", "tasks", "holdings", "confusion", "separation"}
+    assert {file.stem for file in files} == {"learning", "costs", "tasks", "holdings", "confusion", "separation"}
     assert {file.read_bytes() for file in files} == embedded
     for data in embedded:
         pixels = imread(BytesIO(data))
@@ -95,6 +98,25 @@ def test_a_comparison_lies_in_the_common_parent_and_names_groups_by_what_differs
     assert (comparison.parent / "federated0" / "config.yaml").exists()
     assert all(words in text for words in ("4 runs in 2 groups", "mode=federated", "mode=local"))
     assert {"comparison.png", "learning.png", "profiles.png"} <= {file.name for file in (comparison.parent / "figures").iterdir()}
+
+
+def test_modelled_costs_are_drawn_and_called_so_where_there_is_a_fleet(tmp_path: Path, fabricate, single: Path) -> None:
+    size = {"num_tasks": 4, "num_clients": 2, "num_rounds": 10}
+    run = fabricate(tmp_path / "run", has_fleet=True, **size)
+    figure = draw_costs(group_runs([read_run(run)]))
+    assert [axes.get_xlabel() for axes in figure.axes] == [
+        "sent and received by all clients, MB",
+        "modelled time, s",
+        "modelled energy of all clients, J",
+    ]
+    # At the last round: 1.634 MB up and as much down for each of two clients in each of ten rounds; 12.5 s and 80 J a round.
+    last = [axes.lines[0].get_xdata()[-1] for axes in figure.axes]
+    assert last == pytest.approx([2 * 2 * 1.634 * 10, 125, 800])
+    page = Page(write_report([run]))
+    assert all(words in page.text for words in ("Modelled seconds125.0", "Modelled energy per client400 J", "not measured"))
+    assert "Modelled seconds" not in Page(single).text
+    both = Page(write_report([run, fabricate(tmp_path / "other", mode="centralised", **size)]))
+    assert "Modelled energy per client" in both.text
 
 
 def test_drawing_leaves_no_global_setting_and_no_pyplot_behind(comparison: Path) -> None:

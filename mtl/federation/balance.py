@@ -1,0 +1,364 @@
+"""Task balancing inside a local step, of one client or of a stack of clients.
+
+At the level of the `representation`, the features that all heads read, the gradient of task t is e_t w_t, the error of its logits times its
+head's direction: the tasks' Gramian, and with it their weights, cost no backward pass, and one goes through the trunk. At the level
+of the `parameters` the gradients of the trunk are exact, at one backward pass for each task.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from mtl.balancing.active import only_active
+from mtl.balancing.contract import Balancer, Level, State, weighted_sum
+from mtl.balancing.gramian import cosines, gramian_of, gramian_of_heads, restrict
+from mtl.balancing.weighting import Equal
+from mtl.federation.objective import Objective, pair_loss
+from mtl.losses.pairs import TaskCounts
+from mtl.models.cnn import Trunk
+from mtl.models.hard_sharing import DETECTOR, HardSharing, is_head
+from mtl.seeding import random_uniform
+from mtl.types import Params
+
+OWN = "balancer."  # what a balancer remembers stays on the client, among its parameters, under this name
+LOSS = "loss."
+
+
+@dataclass(frozen=True)
+class Balance:
+    """level: where gradients are compared; heads: whether the weights reach the heads too, or only the shared part;
+    normalise: scale what a method gives so that the sizes of its weights sum to the number of active tasks, as in a plain sum: what they
+    sum to differs between methods, and with it the learning rate; conflict: whether cosines of the tasks' gradients are summed up.
+    """
+
+    method: Balancer
+    level: Level
+    heads: bool
+    normalise: bool = False
+    conflict: bool = False
+
+    @property
+    def compares(self) -> bool:
+        """Whether the tasks' gradients are needed one by one."""
+        return self.conflict or self.method.needs != "losses"
+
+    @property
+    def remembers_gradients(self) -> bool:
+        return "representation" not in self.method.levels
+
+    def start(self, params: Params, num_tasks: int) -> Params:
+        """What a client's balancer remembers before its first step, by names under `balancer.`."""
+        like = next(iter(params.values()))
+        shape: tuple[int, ...] = (num_tasks,)
+        if self.method.needs == "gradients" and self.level == "parameters":
+            shape += (sum(params[name].numel() for name in shared(params)),)
+        elif self.method.needs == "gradients":
+            shape += (1,)  # the size of a batch is not known, and nothing of this shape is remembered
+        return {OWN + name: value for name, value in self.method.init(torch.zeros(shape, dtype=like.dtype)).items()}
+
+    def decide(
+        self, own: State, losses: Tensor, rows: Tensor | None, gramian: Tensor | None, active: Tensor, draw_key: Tensor
+    ) -> tuple[Tensor, Tensor | None, State]:
+        """The tasks' weights [..., T], the direction [..., P] where it is not the rows' weighted sum, and what is remembered.
+
+        losses: [..., T]; rows: the tasks' gradients [..., T, P], where the method needs them or they are there; gramian: [..., T, T];
+        active: bool [..., T]; draw_key: int32 [..., 2].
+        """
+        method, direction = self.method, None
+        if method.needs == "gradients":
+            assert rows is not None
+            draw = self._draw(draw_key, losses, *rows.shape[-2:])
+            direction, weights, own = method.combine(own, losses, rows, active, draw)
+        else:
+            weights, own = method.weigh(own, losses, gramian, active, self._draw(draw_key, losses, losses.shape[-1], 0))
+        if self.normalise:
+            total = weights.abs().sum(-1, keepdim=True)
+            scale = torch.where(total > 0, active.sum(-1, keepdim=True) / total, 0)
+            weights = weights * scale
+            direction = None if direction is None else direction * scale
+        return weights, direction, own
+
+    def _draw(self, key: Tensor, like: Tensor, num_tasks: int, num_coordinates: int) -> Tensor:
+        """The balancer's uniform random numbers, [..., *draw_shape]."""
+        shape = self.method.draw_shape(num_tasks, num_coordinates)
+        place = torch.arange(torch.Size(shape).numel(), dtype=torch.int32, device=key.device)
+        draw: Tensor = random_uniform(key[..., None, :], place).to(like).unflatten(-1, shape)
+        return draw
+
+
+def make_balance(
+    method: Balancer,
+    model: HardSharing,
+    *,
+    level: str = "auto",
+    heads: bool | None = None,
+    normalise: bool = False,
+    conflict: bool = False,
+) -> Balance | None:
+    """level: auto takes the cheapest that the method and the model allow; heads: None as the method's authors do it.
+
+    Returns None for a plain sum. Raises ValueError where the method or the model cannot work at this level.
+    """
+    if isinstance(method, Equal) and not conflict:
+        return None
+    if level not in ("auto", *get_args(Level)):
+        raise ValueError(f"balance.level must be auto or one of {', '.join(get_args(Level))}, got {level}")
+    if hasattr(model.heads, "penalty"):
+        raise ValueError(
+            f"balancer must be equal, without balance.conflict, for {type(model.heads).__name__}: their penalty is not a task's"
+        )
+    fused = isinstance(model.trunk, Trunk) and hasattr(model.heads, "directions") and model.detector is None
+    possible = [name for name in method.levels if fused or name == "parameters"]
+    chosen = possible[0] if level == "auto" else level
+    if chosen not in possible:
+        why = f"{type(method).__name__} remembers the gradients" if fused else "the tasks do not read the same features"
+        raise ValueError(f"balance.level={chosen} cannot be: {why}; use balance.level=parameters")
+    return Balance(method, chosen, method.heads if heads is None else heads, normalise, conflict)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """inputs: [..., B, c, H, W]; targets, mask: bool [..., B, T]; valid: bool [..., B]; keys: int32 [..., L, 2], of the dropout layers;
+    draw_key: int32 [..., 2]; positives, negatives: [..., T] and progress: [...], see `TaskCounts`.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    mask: Tensor
+    valid: Tensor
+    keys: Tensor
+    draw_key: Tensor
+    positives: Tensor
+    negatives: Tensor
+    progress: Tensor
+
+    @property
+    def active(self) -> Tensor:
+        """Bool [..., T], the tasks with a known label in the batch."""
+        return (self.mask & self.valid[..., None]).any(-2)
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """grads: by the names of the parameters; sums: [..., 2, T], positive and negative losses summed over the images;
+    own: what the balancer remembers; pairs: [..., 3, T, T], see `compare`, or None.
+    """
+
+    grads: Params
+    sums: Tensor
+    own: State
+    pairs: Tensor | None
+
+
+class BalancedStep:
+    """stacked: whether parameters and batches have a first axis of clients; without it, they are those of `model` itself."""
+
+    def __init__(self, balance: Balance, model: HardSharing, objective: Objective, *, stacked: bool) -> None:
+        self.balance, self.stacked = balance, stacked
+        self._parts = _Parts(model, objective)
+
+    def gradients(self, params: Params, own: State, batch: Batch, resting: Params | None = None) -> Gradients:
+        """params: as the step's algorithm knows them; resting: those of a stack that are not trained now. Returns what takes the place of
+        the gradient of a plain sum.
+        """
+        balance = self.balance
+        apart = balance.compares and balance.level == "representation"
+        with torch.enable_grad():
+            leaves = {name: value.detach().requires_grad_() for name, value in params.items()} if self.stacked else params
+            named = leaves | (resting or {})
+            if apart:
+                features = self._call("represent", named, batch, batch.inputs)
+                logits = self._call("logits", named, batch, features.detach())
+                directions = _wide(self._call("directions", named, batch).detach())
+            else:
+                logits = self._call("forward_all", named, batch, batch.inputs)
+            cut = _wide(logits.detach()).requires_grad_()
+            both = self._losses(named, cut, batch)
+            losses, active = both.sum(-2), batch.active
+            (errors,) = torch.autograd.grad(losses.sum(), cut, retain_graph=True)
+        trunk = {name: leaves[name] for name in shared(leaves)}
+
+        rows = gramian = None
+        if apart:
+            gramian = gramian_of_heads(errors, directions)
+            if balance.method.needs == "gradients":
+                rows = (errors.mT[..., None] * directions[..., None, :]).flatten(-2)
+        elif balance.compares:
+            rows = self._exact(logits, trunk, errors, active)
+            gramian = gramian_of(rows)
+        weights, direction, own = balance.decide(own, losses.detach(), rows, gramian, active, batch.draw_key)
+
+        pull = errors * weights[..., None, :]
+        if apart:
+            to_features = pull @ directions if direction is None else direction.unflatten(-1, features.shape[-2:])
+            moved = _grad(features, trunk, to_features.to(features.dtype))
+        elif rows is not None:
+            moved = _split(weighted_sum(weights, rows) if direction is None else direction, trunk)
+        else:
+            moved = _grad(logits, trunk, pull.to(logits.dtype), keep=True)
+        heads = {name: value for name, value in leaves.items() if is_head(name)}
+        moved |= _grad(logits, heads, (pull if balance.heads else errors).to(logits.dtype))
+        learned = {name: value for name, value in leaves.items() if name.startswith(LOSS)}
+        moved |= _grad(losses, learned, weights if balance.heads else torch.ones_like(weights))
+
+        sums = both.detach() if self._parts.objective.reduction == "sum" else both.detach() * batch.valid.sum(-1)[..., None, None]
+        pairs = compare(gramian, active) if balance.conflict and gramian is not None else None
+        return Gradients({name: moved[name] for name in params}, sums, own, pairs)
+
+    @torch.no_grad()
+    def observe(self, params: Params, own: State, batch: Batch) -> State:
+        """What the balancer remembers once the step is taken. params: those after it."""
+        if not self.balance.method.observes:
+            return own
+        logits = _wide(self._call("forward_all", params, batch, batch.inputs))
+        return self.balance.method.observe(own, self._losses(params, logits, batch).sum(-2), batch.active)
+
+    def _losses(self, params: Params, logits: Tensor, batch: Batch) -> Tensor:
+        """[..., 2, T], the positive and the negative loss of every task."""
+        counts = (batch.positives, batch.negatives, batch.progress)
+        return self._call("losses", params, batch, logits, batch.targets, batch.mask, batch.valid, *counts)
+
+    def _exact(self, logits: Tensor, trunk: Params, errors: Tensor, active: Tensor) -> Tensor:
+        """Every task's gradient of the trunk, [..., T, P], by a backward pass for each task that some client has."""
+        num_tasks, lead = errors.shape[-1], errors.dim() - 2
+        sizes = [value[(0,) * lead].numel() for value in trunk.values()]
+        rows = errors.new_zeros(*errors.shape[:lead], num_tasks, sum(sizes))
+        places = dict(zip(trunk, rows.split(sizes, -1), strict=True)) if trunk else {}
+        whom: Iterable[int] = range(num_tasks)
+        if active.device.type == "cpu":
+            whom = active.reshape(-1, num_tasks).any(0).nonzero().flatten().tolist()
+        for task in whom:
+            pull = torch.zeros_like(errors)
+            pull[..., task] = errors[..., task]
+            for name, grad in _grad(logits, trunk, pull.to(logits.dtype), keep=True).items():
+                places[name][..., task, :] = grad.flatten(lead)
+        return rows
+
+    def _call(self, what: str, params: Params, batch: Batch, *given: Tensor) -> Tensor:
+        if not self.stacked:
+            result: Tensor = self._parts(what, *given)
+            return result
+
+        def one(params: Params, keys: Tensor, valid: Tensor, *given: Tensor) -> Tensor:
+            named = params | self._parts.model.step_buffers(keys, valid)
+            result: Tensor = functional_call(self._parts, {f"model.{n}": v for n, v in named.items()}, (what, *given))
+            return result
+
+        many: Tensor = vmap(one)(params, batch.keys, batch.valid, *given)
+        return many
+
+
+@dataclass(frozen=True)
+class Losses:
+    """tasks: [T]; active: bool [T]; sums: [2, ...], positive and negative losses summed over the images, for logging."""
+
+    tasks: Tensor
+    active: Tensor
+    sums: Tensor
+
+
+class BalancedLosses:
+    """`BalancedStep` for one model and tasks that need not read the same images. losses: of a batch, at the model's parameters as they
+    are. The gradients of the trunk are exact.
+    """
+
+    def __init__(self, balance: Balance, losses: Callable[[Any], Losses]) -> None:
+        self.balance, self.losses = balance, losses
+
+    def gradients(self, params: Params, own: State, batch: Any) -> Gradients:
+        """params: those of the model that train; batch: it has a `draw_key`, int32 [2]."""
+        balance = self.balance
+        found = self.losses(batch)
+        losses = _wide(found.tasks)
+        trunk = {name: params[name] for name in shared(params)}
+        rows = gramian = None
+        if balance.compares:
+            each = [_grad(loss, trunk, torch.ones_like(loss), keep=True) for loss in losses]
+            rows = torch.stack([torch.cat([grad.flatten() for grad in grads.values()]) for grads in each])
+            gramian = gramian_of(rows)
+        weights, direction, own = balance.decide(own, losses.detach(), rows, gramian, found.active, batch.draw_key)
+        if rows is None:
+            moved = _grad(losses, trunk, weights, keep=True)
+        else:
+            moved = _split(weighted_sum(weights, rows) if direction is None else direction, trunk)
+        rest = {name: value for name, value in params.items() if name not in trunk}
+        moved |= _grad(losses, rest, weights if balance.heads else torch.ones_like(weights))
+        pairs = compare(gramian, found.active) if balance.conflict and gramian is not None else None
+        return Gradients({name: moved[name] for name in params}, found.sums, own, pairs)
+
+    @torch.no_grad()
+    def observe(self, params: Params, own: State, batch: Any) -> State:
+        """As `BalancedStep.observe`."""
+        if not self.balance.method.observes:
+            return own
+        found = self.losses(batch)
+        return self.balance.method.observe(own, _wide(found.tasks), found.active)
+
+
+class _Parts(nn.Module):
+    """The stages of a step as calls of one module, so that its parameters can be swapped for a call."""
+
+    def __init__(self, model: HardSharing, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, what: str, *given: Any) -> Any:
+        return getattr(self, what)(*given)
+
+    @property
+    def _heads(self) -> Any:
+        return self.model.heads
+
+    def forward_all(self, inputs: Tensor) -> Any:
+        return self.model(inputs)
+
+    def represent(self, inputs: Tensor) -> Any:
+        return self._heads.project(self.model.trunk(inputs))
+
+    def logits(self, features: Tensor) -> Any:
+        return self._heads.score(features)
+
+    def directions(self) -> Any:
+        return self._heads.directions()
+
+    def losses(self, logits: Tensor, targets: Tensor, mask: Tensor, valid: Tensor, *counts: Tensor) -> Tensor:
+        terms = pair_loss(self.model).terms(logits, TaskCounts(*counts))
+        losses = self.objective.reduce(terms, targets, mask, valid)
+        return torch.stack([losses.positive, losses.negative])
+
+
+def shared(params: Params) -> list[str]:
+    """The names of the parameters that the tasks share and whose gradients they may disagree on."""
+    return [name for name in params if not is_head(name) and not name.startswith((LOSS, OWN, DETECTOR))]
+
+
+def compare(gramian: Tensor, active: Tensor) -> Tensor:
+    """[..., 3, T, T] for each pair of tasks: the cosine of their gradients, whether it is negative, whether there is one."""
+    cosine, norm = cosines(restrict(gramian, active))
+    there = norm > 0
+    pair = there[..., :, None] & there[..., None, :] & ~torch.eye(norm.shape[-1], dtype=torch.bool, device=norm.device)
+    return torch.stack([only_active(cosine, pair), (cosine < 0) & pair, pair], -3).to(gramian.dtype)
+
+
+def _wide(values: Tensor) -> Tensor:
+    """In float32 at least: losses and solvers do not work in what autocast computes with."""
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
+
+
+def _grad(outputs: Tensor, inputs: Params, pull: Tensor, *, keep: bool = False) -> Params:
+    if not inputs:
+        return {}
+    grads = torch.autograd.grad(outputs, list(inputs.values()), pull, retain_graph=keep, materialize_grads=True)
+    return dict(zip(inputs, grads, strict=True))
+
+
+def _split(direction: Tensor, like: Params) -> Params:
+    """direction: [..., P]; returns its parts in the shapes of the parameters."""
+    lead = direction.dim() - 1
+    sizes = [value[(0,) * lead].numel() for value in like.values()]
+    parts = direction.split(sizes, -1)
+    return {name: part.reshape(value.shape).to(value.dtype) for (name, value), part in zip(like.items(), parts, strict=True)}

@@ -1,0 +1,137 @@
+"""Rounds among modelled devices: who is fit to be drawn, whom the round waits for, and what it takes.
+
+A round begins with the broadcast to its cohort and ends, in modelled time, when `wait_for` of them have come back (all, where it is
+None), at the deadline, or when nobody is left to wait for, whichever is first. A client that drops out does its work, and its
+connection breaks when it would send: the server knows, and waits for it no longer. Whoever is late is told to stop when the round ends,
+and is left out of the aggregation like one that dropped out; the bytes of an update that never arrived whole do not count. Of clients
+that come back at the same moment, chance decides by the seed who was first.
+"""
+
+import csv
+import io
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mtl.edge.fleet import Fleet
+from mtl.edge.ledger import Ledger, Workload
+from mtl.edge.profiles import DeviceProfile
+from mtl.federation.sampling import Sampling
+from mtl.files import atomic_write
+from mtl.seeding import derive_seed
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """cohort, returned: clients in rising order; seconds: modelled, of the round; joules: modelled, of each of the cohort, float64 [K]."""
+
+    cohort: list[int]
+    returned: list[int]
+    seconds: float
+    joules: Tensor
+
+
+class FleetSampling:
+    """`sampling` among the clients whose device holds their training step, and whom of the cohort the round waits for.
+
+    workload: of a round, the same in all; assignment: bool [C, T].
+
+    Raises ValueError where a client is too small and `fleet.memory` is refuse, where too few are left for a cohort, and where nobody can
+    meet the deadline.
+    """
+
+    def __init__(self, sampling: Sampling, fleet: Fleet, workload: Workload, assignment: Tensor, *, seed: int) -> None:
+        self.sampling, self.fleet, self.workload, self.seed = sampling, fleet, workload, seed
+        self.profiles, self.device = fleet.assign(len(workload), seed=seed)
+        self.ledger = Ledger.of(workload, self.profiles, self.device)
+        room = torch.tensor([profile.memory_bytes for profile in self.profiles], dtype=torch.float64)[self.device]
+        self.able = (workload.memory <= room).nonzero().flatten().tolist()
+        small = (workload.memory > room).nonzero().flatten().tolist()
+        if small and (fleet.memory == "refuse" or not self.able):
+            raise ValueError(
+                f"client {small[0]} on {self.profile(small[0]).name} needs {workload.memory[small[0]]:,.0f} bytes for a training step "
+                f"and has {room[small[0]]:,.0f}; {len(small)} of {len(workload)} clients do not hold theirs"
+                + ("; fleet.memory=skip leaves such clients out" if self.able else "")
+            )
+        if small:
+            logger.warning(
+                "%d of %d clients do not hold their training step and are never drawn; %d of %d subtasks are trained by no other",
+                len(small),
+                len(workload),
+                int((~assignment[self.able].any(0)).sum()),
+                assignment.shape[1],
+            )
+        if fleet.deadline is not None:
+            late = int((self.ledger.seconds[self.able] > fleet.deadline).sum())
+            if late == len(self.able):
+                soonest = float(self.ledger.seconds[self.able].min())
+                raise ValueError(
+                    f"fleet.deadline must be at least {soonest:.4g} s, what the quickest client takes, got {fleet.deadline}"
+                )
+            if late:
+                logger.warning(
+                    "%d of %d clients are too slow for fleet.deadline=%g in any round", late, len(workload), fleet.deadline
+                )
+        if sampling.cohort is not None and sampling.cohort > len(self.able):
+            sampling.draw(len(workload), seed=seed, round=0, among=self.able)  # raises
+        size = sampling.cohort or len(self.able)
+        if fleet.wait_for is not None and fleet.wait_for > size:
+            raise ValueError(f"fleet.wait_for must be in [1, {size}], the size of a cohort, got {fleet.wait_for}")
+
+    def profile(self, client: int) -> DeviceProfile:
+        """The device of a client."""
+        return self.profiles[int(self.device[client])]
+
+    def draw(self, num_clients: int, *, seed: int, round: int) -> tuple[list[int], list[int]]:
+        """As `Sampling.draw`; those that are late do not come back."""
+        assert (num_clients, seed) == (len(self.workload), self.seed)
+        outcome = self.outcome(round)
+        return outcome.cohort, outcome.returned
+
+    def outcome(self, round: int) -> Outcome:
+        """What becomes of a round, a function of the seed and its number."""
+        cohort, stay = self.sampling.draw(len(self.workload), seed=self.seed, round=round, among=self.able)
+        whom = torch.tensor(cohort, dtype=torch.long)
+        ledger, deadline = self.ledger, float("inf") if self.fleet.deadline is None else self.fleet.deadline
+        arrival = dict(zip(cohort, ledger.seconds[whom].tolist(), strict=True))
+        lost = dict(zip(cohort, (ledger.down + ledger.compute)[whom].tolist(), strict=True))
+        staying = set(stay)
+        end = [(arrival if client in staying else lost)[client] for client in cohort]
+        in_time = [client for client in stay if arrival[client] <= deadline]
+        in_time.sort(key=lambda client: (arrival[client], derive_seed(self.seed, "arrival", round, client)))
+        wanted = len(cohort) if self.fleet.wait_for is None else self.fleet.wait_for
+        seconds = arrival[in_time[wanted - 1]] if len(in_time) >= wanted else min(deadline, max(end, default=0.0))
+        until = torch.tensor(end, dtype=torch.float64).clamp(max=seconds)
+        return Outcome(cohort, sorted(in_time[:wanted]), seconds, ledger.joules(whom, until))
+
+    def write(self, path: Path, images: Sequence[int]) -> None:
+        """A table of the clients. images: that each holds."""
+        ledger, workload = self.ledger, self.workload
+        every = torch.arange(len(workload))
+        columns = {
+            "flops": workload.flops,
+            "bytes_down": workload.bytes_down,
+            "bytes_up": workload.bytes_up,
+            "modelled_memory_bytes": workload.memory,
+            "modelled_seconds_down": ledger.down,
+            "modelled_seconds_compute": ledger.compute,
+            "modelled_seconds_up": ledger.up,
+            "modelled_joules": ledger.joules(every, ledger.seconds),
+        }
+        text = io.StringIO()
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerow(["client", "device", "images", "drawn", *columns])
+        able = set(self.able)
+        values = torch.stack(list(columns.values()), 1).tolist()
+        for client, numbers in enumerate(values):
+            rows.writerow(
+                [client, self.profile(client).name, images[client], int(client in able), *(f"{n:.9g}" for n in numbers)]
+            )
+        with atomic_write(path) as file:
+            file.write(text.getvalue().encode())

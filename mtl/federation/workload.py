@@ -1,0 +1,110 @@
+"""What a round asks of each client, known before training: FLOPs, bytes on the link, memory.
+
+FLOPs and saved activations are those of the step as it is simulated, with all heads in single precision: a device could leave out the
+heads that it does not train. The memory of a step is modelled as
+
+    parameters + gradients + state of the client algorithm + buffers + saved activations of the largest batch
+
+with the rows of the client's own heads, and nothing for the framework, its workspaces or the stored images.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mtl import tree
+from mtl.data.client_batches import LocalWork
+from mtl.data.federated_data import FederatedData
+from mtl.edge.ledger import Workload
+from mtl.federation.local_sgd import LocalSGD
+from mtl.federation.message import client_bytes
+from mtl.federation.objective import Objective
+from mtl.federation.personalise import travels
+from mtl.losses.pairs import TaskCounts
+from mtl.models.flops import StepCost, count_step
+from mtl.models.hard_sharing import HardSharing
+from mtl.types import Params
+
+
+@dataclass(frozen=True)
+class TrainingCost:
+    """step: of a client; parameters: their number; held: what it keeps from step to step but for buffers, [C, T] tasks to bytes [C];
+    buffers: bytes; batch_size: of the work.
+    """
+
+    step: StepCost
+    parameters: int
+    held: Callable[[Tensor], Tensor]
+    buffers: int
+    batch_size: int
+
+    def memory(self, assignment: Tensor, images: Tensor) -> Tensor:
+        """Bytes that the training step of each client needs, float64 [C]. assignment: bool [C, T]; images: that each holds, [C]."""
+        batches = images.clamp(max=self.batch_size)
+        saved = self.step.saved.fixed + self.step.saved.per_image * batches
+        return (self.held(assignment) + self.buffers + saved).double()
+
+    def summary(self, num_tasks: int) -> dict[str, float]:
+        """For one image of a full batch, and for a full batch with all heads."""
+        full = torch.tensor([self.batch_size])
+        return {
+            "parameters": self.parameters,
+            "flops_forward": self.step.forward(self.batch_size) / self.batch_size,
+            "flops_training": self.step.training(self.batch_size) / self.batch_size,
+            "modelled_activation_bytes": self.step.saved(self.batch_size),
+            "modelled_memory_bytes": float(self.memory(torch.ones(1, num_tasks, dtype=torch.bool), full)),
+        }
+
+
+def training_cost(
+    model: HardSharing,
+    objective: Objective,
+    algorithm: LocalSGD,
+    work: LocalWork,
+    data: FederatedData,
+    *,
+    beside: Callable[[HardSharing], Tensor] | None = None,
+) -> TrainingCost:
+    """Counted on a step of one image and one of two. beside: a loss that every step has besides, however many its images."""
+
+    dtype = next(model.parameters()).dtype
+
+    def loss(module: nn.Module, images: int) -> Tensor:
+        assert isinstance(module, HardSharing)
+        pairs = torch.ones(images, data.num_tasks, dtype=torch.bool)
+        valid = torch.ones(images, dtype=torch.bool)
+        labels = torch.ones(data.num_tasks, dtype=dtype)
+        module.set_step(torch.zeros(len(module.dropouts), 2, dtype=torch.int32), valid)
+        inputs = torch.zeros(images, *data.image_shape, dtype=dtype)
+        counts = TaskCounts(labels, labels, torch.zeros((), dtype=dtype))
+        total = objective.losses(module, inputs, pairs, pairs, valid, counts).tasks.sum()
+        return total if beside is None else total + beside(module)
+
+    params = {name: torch.empty_like(value, device="meta") for name, value in model.params().items()}
+    state = algorithm.init(params)
+
+    def held(assignment: Tensor) -> Tensor:
+        return 2 * client_bytes(params, assignment) + client_bytes(state, assignment)
+
+    return TrainingCost(
+        step=count_step(model, loss),
+        parameters=sum(value.numel() for value in params.values()),
+        held=held,
+        buffers=tree.num_bytes(dict(model.named_buffers())),
+        batch_size=work.batch_size,
+    )
+
+
+def client_workload(cost: TrainingCost, params: Params, *, keep: str, work: LocalWork, data: FederatedData) -> Workload:
+    """A round of each client. params: of the model; keep: what of it stays on the clients."""
+    sizes = data.clients.sizes
+    flops = {size: cost.step.training(work.num_samples(size), steps=work.num_steps(size)) for size in set(sizes)}
+    sent = client_bytes({name: value for name, value in params.items() if travels(keep, name)}, data.assignment).double()
+    return Workload(
+        flops=torch.tensor([flops[size] for size in sizes], dtype=torch.float64),
+        bytes_down=sent,
+        bytes_up=sent,
+        memory=cost.memory(data.assignment, torch.tensor(sizes)),
+    )

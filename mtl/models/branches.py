@@ -1,0 +1,62 @@
+"""Several modules of one kind side by side, each with parameters of its own: one call runs them all."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from mtl.models.dropout import KeyedDropout
+from mtl.seeding import split_key
+from mtl.types import Params
+
+
+class Branches(nn.Module):
+    """`modules`, which differ in nothing but their parameters, as one module of them.
+
+    A parameter of `module` has those of all branches one after the other along its first axis (not on an axis of their own, which
+    would make filters of five dimensions, for which torch has no channels-last format).
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.number = len(modules)
+        self.module = modules[0]
+        self.shapes = {name: parameter.shape for name, parameter in self.module.named_parameters()}
+        own = [dict(module.named_parameters()) for module in modules]
+        for name in self.shapes:
+            path, _, last = name.rpartition(".")
+            stacked = torch.stack([params[name].detach() for params in own])
+            setattr(self.module.get_submodule(path), last, nn.Parameter(stacked.flatten(0, 1) if stacked.ndim > 1 else stacked))
+
+    def params_of_branches(self) -> Params:
+        """The parameters of `module` by name, with the branches as their first axis."""
+        params = dict(self.module.named_parameters())
+        return {name: params[name].view(self.number, *shape) for name, shape in self.shapes.items()}
+
+    def forward(self, inputs: Tensor, *, same: bool = False) -> Tensor:
+        """inputs: [branches, B, ...] or, with `same`, [B, ...] for all; returns [branches, B, ...]."""
+        return run_branches(self.module, self.number, self.params_of_branches(), inputs, same=same)
+
+
+def run_branches(module: nn.Module, number: int, params: Params, inputs: Tensor, *, same: bool) -> Tensor:
+    """`module` once for each of `number` branches.
+
+    params: its parameters, with the branches as their first axis; inputs: [branches, B, ...] or, with `same`, [B, ...] for all; returns
+    [branches, B, ...]. Each branch has dropout masks of its own; all other buffers are the same for all.
+    """
+    own = dict(params)
+    for name, layer in module.named_modules():
+        if isinstance(layer, KeyedDropout):
+            places = torch.arange(number, dtype=torch.int32, device=layer.key.device)
+            own[f"{name}.key" if name else "key"] = split_key(layer.key, places)
+    if same and not own:
+        outputs: Tensor = module(inputs)
+        return outputs.expand(number, *outputs.shape)
+
+    def run(own: Params, inputs: Tensor) -> Tensor:
+        outputs: Tensor = functional_call(module, own, (inputs,))
+        return outputs
+
+    branches: Tensor = vmap(run, in_dims=(0, None if same else 0))(own, inputs)
+    return branches

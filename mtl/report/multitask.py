@@ -1,0 +1,78 @@
+"""What multi-task training did to the tasks: against training each alone, and against one another."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from mtl.report.groups import Group, Spread
+from mtl.report.style import BLUE, GREY, ORANGE, Drawing, shorten
+
+MAX_TASKS = 60
+
+
+def delta_m(together: Mapping[str, float | None], alone: Mapping[str, float | None], *, higher_is_better: bool = True) -> float:
+    """The mean relative loss over the tasks in percent, 100 mean((alone - together) / alone) where higher values are better and the
+    opposite where lower ones are: below zero, training together helps (Maninis et al., "Attentive single-tasking of multiple tasks",
+    CVPR 2019, equation 4, up to its sign, as LibMTL and FAMO give it).
+
+    Raises ValueError where a task is missing on one side, or its value alone is 0.
+    """
+    if together.keys() != alone.keys():
+        raise ValueError(f"tasks must be the same on both sides, got {sorted(together.keys() ^ alone.keys())} on one only")
+    changes = []
+    for task, value in together.items():
+        base = alone[task]
+        if value is None and base is None:
+            continue
+        if value is None or not base:
+            raise ValueError(f"task {task} must have a value on both sides, not 0 alone, got {value} and {base} alone")
+        changes.append((base - value) / base if higher_is_better else (value - base) / base)
+    if not changes:
+        raise ValueError("at least one task must have a value, got none")
+    return 100 * sum(changes) / len(changes)
+
+
+def group_delta_m(group: Group, alone: Group, metric: str = "auroc") -> float:
+    """`delta_m` of a group of runs against runs of single tasks, each task's value a mean over the seeds."""
+
+    def means(spreads: Mapping[str, Spread | None]) -> dict[str, float | None]:
+        return {task: None if spread is None else spread.mean for task, spread in spreads.items()}
+
+    return delta_m(means(group.task_spreads(metric)), means(alone.task_spreads(metric)))
+
+
+def draw_conflict(group: Group) -> Drawing:
+    """Mean cosine of the gradients of each pair of tasks, and over the rounds the mean cosine and the share of conflicting pairs."""
+    run = next((run for run in group.runs if run.conflict is not None), None)
+    if run is None or run.conflict is None or not run.conflict.steps.any():
+        return None
+    conflict = run.conflict
+    met = conflict.steps.sum(1) > 0
+    worst_first = np.argsort(
+        np.where(met, -(conflict.conflicting * conflict.steps).sum(1) / np.maximum(conflict.steps.sum(1), 1), 1)
+    )
+    shown = worst_first[: min(int(met.sum()), MAX_TASKS)]
+    cosine = np.ma.masked_where(conflict.steps == 0, conflict.cosine)[np.ix_(shown, shown)]
+    side = 1.9 + 0.14 * max(len(shown), 8)
+    figure = Figure(figsize=(2 * side + 0.7, side))
+    left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
+    limit = float(np.abs(cosine).max()) or 1.0
+    image = left.imshow(cosine, cmap="RdBu", vmin=-limit, vmax=limit, interpolation="nearest")
+    left.set_xticks(range(len(shown)), [shorten(str(name), 18) for name in conflict.tasks[shown]], rotation=90, size=6)
+    left.set_yticks(range(len(shown)), [shorten(str(name), 18) for name in conflict.tasks[shown]], size=6)
+    left.tick_params(length=0)
+    left.spines[:].set_visible(False)
+    figure.colorbar(image, ax=left, label="mean cosine of the gradients", pad=0.015, aspect=25, shrink=0.9).outline.set_visible(
+        False
+    )
+    for metric, colour, label in (
+        ("conflict/cosine", BLUE, "mean cosine"),
+        ("conflict/share", ORANGE, "share of conflicting pairs"),
+    ):
+        curve = group.curve(metric)
+        right.plot(list(curve), [spread.mean for spread in curve.values()], color=colour, label=label)
+    right.axhline(0, color=GREY, linewidth=0.8, linestyle="--")
+    right.set_xlabel("round")
+    right.legend()
+    return figure

@@ -1,0 +1,136 @@
+"""`mtl verify` on a run and on pictures laid out as LFW's."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from mtl.cli import main
+from mtl.train import train
+from mtl.trained import load_run
+from tests.data.test_pairs import LINES, PICTURES
+from tests.test_train import small
+
+
+@pytest.fixture
+def run_dir(class_folders: Path, tmp_path: Path) -> Path:
+    train(small(class_folders), tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def people(tmp_path: Path) -> Path:
+    """Two folds, each picture noise of its own about the face of its person."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "faces" / "lfw"
+    for person, count in PICTURES.items():
+        (folder / person).mkdir(parents=True)
+        face = rng.integers(0, 200, (16, 16))
+        for number in range(1, count + 1):
+            picture = (face + rng.integers(0, 20, (16, 16))).astype(np.uint8)
+            Image.fromarray(picture).save(folder / person / f"{person}_{number:04d}.jpg")
+    (folder / "pairs.txt").write_text("\n".join(LINES))
+    return tmp_path / "faces"
+
+
+def test_the_files_hold_what_is_printed(run_dir: Path, people: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(run_dir), "--root", str(people)]) == 0
+    printed = capsys.readouterr().out
+    told = json.loads((run_dir / "verification-lfw.json").read_text())
+    assert (told["num_pairs"], told["num_folds"], told["flip"], told["checkpoint"]) == (8, 2, True, "best.ckpt")
+    assert (run_dir / "figures" / "verification-lfw.png").stat().st_size > 10_000
+    with np.load(run_dir / "verification-lfw.npz") as arrays:
+        for name in ("trained", "untrained", "pixels"):
+            result = told["results"][name]
+            assert result["auc"] == pytest.approx(roc_auc_score(arrays["same"], arrays[f"{name}_scores"]))
+            assert 0 <= result["eer"] <= 1
+            assert len(result["folds"]) == 2
+            assert f"{100 * result['accuracy']:.2f} ± {100 * result['accuracy_standard_error']:.2f}" in printed
+        # Pixels of one person differ by noise alone, those of two are strangers.
+        assert told["results"]["pixels"]["auc"] == 1
+        assert not np.allclose(arrays["trained_scores"], arrays["untrained_scores"])
+        assert arrays["pixels_far"][0] == 0
+        assert arrays["pixels_far"][-1] == 1
+
+
+def test_scores_are_cosines_of_the_trunk_on_prepared_pictures(run_dir: Path, people: Path) -> None:
+    assert main(["verify", str(run_dir), "--root", str(people), "--no-flip", "--crop", "2", "0", "12", "16"]) == 0
+    model = load_run(run_dir).model
+
+    def features(name: str) -> torch.Tensor:
+        with Image.open(people / "lfw" / name.split("_")[0] / f"{name}.jpg") as picture:
+            cut = picture.crop((0, 2, 16, 14)).resize((16, 16), Image.Resampling.BOX)
+        pixels = torch.from_numpy(np.array(cut)).float() / 255
+        with torch.no_grad():
+            return model.trunk((pixels[None, None] - 0.5) / 0.25)[0]
+
+    expected = torch.nn.functional.cosine_similarity(features("Bo_0001"), features("Bo_0003"), dim=0)
+    with np.load(run_dir / "verification-lfw.npz") as arrays:
+        assert arrays["trained_scores"][1] == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_mirrored_pictures_embed_alike_with_flip(run_dir: Path, people: Path) -> None:
+    assert main(["verify", str(run_dir), "--root", str(people)]) == 0
+    with np.load(run_dir / "verification-lfw.npz") as arrays:
+        before = arrays["trained_scores"]
+    for path in (people / "lfw" / "Al").glob("*.jpg"):
+        with Image.open(path) as picture:
+            mirrored = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        mirrored.save(path, quality=100)
+    assert main(["verify", str(run_dir), "--root", str(people)]) == 0
+    with np.load(run_dir / "verification-lfw.npz") as arrays:
+        assert arrays["trained_scores"] == pytest.approx(before, abs=0.02)  # but for the rounding of the file format
+
+
+def test_what_cannot_be_verified_is_refused(
+    run_dir: Path, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (people / "lfw" / "Bo" / "Bo_0003.jpg").unlink()
+    cases = {
+        (str(tmp_path / "none"), "lfw", str(people)): "must hold config.yaml",
+        (str(run_dir), "faces", str(people)): "--pairs must be one of lfw, celeba, got faces",
+        (str(run_dir), "lfw", str(tmp_path)): "must hold LFW's pairs.txt",
+        (str(run_dir), "lfw", str(people)): "1 of them are missing",
+        (str(run_dir), "celeba", str(people)): "data.root must hold CelebA",
+    }
+    for (run, pairs, root), message in cases.items():
+        assert main(["verify", run, "--pairs", pairs, "--root", root]) == 2
+        assert message in capsys.readouterr().err
+    assert not list(run_dir.glob("verification*"))
+
+
+def test_people_that_were_trained_on_are_refused(run_dir: Path, people: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = run_dir / "config.yaml"
+    text = config.read_text()
+    for loader, pairs, message in (
+        ("lfw", "lfw", "this run was trained on data=lfw"),
+        ("celeba", "celeba", "this run was trained on data.part=None; use data.part=train"),
+    ):
+        config.write_text(text.replace("mtl.data.folders.folder", f"mtl.data.faces.{loader}"))
+        assert main(["verify", str(run_dir), "--pairs", pairs, "--root", str(people)]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_run_in_which_each_client_keeps_its_trunk_is_refused(
+    class_folders: Path, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(small(class_folders, "mode=local"), tmp_path / "run")
+    assert main(["verify", str(tmp_path / "run"), "--root", str(people)]) == 2
+    assert "must have one trunk for all" in capsys.readouterr().err
+
+
+def test_the_loaded_model_scores_as_the_run_did(class_folders: Path, tmp_path: Path) -> None:
+    from mtl.train import build_data, build_objective
+
+    config = small(class_folders, "split.val=0")
+    train(config, tmp_path / "run")
+    run = load_run(tmp_path / "run")
+    data = build_data(config)
+    scores = build_objective(config).scores(run.model, data.images[data.split.test])
+    with np.load(tmp_path / "run" / "predictions.npz") as arrays:
+        assert scores.numpy() == pytest.approx(arrays["scores"], abs=1e-6)
+    assert (run.tasks, run.image_shape, run.round) == (data.tasks, (1, 16, 16), 4)
