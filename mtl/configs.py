@@ -154,6 +154,7 @@ PARTIAL: dict[str, dict[str, Any]] = {
     "subtasks": {
         "one_vs_rest": subtasks.one_vs_rest,
         "attributes": subtasks.attributes,
+        "classes_and_attributes": subtasks.classes_and_attributes,
         "groups": (subtasks.groups, {"mapping": MISSING}),
     },
     "partition": {

@@ -403,6 +403,7 @@ def _save_predictions(run_dir: Path, learner: Learner) -> None:
         targets=data.targets[test].cpu().numpy(),
         known=data.known[test].cpu().numpy(),
         identity=data.identity[test].cpu().numpy(),
+        num_exclusive=np.array(data.num_exclusive),
         tasks=np.array(data.tasks),
     )
 

@@ -101,7 +101,10 @@ class DetectionLearning(CentralisedLearning):
         self.scenes, self.options, self.augmentation = scenes, detection, scene_augmentation
         self.finder = self._finder(self.model)
         # Whether the subtasks can say whose a face is, and the scenes whether they are right.
-        self._named = bool((scenes.identity >= 0).any()) and set(data.tasks) <= set(scenes.class_names)
+        self._people = data.tasks[: data.num_exclusive]
+        self._named = (
+            bool((scenes.identity >= 0).any()) and len(self._people) > 0 and set(self._people) <= set(scenes.class_names)
+        )
         self._scenes_held = Ragged.of([scenes.part(TRAIN)])
         self.account["bytes_up"] += len(scenes.part(TRAIN)) * scenes.images[0].numel()
 
@@ -232,7 +235,7 @@ class DetectionLearning(CentralisedLearning):
                 known += int((identity >= 0).sum())
                 if self._named and bool(hit.any()):
                     scores = self.objective.scores(self.model, self.finder.crops(image, sure.boxes[hit.to(image.device)]))
-                    who = [self.federated_data.tasks[t] for t in scores.argmax(1).tolist()]
+                    who = [self._people[t] for t in scores[:, : len(self._people)].argmax(1).tolist()]
                     truly = [scenes.class_names[p] if p >= 0 else None for p in identity[place[hit]].tolist()]
                     right += sum(one == other for one, other in zip(who, truly, strict=True))
         logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)  # it says its numbers in a table of its own

@@ -181,7 +181,8 @@ class Learner(LightningModule):
     def _evaluate(self, index: Tensor) -> tuple[Metrics, Tensor]:
         data = self.federated_data
         scores = self.scores(index)
-        return evaluate_scores(scores, data.targets[index], data.known[index], data.identity[index], data.tasks), scores.cpu()
+        truth = (data.targets[index], data.known[index], data.identity[index])
+        return evaluate_scores(scores, *truth, data.tasks, data.num_exclusive), scores.cpu()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.read_rounds()

@@ -25,7 +25,7 @@ class Predictions:
     """Test decisions of one run.
 
     scores: float [N, T], above zero is yes; targets, known: bool [N, T]; tasks: T names;
-    identity: int [N], the index of the true task, -1 for none (all -1 when the tasks do not exclude one another).
+    identity: int [N], which of the first `num_exclusive` tasks, that exclude one another, is the true one, -1 for none.
     """
 
     scores: Array
@@ -33,6 +33,7 @@ class Predictions:
     known: Array
     tasks: tuple[str, ...]
     identity: Array
+    num_exclusive: int
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,8 @@ def _read_metrics(path: Path) -> tuple[dict[str, dict[int, float]], int]:
 def _read_predictions(path: Path) -> Predictions:
     with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
         tasks = tuple(str(task) for task in file["tasks"])
-        predictions = Predictions(file["scores"], file["targets"], file["known"], tasks, file["identity"])
+        num_exclusive = int(file["num_exclusive"])
+        predictions = Predictions(file["scores"], file["targets"], file["known"], tasks, file["identity"], num_exclusive)
     shape = (len(predictions.identity), len(tasks))
     _check_shapes(predictions.__dict__, ("scores", "targets", "known"), shape)
     return predictions

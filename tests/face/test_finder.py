@@ -76,7 +76,6 @@ def test_the_fingerprint_tells_models_and_preparations_apart() -> None:
 def test_unusable_options_are_refused() -> None:
     for options, message in (
         ({"batch_size": 0}, "detection.batch_size must be >= 1, got 0"),
-        ({"weight": 0.0}, "detection.weight must be > 0, got 0.0"),
         ({"confidence": 1.0}, r"detection.confidence must be in \(0, 1\), got 1.0"),
         ({"margin": -1.0}, r"detection.margin must be in \[0, 2\], got -1.0"),
     ):

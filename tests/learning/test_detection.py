@@ -1,6 +1,7 @@
 """Runs that find faces and train subtasks in one trunk."""
 
 import csv
+import functools
 import json
 import math
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hydra_zen import instantiate
 from omegaconf import DictConfig
+from PIL import Image
 from torch import Tensor
 
 from mtl.configs import compose
@@ -45,8 +47,13 @@ TINY = [
 ]
 
 
-def tiny(*overrides: str) -> DictConfig:
+@functools.cache
+def _composed(overrides: tuple[str, ...]) -> DictConfig:
     return compose([*TINY, *overrides], experiments=experiments_folder())
+
+
+def tiny(*overrides: str) -> DictConfig:
+    return _composed(overrides).copy()
 
 
 def build(config: DictConfig) -> DetectionLearning:
@@ -71,12 +78,13 @@ def gradients(*overrides: str) -> Params:
     return {name: value.grad for name, value in learner.model.named_parameters() if value.grad is not None}
 
 
-def gradients_of_each() -> tuple[DetectionLearning, Tensor, list[Params]]:
+@functools.cache
+def gradients_of_each() -> tuple[Tensor, list[Params]]:
     """The losses of the first step and, by plain autograd, the gradients of each."""
     learner = build(tiny())
     each, params = losses(learner), dict(learner.model.named_parameters())
     grads = [torch.autograd.grad(one, list(params.values()), retain_graph=True, materialize_grads=True) for one in each]
-    return learner, each.detach(), [dict(zip(params, some, strict=True)) for some in grads]
+    return each.detach(), [dict(zip(params, some, strict=True)) for some in grads]
 
 
 def test_a_run_directory_holds_everything_and_both_kinds_of_losses(tmp_path: Path) -> None:
@@ -118,14 +126,14 @@ def test_the_losses_are_one_vector_of_subtasks_and_terms_and_reach_both_parts() 
 
 
 def test_without_a_balancer_the_losses_are_summed() -> None:
-    _, _, each = gradients_of_each()
+    _, each = gradients_of_each()
     for name, gradient in gradients().items():
         assert torch.allclose(gradient, sum(grads[name] for grads in each), atol=1e-6), name  # type: ignore[arg-type]
 
 
 def test_detection_has_a_weight_of_its_own_in_trunk_and_detector() -> None:
     weights = (1.0, 0.5, 2.0, 1.0, 3.0)
-    _, _, each = gradients_of_each()
+    _, each = gradients_of_each()
     found = gradients("balancer=fixed", f"balancer.weights={list(weights)}")
     for name, gradient in found.items():
         expected = sum(weight * grads[name] for weight, grads in zip(weights, each, strict=True))
@@ -135,7 +143,7 @@ def test_detection_has_a_weight_of_its_own_in_trunk_and_detector() -> None:
 
 @pytest.mark.parametrize("name", ["mgda", "pcgrad", "graddrop"])
 def test_a_balancer_works_on_the_exact_gradients_of_the_trunk(name: str) -> None:
-    _, values, each = gradients_of_each()
+    values, each = gradients_of_each()
     rows = torch.stack(
         [torch.cat([value.flatten() for key, value in grads.items() if key.startswith("trunk.")]) for grads in each]
     )
@@ -161,6 +169,27 @@ def test_detection_is_on_the_map_of_conflicts_of_a_balanced_run(tmp_path: Path) 
         assert file["tasks"].tolist() == ["s1", "s2", "s3", "s4", "detection"]
         assert file["steps"].tolist() == (6 * (1 - np.eye(5))).tolist()
     assert (tmp_path / "figures" / "conflict.png").is_file()
+
+
+def test_people_attributes_and_detection_share_one_trunk(tmp_path: Path) -> None:
+    base = tmp_path / "celeba"
+    (base / "img_align_celeba").mkdir(parents=True)
+    lists: tuple[list[str], list[str]] = ([], [])
+    for number in range(18):
+        Image.new("RGB", (23, 28), (13 * number, 60, 90)).save(base / "img_align_celeba" / f"{number:06}.jpg")
+        lists[0].append(f"{number:06}.jpg {number % 3}")
+        lists[1].append(f"{number:06}.jpg {1 if number % 2 else -1} {1 if number < 9 else -1}")
+    (base / "identity_CelebA.txt").write_text("\n".join(lists[0]) + "\n")
+    (base / "list_attr_celeba.txt").write_text("18\nMale Young\n" + "\n".join(lists[1]) + "\n")
+    words = ["data=celeba", f"data.root={tmp_path}", "data.grey=true", "subtasks=classes_and_attributes", "split=fractions"]
+    config = tiny(*words, "split.val=0", "split.test=0.34", "balancer=uw", "rounds=1", "evaluate_every=1", "write_report=true")
+    summary = train(config, tmp_path / "run")
+    assert {f"test/{name}" for name in ("rank1", "2/auroc", "Male/auroc", "Young/auroc", "ap50")} <= set(summary)
+    assert "test/named" not in summary  # the scenes show other people
+    assert summary["cost/flops_training"] > 0  # type: ignore[operator]
+    with np.load(tmp_path / "run" / "predictions.npz") as file:
+        assert (file["tasks"].tolist(), int(file["num_exclusive"])) == (["0", "1", "2", "Male", "Young"], 3)
+    assert (tmp_path / "run" / "report.html").is_file()
 
 
 def test_the_cost_of_a_step_grows_with_its_scenes() -> None:
