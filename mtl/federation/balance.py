@@ -278,7 +278,7 @@ class BalancedLosses:
         rows = gramian = None
         if balance.compares:
             each = [_grad(loss, trunk, torch.ones_like(loss), keep=True) for loss in losses]
-            rows = torch.stack([torch.cat([grad.flatten() for grad in grads.values()]) for grads in each])
+            rows = torch.stack([torch.cat([losses.new_zeros(0), *(grad.flatten() for grad in grads.values())]) for grads in each])
             gramian = gramian_of(rows)
         weights, direction, own = balance.decide(own, losses.detach(), rows, gramian, found.active, batch.draw_key)
         if rows is None:

@@ -25,7 +25,8 @@ class Predictions:
     """Test decisions of one run.
 
     scores: float [N, T], above zero is yes; targets, known: bool [N, T]; tasks: T names;
-    identity: int [N], which of the first `num_exclusive` tasks, that exclude one another, is the true one, -1 for none.
+    identity: int [N], which of the first `num_exclusive` tasks, that exclude one another, is the true one, -1 for none. A file that
+    does not say how many these are is of tasks that all do.
     """
 
     scores: Array
@@ -199,7 +200,7 @@ def _read_metrics(path: Path) -> tuple[dict[str, dict[int, float]], int]:
 def _read_predictions(path: Path) -> Predictions:
     with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
         tasks = tuple(str(task) for task in file["tasks"])
-        num_exclusive = int(file["num_exclusive"])
+        num_exclusive = int(file["num_exclusive"]) if "num_exclusive" in file else len(tasks)
         predictions = Predictions(file["scores"], file["targets"], file["known"], tasks, file["identity"], num_exclusive)
     shape = (len(predictions.identity), len(tasks))
     _check_shapes(predictions.__dict__, ("scores", "targets", "known"), shape)

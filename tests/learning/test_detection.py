@@ -158,6 +158,11 @@ def test_a_balancer_works_on_the_exact_gradients_of_the_trunk(name: str) -> None
     assert torch.allclose(moved, direction, atol=1e-5)
 
 
+def test_a_trunk_that_rests_leaves_the_balancer_nothing_to_compare() -> None:
+    found = gradients("balancer=mgda", "transfer.unfreeze_every=2")
+    assert {name.partition(".")[0] for name in found} == {"heads", "loss", "detector"}
+
+
 def test_tasks_that_read_other_pictures_are_not_compared_by_their_features() -> None:
     with pytest.raises(ValueError, match=r"balance\.level=representation cannot be: the tasks do not read the same features"):
         build(tiny("balancer=mgda", "balance.level=representation"))
