@@ -9,10 +9,11 @@
     verification  do two pictures show the same person: ten folds, ROC, equal error rate
     federation    one round: broadcast, local training, aggregation; personal parts; fusion
     edge          what runs on a device: export, quantisation, distillation, pruning, latency
+    face          faces found in pictures, galleries, photos
     learning      the LightningModules
     configs, train, launch, cli             a run from its configuration; the command line
     build, trained                          data and model of a configuration; a run's model from its directory
-    verify, deploy, compress                `mtl verify`; a file for a device; a smaller model
+    verify, recognise, deploy, compress     `mtl verify`; who is in a photo; a file for a device; a smaller model
     report        pages, pictures and tables from run directories
 
 The same run as `mtl train rounds=2`:

@@ -5,10 +5,12 @@ from typing import Any
 import torch
 from hydra_zen import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from mtl.data.federated_data import FederatedData, federate
 from mtl.federation.objective import Objective
 from mtl.models.architecture import Parts
+from mtl.models.centre import map_layers, map_stride
 from mtl.models.cnn import ImageShape, Trunk
 from mtl.models.hard_sharing import HardSharing
 from mtl.models.norm import replace_batch_norm
@@ -31,10 +33,10 @@ def build_data(config: DictConfig) -> FederatedData:
     )
 
 
-def data_fingerprint(config: DictConfig, data: FederatedData) -> str:
-    """What a checkpoint carries, to be known as this run's: of the configuration and of the images and their labels."""
+def data_fingerprint(config: DictConfig, data: FederatedData, *further: Tensor) -> str:
+    """What a checkpoint carries, to be known as this run's: of the configuration, of the images and their labels, and of further data."""
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    return fingerprint(plain, *(part.numpy().tobytes() for part in (data.images, data.targets, data.known)))
+    return fingerprint(plain, *(part.numpy().tobytes() for part in (data.images, data.targets, data.known, *further)))
 
 
 def build_model(config: DictConfig, image_shape: ImageShape, tasks: tuple[str, ...]) -> HardSharing:
@@ -49,7 +51,11 @@ def build_model(config: DictConfig, image_shape: ImageShape, tasks: tuple[str, .
             image_shape=image_shape,
         )
         trunk, heads = instantiate(config.architecture)(parts)
-        return HardSharing(trunk, heads, instantiate(config.loss)(len(tasks)))
+        loss, detector = instantiate(config.loss)(len(tasks)), None
+        if config.mode == "detection":
+            channels, _ = map_stride(map_layers(trunk), image_shape[0])
+            detector = instantiate(config.detector)(channels)
+        return HardSharing(trunk, heads, loss, detector)
 
 
 def build_objective(config: DictConfig) -> Objective:
@@ -59,7 +65,7 @@ def build_objective(config: DictConfig) -> Objective:
 def kept(config: DictConfig) -> str:
     """What stays on the clients in the mode of a run: nothing, heads or all."""
     match config.mode:
-        case "centralised":
+        case "centralised" | "detection":
             return "nothing"
         case "local" | "single_task":
             return "all"

@@ -1,4 +1,4 @@
-"""The command line: `mtl train`, `mtl report`, `mtl verify`, `mtl export`, `mtl latency`, `mtl compress`."""
+"""The command line: `mtl train`, `mtl report`, and what is done with a trained run."""
 
 import argparse
 import sys
@@ -12,6 +12,8 @@ mtl: multi-task learning of binary subtasks over simulated edge devices
   mtl train -m seed=0,1,2 loss=bce,sphereface2   a sweep: every combination, one run directory each
   mtl report RUN...                          one page and pictures from run directories; several runs stand side by side
   mtl verify RUN --pairs lfw --root DIR      face verification of a run's trunk: ten folds, equal error rate, ROC and DET
+  mtl enrol --gallery DIR --model RUN        a gallery of people from a folder of photos for each
+  mtl recognise PHOTO... --gallery FILE      find the faces in photos and say whose they are
   mtl export RUN --to onnx [--int8]          one file for a device from a run directory, checked against the model on the run's images
   mtl latency FILE [--threads 1]             how long an exported file takes for one image
   mtl compress RUN --recipe distil prune int8   a smaller model step by step, and what each step costs and saves
@@ -27,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "train": _train,
         "report": _report,
         "verify": _verify,
+        "enrol": _enrol,
+        "recognise": _recognise,
         "export": _export,
         "latency": _latency,
         "compress": _compress,
@@ -103,6 +107,49 @@ def _verify(words: list[str]) -> int:
         return _fail(str(error))
     Console(width=None if sys.stdout.isatty() else 150).print(verification_table(result))
     print(f"written: {result.file} and {result.picture}")
+    return 0
+
+
+def _enrol(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="mtl enrol", description="Find the face in each photo of each person and write their embeddings as a gallery."
+    )
+    parser.add_argument(
+        "--gallery", required=True, type=Path, metavar="DIR", help="a folder with a folder of photos for each person"
+    )
+    parser.add_argument(
+        "--model", required=True, type=Path, metavar="RUN", help="a run directory of mtl train +experiment=detect"
+    )
+    parser.add_argument("--output", type=Path, default=Path("gallery.npz"), metavar="FILE", help="default: gallery.npz")
+    parser.add_argument("--threshold", type=float, help="cosine from which a face is somebody; default: calibrated on the photos")
+    options = parser.parse_args(words)
+    from mtl.recognise import enrol
+
+    try:
+        enrol(options.gallery, options.model, options.output, threshold=options.threshold)
+    except (ValueError, OSError) as error:
+        return _fail(str(error))
+    print(f"gallery: {options.output}")
+    return 0
+
+
+def _recognise(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="mtl recognise",
+        description="Find the faces in photos and say whose they are; write pictures with frames and a JSON.",
+    )
+    parser.add_argument("photos", nargs="+", metavar="PHOTO", help="a photo, a folder of them, or a pattern as 'holiday/*.jpg'")
+    parser.add_argument("--gallery", required=True, type=Path, metavar="FILE", help="what mtl enrol wrote")
+    parser.add_argument("--model", type=Path, metavar="RUN", help="default: where the model was when the gallery was made")
+    parser.add_argument("--output", type=Path, default=Path("recognised"), metavar="DIR", help="default: recognised")
+    options = parser.parse_args(words)
+    from mtl.recognise import recognise
+
+    try:
+        recognise(options.photos, options.gallery, options.output, run=options.model)
+    except (ValueError, OSError) as error:
+        return _fail(str(error))
+    print(f"pictures and recognised.json: {options.output}")
     return 0
 
 

@@ -34,13 +34,15 @@ from mtl.balancing.stch import STCH, LogSTCH
 from mtl.balancing.uncertainty import IMTLL, UW
 from mtl.balancing.upgrad import UPGrad
 from mtl.balancing.weighting import RLW, Equal, Fixed
-from mtl.data import assignment, cifar, faces, folders, partition, splits, subtasks, synthetic
+from mtl.data import assignment, cifar, faces, folders, partition, scenes, splits, subtasks, synthetic, widerface
 from mtl.data.client_batches import LocalWork
 from mtl.data.hiding import KnownLabels
+from mtl.data.scene_transforms import SceneAugmentation
 from mtl.data.transforms import Augmentation, Normalise
 from mtl.edge.distil import Distilling
 from mtl.edge.fleet import Fleet
 from mtl.edge.prune import Pruning
+from mtl.face.finder import DetectionOptions
 from mtl.federation.fedaws import FedAwS
 from mtl.federation.local_sgd import LocalSGD
 from mtl.federation.sampling import Sampling
@@ -56,6 +58,7 @@ from mtl.losses.logit_adjusted import LogitAdjusted
 from mtl.losses.sphereface2 import SphereFace2
 from mtl.losses.uniface import UniFace
 from mtl.models import cnn, heads, trunks
+from mtl.models.centre import CentreHead
 from mtl.models.cgc import cgc
 from mtl.models.cross_stitch import cross_stitch
 from mtl.models.dselect_k import dselect_k
@@ -78,13 +81,24 @@ WHOLE: dict[str, dict[str, Any]] = {
         "lfw": faces.lfw,
         "folder": folders.folder,
         "synthetic": synthetic.synthetic,
+        "scene_faces": (scenes.scene_faces, {"scenes": "${scenes}", "margin": "${detection.margin}"}),
     },
+    "scenes": {"orl_scenes": scenes.orl_scenes, "widerface": widerface.widerface},
+    "scene_augmentation": {
+        "none": (SceneAugmentation, {"flip": False, "scale": 0.0, "shift": 0.0, "brightness": 0.0}),
+        "boxes": SceneAugmentation,
+    },
+    "detection": {"beside": DetectionOptions},
     "augmentation": {
         "none": (Augmentation, {"flip": False}),
         "flip": Augmentation,
         "faces": (Augmentation, {"rotation": 10.0, "scale": 0.1, "shift": 0.08, "brightness": 0.2}),
     },
-    "normalise": {"fixed": Normalise, "per_image": (Normalise, {"per_image": True})},
+    "normalise": {
+        "fixed": Normalise,
+        "per_image": (Normalise, {"per_image": True}),
+        "equalised": (Normalise, {"equalise": True}),
+    },
     "work": {"steps": (LocalWork, {"steps": 8}), "epochs": LocalWork},
     "client": {"sgd": (LocalSGD, {"zen_exclude": ["scales"]})},
     "transfer": {
@@ -152,6 +166,7 @@ PARTIAL: dict[str, dict[str, Any]] = {
     "subtasks": {
         "one_vs_rest": subtasks.one_vs_rest,
         "attributes": subtasks.attributes,
+        "classes_and_attributes": subtasks.classes_and_attributes,
         "groups": (subtasks.groups, {"mapping": MISSING}),
     },
     "partition": {
@@ -196,6 +211,7 @@ PARTIAL: dict[str, dict[str, Any]] = {
         "cgc": cgc,
         "ple": ple,
     },
+    "detector": {"centre": CentreHead},
     "loss": {
         "bce": BCE,
         "class_balanced": ClassBalanced,
@@ -230,6 +246,10 @@ DEFAULTS = {
     "server": "fedavg",
     "distil": "soft",
     "prune": "nothing",
+    "scenes": "orl_scenes",
+    "scene_augmentation": "boxes",
+    "detector": "centre",
+    "detection": "beside",
 }
 
 

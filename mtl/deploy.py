@@ -62,6 +62,8 @@ def export_run(
     """
     path = _check(run_dir, to, int8, qat_steps, out, thresholds)
     run = load_run(run_dir, client=client)
+    if run.model.detector is not None:
+        raise ValueError(f"mode=detection has no exported form: the files take one face, and {run_dir} finds them in pictures")
     if not run.own:
         raise ValueError(f"client must be named: the heads of {run_dir} stay on the clients")
     data = load_data(run, data_root)
@@ -198,4 +200,5 @@ def _metrics(run: TrainedRun, data: FederatedData, scores: Tensor) -> Metrics:
     place = torch.full((len(run.tasks) + 1,), -1)  # the last for an unknown identity, -1
     place[own] = torch.arange(len(own))
     names = tuple(run.tasks[t] for t in run.own)
-    return evaluate_scores(scores, data.targets[index][:, own], data.known[index][:, own], place[data.identity[index]], names)
+    truth = data.targets[index][:, own], data.known[index][:, own], place[data.identity[index]]
+    return evaluate_scores(scores, *truth, names, int((own < data.num_exclusive).sum()))

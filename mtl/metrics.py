@@ -7,8 +7,11 @@ from torchmetrics.functional.classification import binary_auroc
 Metrics = dict[str, float | None]
 
 
-def evaluate_scores(scores: Tensor, targets: Tensor, known: Tensor, identity: Tensor, names: tuple[str, ...]) -> Metrics:
-    """scores: [N, T]; targets, known: bool [N, T]; identity: int64 [N], the subtask an image is a positive of, or -1.
+def evaluate_scores(
+    scores: Tensor, targets: Tensor, known: Tensor, identity: Tensor, names: tuple[str, ...], num_exclusive: int
+) -> Metrics:
+    """scores: [N, T]; targets, known: bool [N, T]; identity: int64 [N], which of the first `num_exclusive` subtasks, that exclude one
+    another, an image is a positive of, or -1.
 
     Returns `rank1` (where identities are known), `auroc`, `balanced_accuracy`, their `worst_task_` and their values per subtask as
     `<task>/auroc`. A subtask without a known positive or without a known negative has no AUROC and no balanced accuracy: its value
@@ -20,7 +23,7 @@ def evaluate_scores(scores: Tensor, targets: Tensor, known: Tensor, identity: Te
     }
     metrics: Metrics = {}
     if bool((identity >= 0).any()):
-        metrics["rank1"] = rank1(scores, identity)
+        metrics["rank1"] = rank1(scores[:, :num_exclusive], identity)
     for name, of_tasks in values.items():
         defined = [value for value in of_tasks if value == value]
         metrics[name] = sum(defined) / len(defined) if defined else None

@@ -34,6 +34,7 @@ from mtl.federation.workload import client_workload, training_cost
 from mtl.files import write_arrays, write_json
 from mtl.learning.centralised import CentralisedLearning
 from mtl.learning.checkpoints import AtomicCheckpoints, SaveBest, SaveRounds, read_checkpoint
+from mtl.learning.detection import DetectionLearning
 from mtl.learning.federated import FederatedLearning
 from mtl.learning.group import joined, versions
 from mtl.learning.learner import Learner, account_key
@@ -50,7 +51,7 @@ from mtl.trained import build_start
 from mtl.types import Interrupted
 
 logger = logging.getLogger(__name__)
-MODES = ("federated", "centralised", "local", "single_task")
+MODES = ("federated", "centralised", "local", "single_task", "detection")
 # 16-mixed needs a gradient scaler in every client's steps; bfloat16 does not.
 PRECISIONS = ("32-true", "bf16-mixed")
 
@@ -90,7 +91,7 @@ def _train(config: DictConfig, plain: dict[str, Any], run_dir: Path, ranks: Rank
     # Every rank works for the one run directory of the first.
     run_dir = ranks.agree(run_dir)
     learner, steps = build_learner(config, data, run_dir)
-    learner.run = data_fingerprint(config, data)
+    learner.run = data_fingerprint(config, data, *learner.further_data)
     ranks.require_same({**versions(), "configuration and data": learner.run})
     trainer = build_trainer(config, run_dir, learner)
     checkpoint, last_round = ranks.agree(_open(run_dir, plain, config.resume, learner) if ranks.first else None)
@@ -163,6 +164,8 @@ def build_learner(config: DictConfig, data: FederatedData, run_dir: Path) -> tup
     transfer, image_shape, pixels = instantiate(config.transfer), data.image_shape, data.images.dtype
     num_frozen = transfer.freeze(model)
     if transfer.cache:
+        if config.mode == "detection":
+            raise ValueError("transfer.cache=true keeps features in place of pictures, and mode=detection trains on scenes too")
         data, objective = cache_features(model, num_frozen, objective, data, _device(config))
     frozen = transfer.schedule(model)
     client, work, schedule = instantiate(config.client), instantiate(config.work), instantiate(config.schedule)
@@ -188,7 +191,7 @@ def build_learner(config: DictConfig, data: FederatedData, run_dir: Path) -> tup
             f"transfer.unfreeze_every changes what is trained, and balancer {name} remembers the gradients of all of it"
         )
     told = {"per_task": config.tracking.per_task, "log_every": config.tracking.log_every}
-    if config.mode in ("centralised", "single_task"):
+    if config.mode in ("centralised", "detection", "single_task"):
         # As many gradient steps in all as the clients that come back make together, spread evenly over the rounds.
         cohorts = (sampling.draw(data.num_clients, seed=seed, round=r)[1] for r in range(config.rounds))
         total = sum(work.num_steps(data.clients.size(client)) for cohort in cohorts for client in cohort)
@@ -196,20 +199,12 @@ def build_learner(config: DictConfig, data: FederatedData, run_dir: Path) -> tup
         work = LocalWork(batch_size=work.batch_size, steps=steps)
     if config.mode == "single_task":
         data, sampling = data.single_tasks(), Sampling()
-    if config.mode == "centralised":
-        central = CentralisedLearning(
-            model,
-            data.pooled(),
-            objective,
-            client,
-            work,
-            schedule,
-            num_rounds=config.rounds,
-            seed=seed,
-            balance=balance,
-            frozen=frozen,
-            **told,
-        )
+    if config.mode in ("centralised", "detection"):
+        told |= {"num_rounds": config.rounds, "seed": seed, "balance": balance, "frozen": frozen}
+        if config.mode == "detection":
+            told |= {name: instantiate(config[name]) for name in ("scenes", "detection", "scene_augmentation")}
+        learning = DetectionLearning if config.mode == "detection" else CentralisedLearning
+        central = learning(model, data.pooled(), objective, client, work, schedule, **told)
         central.image_shape, central.pixels = image_shape, pixels
         return central, steps
     training = Training(model, objective, client, work, seed, balance)
@@ -312,8 +307,8 @@ def _check(config: DictConfig) -> None:
     for name in ("devices", "num_nodes"):
         if config.trainer[name] < 1:
             raise ValueError(f"trainer.{name} must be >= 1, got {config.trainer[name]}")
-        if config.trainer[name] > 1 and config.mode == "centralised":
-            raise ValueError(f"mode=centralised trains on one device: trainer.{name} must be 1, got {config.trainer[name]}")
+        if config.trainer[name] > 1 and config.mode in ("centralised", "detection"):
+            raise ValueError(f"mode={config.mode} trains on one device: trainer.{name} must be 1, got {config.trainer[name]}")
 
 
 def _quieten_lightning() -> None:
@@ -368,6 +363,7 @@ def _save_predictions(run_dir: Path, learner: Learner) -> None:
         targets=data.targets[test].cpu().numpy(),
         known=data.known[test].cpu().numpy(),
         identity=data.identity[test].cpu().numpy(),
+        num_exclusive=np.array(data.num_exclusive),
         tasks=np.array(data.tasks),
     )
 
@@ -378,4 +374,5 @@ def _save_conflict(run_dir: Path, learner: Learner) -> None:
         return
     cosines, against, count = learner.pairs.cpu().numpy()
     steps = np.maximum(count, 1)
-    write_arrays(run_dir / "conflict.npz", cosine=cosines / steps, conflicting=against / steps, steps=count)
+    tasks = np.array(learner.balanced)
+    write_arrays(run_dir / "conflict.npz", cosine=cosines / steps, conflicting=against / steps, steps=count, tasks=tasks)

@@ -50,6 +50,7 @@ def make_federation(num_clients: int = 2, *, num_classes: int = 4, per_class: in
         targets=targets,
         known=torch.ones_like(targets),
         identity=images.classes,
+        num_exclusive=num_classes,
         split=split,
         clients=Ragged.of(clients),
         assignment=positives > 0,

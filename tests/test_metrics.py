@@ -34,10 +34,17 @@ def test_rank1_by_hand() -> None:
     assert rank1(scores, torch.tensor([0, 1, 1, -1])) == pytest.approx(2 / 3)
 
 
+def test_rank1_is_among_the_subtasks_that_exclude_one_another() -> None:
+    scores = torch.tensor([[1.0, 0.0, 5.0], [0.2, 0.3, 5.0]])
+    known = torch.ones(2, 3, dtype=torch.bool)
+    metrics = evaluate_scores(scores, known, known, torch.tensor([0, 0]), ("a", "b", "smiling"), 2)
+    assert metrics["rank1"] == 0.5
+
+
 def test_a_one_sided_task_is_undefined_and_left_out_of_mean_and_worst() -> None:
     targets = TARGETS.clone()
     targets[:, 1] = False
-    metrics = evaluate_scores(SCORES, targets, KNOWN, torch.full((60,), -1), ("a", "b", "c"))
+    metrics = evaluate_scores(SCORES, targets, KNOWN, torch.full((60,), -1), ("a", "b", "c"), 0)
     assert metrics["b/auroc"] is None
     assert metrics["b/balanced_accuracy"] is None
     a, c = metrics["a/auroc"], metrics["c/auroc"]
@@ -50,7 +57,7 @@ def test_a_one_sided_task_is_undefined_and_left_out_of_mean_and_worst() -> None:
 
 def test_one_subtask_is_enough() -> None:
     scores, targets = torch.tensor([[2.0], [-1.0], [1.0]]), torch.tensor([[True], [False], [False]])
-    metrics = evaluate_scores(scores, targets, torch.ones(3, 1, dtype=torch.bool), torch.tensor([0, -1, -1]), ("a",))
+    metrics = evaluate_scores(scores, targets, torch.ones(3, 1, dtype=torch.bool), torch.tensor([0, -1, -1]), ("a",), 1)
     assert metrics["balanced_accuracy"] == 0.75
     assert metrics["auroc"] == 1.0
 

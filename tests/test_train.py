@@ -388,7 +388,7 @@ def test_a_trunk_with_batch_norm_trains_under_every_norm_but_refuse(class_folder
 
 def test_unusable_settings_are_refused_before_anything_is_written(class_folders: Path, tmp_path: Path) -> None:
     cases = {
-        "mode=alone": "mode must be one of federated, centralised, local, single_task, got alone",
+        "mode=alone": "mode must be one of federated, centralised, local, single_task, detection, got alone",
         "rounds=0": "rounds must be >= 1, got 0",
         "partition.num_clients=9": "partition.num_clients must be at most the 4 classes",
         "fusion=vote": "fusion must be one of argmax, platt, got vote",

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FederatedData:
-    """images: uint8 or float [N, c, H, W]; targets, known: bool [N, T]; identity: int64 [N];
+    """images: uint8 or float [N, c, H, W]; targets, known: bool [N, T]; identity: int64 [N]; num_exclusive: see `Subtasks`;
     clients: what each holds, indices into the images, all of them training images;
     assignment: bool [C, T], which client trains which subtask; positives, negatives: int64 [C, T], the labels each client holds.
     """
@@ -32,6 +32,7 @@ class FederatedData:
     targets: Tensor
     known: Tensor
     identity: Tensor
+    num_exclusive: int
     split: Split
     clients: Ragged
     assignment: Tensor
@@ -109,6 +110,7 @@ def federate(
         targets=subtasks.targets,
         known=subtasks.known,
         identity=subtasks.identity,
+        num_exclusive=subtasks.num_exclusive,
         split=split,
         clients=clients,
         assignment=assigned,

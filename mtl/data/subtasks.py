@@ -16,22 +16,23 @@ from mtl.types import ImageData
 class Subtasks:
     """names: T of them; targets, known: bool [N, T]; identity: int64 [N], the one subtask that image i is a positive of, or -1.
 
-    `exclusive` says that an image is a positive of at most one subtask, so that the scores can be fused to one decision.
+    An image is a positive of at most one of the first `num_exclusive` subtasks, so that their scores can be fused to one decision.
     """
 
     names: tuple[str, ...]
     targets: Tensor
     known: Tensor
-    exclusive: bool
+    num_exclusive: int
 
     def __len__(self) -> int:
         return len(self.names)
 
     @property
     def identity(self) -> Tensor:
-        if not self.exclusive:
+        if not self.num_exclusive:
             return torch.full((len(self.targets),), -1)
-        return torch.where(self.targets.any(1), self.targets.int().argmax(1), -1)
+        rivals = self.targets[:, : self.num_exclusive]
+        return torch.where(rivals.any(1), rivals.int().argmax(1), -1)
 
 
 def one_vs_rest(data: ImageData, *, classes: Sequence[str] | None = None) -> Subtasks:
@@ -44,7 +45,7 @@ def one_vs_rest(data: ImageData, *, classes: Sequence[str] | None = None) -> Sub
     if len(names) < 2:
         raise ValueError(f"subtasks.classes must name at least 2 of the classes of {data.name}, got {len(names)}: {list(names)}")
     targets = data.classes[:, None] == index
-    return Subtasks(names, targets, _known_classes(data, len(names)), exclusive=True)
+    return Subtasks(names, targets, _known_classes(data, len(names)), len(names))
 
 
 def attributes(data: ImageData, *, names: Sequence[str] | None = None) -> Subtasks:
@@ -54,7 +55,18 @@ def attributes(data: ImageData, *, names: Sequence[str] | None = None) -> Subtas
     if not chosen:
         raise ValueError(f"subtasks=attributes needs a data set with attributes, and {data.name} has none")
     values = data.attributes[:, index]
-    return Subtasks(chosen, values == 1, values >= 0, exclusive=False)
+    return Subtasks(chosen, values == 1, values >= 0, 0)
+
+
+def classes_and_attributes(
+    data: ImageData, *, classes: Sequence[str] | None = None, names: Sequence[str] | None = None
+) -> Subtasks:
+    """Those of `one_vs_rest`, then those of `attributes`: who is she, and is she smiling?"""
+    who, how = one_vs_rest(data, classes=classes), attributes(data, names=names)
+    if both := sorted(set(who.names) & set(how.names)):
+        raise ValueError(f"classes and attributes of {data.name} must have different names, got {', '.join(both)} as both")
+    targets, known = torch.cat([who.targets, how.targets], 1), torch.cat([who.known, how.known], 1)
+    return Subtasks(who.names + how.names, targets, known, who.num_exclusive)
 
 
 def groups(data: ImageData, *, mapping: Mapping[str, Sequence[str]]) -> Subtasks:
@@ -69,7 +81,7 @@ def groups(data: ImageData, *, mapping: Mapping[str, Sequence[str]]) -> Subtasks
         dim=1,
     )
     exclusive = len(mapping) > 1 and bool((targets.sum(1) <= 1).all())
-    return Subtasks(tuple(mapping), targets, _known_classes(data, len(mapping)), exclusive)
+    return Subtasks(tuple(mapping), targets, _known_classes(data, len(mapping)), len(mapping) if exclusive else 0)
 
 
 def _known_classes(data: ImageData, num_tasks: int) -> Tensor:

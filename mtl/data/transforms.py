@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtl.data.warp import equalise
+
 DRAWS = 9
 
 
@@ -86,17 +88,22 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Normalise:
-    """From stored pixels to what the trunk sees: (x - mean) / deviation, or each image by its own mean and deviation."""
+    """From stored pixels to what the trunk sees: (x - mean) / deviation, or each image by its own mean and deviation; with `equalise`
+    after its histogram has been equalised (`warp.equalise`), for light that differs from picture to picture.
+    """
 
     mean: float = 0.5
     deviation: float = 0.25
     per_image: bool = False
+    equalise: bool = False
 
     def __post_init__(self) -> None:
         if not self.deviation > 0:
             raise ValueError(f"normalise.deviation must be > 0, got {self.deviation}")
 
     def __call__(self, images: Tensor) -> Tensor:
+        if self.equalise:
+            images = equalise(images)
         if not self.per_image:
             return (images - self.mean) / self.deviation
         mean = images.mean((1, 2, 3), keepdim=True)

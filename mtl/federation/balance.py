@@ -5,7 +5,7 @@ head's direction: the tasks' Gramian, and with it their weights, cost no backwar
 of the `parameters` the gradients of the trunk are exact, at one backward pass for each task.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -20,7 +20,7 @@ from mtl.balancing.weighting import Equal
 from mtl.federation.objective import Objective, pair_loss
 from mtl.losses.pairs import TaskCounts
 from mtl.models.cnn import Trunk
-from mtl.models.hard_sharing import HardSharing, is_head
+from mtl.models.hard_sharing import DETECTOR, HardSharing, is_head
 from mtl.seeding import random_uniform
 from mtl.types import Params
 
@@ -60,6 +60,35 @@ class Balance:
             shape += (1,)  # the size of a batch is not known, and nothing of this shape is remembered
         return {OWN + name: value for name, value in self.method.init(torch.zeros(shape, dtype=like.dtype)).items()}
 
+    def decide(
+        self, own: State, losses: Tensor, rows: Tensor | None, gramian: Tensor | None, active: Tensor, draw_key: Tensor
+    ) -> tuple[Tensor, Tensor | None, State]:
+        """The tasks' weights [..., T], the direction [..., P] where it is not the rows' weighted sum, and what is remembered.
+
+        losses: [..., T]; rows: the tasks' gradients [..., T, P], where the method needs them or they are there; gramian: [..., T, T];
+        active: bool [..., T]; draw_key: int32 [..., 2].
+        """
+        method, direction = self.method, None
+        if method.needs == "gradients":
+            assert rows is not None
+            draw = self._draw(draw_key, losses, *rows.shape[-2:])
+            direction, weights, own = method.combine(own, losses, rows, active, draw)
+        else:
+            weights, own = method.weigh(own, losses, gramian, active, self._draw(draw_key, losses, losses.shape[-1], 0))
+        if self.normalise:
+            total = weights.abs().sum(-1, keepdim=True)
+            scale = torch.where(total > 0, active.sum(-1, keepdim=True) / total, 0)
+            weights = weights * scale
+            direction = None if direction is None else direction * scale
+        return weights, direction, own
+
+    def _draw(self, key: Tensor, like: Tensor, num_tasks: int, num_coordinates: int) -> Tensor:
+        """The balancer's uniform random numbers, [..., *draw_shape]."""
+        shape = self.method.draw_shape(num_tasks, num_coordinates)
+        place = torch.arange(torch.Size(shape).numel(), dtype=torch.int32, device=key.device)
+        draw: Tensor = random_uniform(key[..., None, :], place).to(like).unflatten(-1, shape)
+        return draw
+
 
 def make_balance(
     method: Balancer,
@@ -82,11 +111,11 @@ def make_balance(
         raise ValueError(
             f"balancer must be equal, without balance.conflict, for {type(model.heads).__name__}: their penalty is not a task's"
         )
-    fused = isinstance(model.trunk, Trunk) and hasattr(model.heads, "directions")
+    fused = isinstance(model.trunk, Trunk) and hasattr(model.heads, "directions") and model.detector is None
     possible = [name for name in method.levels if fused or name == "parameters"]
     chosen = possible[0] if level == "auto" else level
     if chosen not in possible:
-        why = f"{type(method).__name__} remembers the gradients" if fused else "the subtasks do not read the same features"
+        why = f"{type(method).__name__} remembers the gradients" if fused else "the tasks do not read the same features"
         raise ValueError(f"balance.level={chosen} cannot be: {why}; use balance.level=parameters")
     return Balance(method, chosen, method.heads if heads is None else heads, normalise, conflict)
 
@@ -161,12 +190,7 @@ class BalancedStep:
         elif balance.compares:
             rows = self._exact(logits, trunk, errors, active)
             gramian = gramian_of(rows)
-        weights, direction, own = self._decide(own, losses.detach(), rows, gramian, batch)
-        if balance.normalise:
-            total = weights.abs().sum(-1, keepdim=True)
-            scale = torch.where(total > 0, active.sum(-1, keepdim=True) / total, 0)
-            weights = weights * scale
-            direction = None if direction is None else direction * scale
+        weights, direction, own = balance.decide(own, losses.detach(), rows, gramian, active, batch.draw_key)
 
         pull = errors * weights[..., None, :]
         if apart:
@@ -184,22 +208,6 @@ class BalancedStep:
         sums = both.detach() if self._parts.objective.reduction == "sum" else both.detach() * batch.valid.sum(-1)[..., None, None]
         pairs = compare(gramian, active) if balance.conflict and gramian is not None else None
         return Gradients({name: moved[name] for name in params}, sums, own, pairs)
-
-    def _decide(
-        self, own: State, losses: Tensor, rows: Tensor | None, gramian: Tensor | None, batch: Batch
-    ) -> tuple[Tensor, Tensor | None, State]:
-        """The tasks' weights [..., T], the direction [..., P] where it is not the rows' weighted sum, and what is remembered.
-
-        rows: the tasks' gradients [..., T, P], where the method needs them or they are there; gramian: [..., T, T].
-        """
-        method = self.balance.method
-        if method.needs != "gradients":
-            draw = self._draw(batch, losses.shape[-1], 0)
-            weights, own = method.weigh(own, losses, gramian, batch.active, draw)
-            return weights, None, own
-        assert rows is not None
-        direction, weights, own = method.combine(own, losses, rows, batch.active, self._draw(batch, *rows.shape[-2:]))
-        return weights, direction, own
 
     @torch.no_grad()
     def observe(self, params: Params, own: State, batch: Batch) -> State:
@@ -230,13 +238,6 @@ class BalancedStep:
                 places[name][..., task, :] = grad.flatten(lead)
         return rows
 
-    def _draw(self, batch: Batch, num_tasks: int, num_coordinates: int) -> Tensor:
-        """The balancer's uniform random numbers, [..., *draw_shape]."""
-        shape = self.balance.method.draw_shape(num_tasks, num_coordinates)
-        place = torch.arange(torch.Size(shape).numel(), dtype=torch.int32, device=batch.inputs.device)
-        draw: Tensor = random_uniform(batch.draw_key[..., None, :], place).to(batch.positives).unflatten(-1, shape)
-        return draw
-
     def _call(self, what: str, params: Params, batch: Batch, *given: Tensor) -> Tensor:
         if not self.stacked:
             result: Tensor = self._parts(what, *given)
@@ -249,6 +250,53 @@ class BalancedStep:
 
         many: Tensor = vmap(one)(params, batch.keys, batch.valid, *given)
         return many
+
+
+@dataclass(frozen=True)
+class Losses:
+    """tasks: [T]; active: bool [T]; sums: [2, ...], positive and negative losses summed over the images, for logging."""
+
+    tasks: Tensor
+    active: Tensor
+    sums: Tensor
+
+
+class BalancedLosses:
+    """`BalancedStep` for one model and tasks that need not read the same images. losses: of a batch, at the model's parameters as they
+    are. The gradients of the trunk are exact.
+    """
+
+    def __init__(self, balance: Balance, losses: Callable[[Any], Losses]) -> None:
+        self.balance, self.losses = balance, losses
+
+    def gradients(self, params: Params, own: State, batch: Any) -> Gradients:
+        """params: those of the model that train; batch: it has a `draw_key`, int32 [2]."""
+        balance = self.balance
+        found = self.losses(batch)
+        losses = _wide(found.tasks)
+        trunk = {name: params[name] for name in shared(params)}
+        rows = gramian = None
+        if balance.compares:
+            each = [_grad(loss, trunk, torch.ones_like(loss), keep=True) for loss in losses]
+            rows = torch.stack([torch.cat([losses.new_zeros(0), *(grad.flatten() for grad in grads.values())]) for grads in each])
+            gramian = gramian_of(rows)
+        weights, direction, own = balance.decide(own, losses.detach(), rows, gramian, found.active, batch.draw_key)
+        if rows is None:
+            moved = _grad(losses, trunk, weights, keep=True)
+        else:
+            moved = _split(weighted_sum(weights, rows) if direction is None else direction, trunk)
+        rest = {name: value for name, value in params.items() if name not in trunk}
+        moved |= _grad(losses, rest, weights if balance.heads else torch.ones_like(weights))
+        pairs = compare(gramian, found.active) if balance.conflict and gramian is not None else None
+        return Gradients({name: moved[name] for name in params}, found.sums, own, pairs)
+
+    @torch.no_grad()
+    def observe(self, params: Params, own: State, batch: Any) -> State:
+        """As `BalancedStep.observe`."""
+        if not self.balance.method.observes:
+            return own
+        found = self.losses(batch)
+        return self.balance.method.observe(own, _wide(found.tasks), found.active)
 
 
 class _Parts(nn.Module):
@@ -285,7 +333,7 @@ class _Parts(nn.Module):
 
 def shared(params: Params) -> list[str]:
     """The names of the parameters that the tasks share and whose gradients they may disagree on."""
-    return [name for name in params if not is_head(name) and not name.startswith((LOSS, OWN))]
+    return [name for name in params if not is_head(name) and not name.startswith((LOSS, OWN, DETECTOR))]
 
 
 def compare(gramian: Tensor, active: Tensor) -> Tensor:

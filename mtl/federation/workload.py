@@ -59,9 +59,15 @@ class TrainingCost:
 
 
 def training_cost(
-    model: HardSharing, objective: Objective, algorithm: LocalSGD, work: LocalWork, data: FederatedData
+    model: HardSharing,
+    objective: Objective,
+    algorithm: LocalSGD,
+    work: LocalWork,
+    data: FederatedData,
+    *,
+    beside: Callable[[HardSharing], Tensor] | None = None,
 ) -> TrainingCost:
-    """Counted on a step of one image and one of two."""
+    """Counted on a step of one image and one of two. beside: a loss that every step has besides, however many its images."""
 
     dtype = next(model.parameters()).dtype
 
@@ -73,7 +79,8 @@ def training_cost(
         module.set_step(torch.zeros(len(module.dropouts), 2, dtype=torch.int32), valid)
         inputs = torch.zeros(images, *data.image_shape, dtype=dtype)
         counts = TaskCounts(labels, labels, torch.zeros((), dtype=dtype))
-        return objective.losses(module, inputs, pairs, pairs, valid, counts).tasks.sum()
+        total = objective.losses(module, inputs, pairs, pairs, valid, counts).tasks.sum()
+        return total if beside is None else total + beside(module)
 
     params = {name: torch.empty_like(value, device="meta") for name, value in model.params().items()}
     state = algorithm.init(params)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mtl.data.client_batches import LocalWork, plan_batches
 from mtl.data.federated_data import FederatedData
-from mtl.federation.balance import OWN, Balance, BalancedStep, Batch
+from mtl.federation.balance import OWN, Balance, BalancedLosses, BalancedStep, Batch
 from mtl.federation.for_each_client import prepare
 from mtl.federation.local_sgd import LocalSGD
 from mtl.federation.objective import Objective
@@ -48,7 +48,7 @@ class CentralisedLearning(Learner):
         self.frozen = frozen
         self.model, self.objective, self.client, self.work = model.to(memory_format=torch.channels_last), objective, client, work
         self.schedule, self.num_rounds, self.seed = schedule, num_rounds, seed
-        self._balanced: BalancedStep | None = None
+        self._balanced: BalancedStep | BalancedLosses | None = None
         self.balancer_state: Params = {}
         if balance is not None:
             self._balanced = BalancedStep(balance, self.model, objective, stacked=False)
@@ -62,9 +62,12 @@ class CentralisedLearning(Learner):
             {"params": [params[name] for name in names], "lr": self.client.learning_rate * scale}
             for scale, names in self.client.groups(params).items()
         ]
-        optimizer = torch.optim.SGD(groups, momentum=self.client.momentum, weight_decay=self.client.weight_decay)
+        optimizer = self.optimizer(groups)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda round: self.schedule.factor(round, self.num_rounds))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+
+    def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(groups, momentum=self.client.momentum, weight_decay=self.client.weight_decay)
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
@@ -75,24 +78,34 @@ class CentralisedLearning(Learner):
         self._batches = plan_batches(data.clients, [0], self.work, seed=self.seed, round=self.current_epoch)
         progress = torch.tensor(self.current_epoch / self.num_rounds, device=self.device)
         self._counts = TaskCounts(data.positives[0].to(progress), data.negatives[0].to(progress), progress)
-        self._sums = torch.zeros(2, data.num_tasks, device=self.device)
+        self._sums = torch.zeros(2, len(self.loss_names), device=self.device)
         self._pairs: Tensor | None = None
 
     def training_step(self, step: Tensor, batch_idx: int) -> Tensor:
-        data, row = self.federated_data, slice(batch_idx, batch_idx + 1)
-        rows = prepare(self.objective, self.model, self._batches, row, data.assignment.to(self.device), data)
-        inputs = rows.inputs[0].contiguous(memory_format=torch.channels_last)
-        self.model.set_step(rows.keys[0], rows.valid[0])
-        seen = (inputs, rows.targets[0], rows.mask[0], rows.valid[0])
+        batch = self._batch_of(batch_idx)
+        self.model.set_step(batch.keys, batch.valid)
         if self._balanced is not None:
-            counts = self._counts
-            batch = Batch(*seen, rows.keys[0], rows.draw_keys[0], counts.positives, counts.negatives, counts.progress)
             return self._balance(self._balanced, batch)
-        losses = self.objective.losses(self.model, *seen, self._counts)
-        self._sums += self.objective.image_sums(losses, rows.valid[0])
+        losses = self.objective.losses(self.model, batch.inputs, batch.targets, batch.mask, batch.valid, self._counts)
+        self._sums += self.objective.image_sums(losses, batch.valid)
         return losses.tasks.sum()
 
-    def _balance(self, step: BalancedStep, batch: Batch) -> Tensor:
+    def _batch_of(self, step: int) -> Batch:
+        data, counts = self.federated_data, self._counts
+        rows = prepare(self.objective, self.model, self._batches, slice(step, step + 1), data.assignment.to(self.device), data)
+        return Batch(
+            inputs=rows.inputs[0].contiguous(memory_format=torch.channels_last),
+            targets=rows.targets[0],
+            mask=rows.mask[0],
+            valid=rows.valid[0],
+            keys=rows.keys[0],
+            draw_key=rows.draw_keys[0],
+            positives=counts.positives,
+            negatives=counts.negatives,
+            progress=counts.progress,
+        )
+
+    def _balance(self, step: BalancedStep | BalancedLosses, batch: Any) -> Tensor:
         own = {name.removeprefix(OWN): value.to(self.device) for name, value in self.balancer_state.items()}
         self._batch, self._found = batch, step.gradients(self._moving(), own, batch)
         self._sums += self._found.sums
@@ -122,7 +135,7 @@ class CentralisedLearning(Learner):
         self.account["samples"] += samples
         rate = self.client.learning_rate * self.schedule.factor(self.current_epoch, self.num_rounds)
         finite = torch.stack([parameter.isfinite().all() for parameter in self.model.parameters()]).all()
-        trained = torch.ones(self.federated_data.num_tasks, dtype=torch.bool)
+        trained = torch.ones(len(self.loss_names), dtype=torch.bool)
         self.finish_round(
             self._sums / samples, trained, rate, functools.partial(_check, finite, self.current_epoch + 1), self._pairs
         )

@@ -80,6 +80,21 @@ class Learner(LightningModule):
         raise NotImplementedError
 
     @property
+    def loss_names(self) -> tuple[str, ...]:
+        """What the losses of a round are of."""
+        return self.federated_data.tasks
+
+    @property
+    def balanced(self) -> tuple[str, ...]:
+        """The tasks that a balancer weighs."""
+        return self.federated_data.tasks
+
+    @property
+    def further_data(self) -> tuple[Tensor, ...]:
+        """What a run is of, beside its configuration and its images."""
+        return ()
+
+    @property
     def watched(self) -> str:
         return "val" if len(self.federated_data.split.val) else "monitor"
 
@@ -146,7 +161,7 @@ class Learner(LightningModule):
             metrics |= {"conflict/cosine": cosines / count, "conflict/share": against / count} if count else {}
         if self.per_task:
             for t in trained.nonzero().flatten().tolist():
-                task, pair = self.federated_data.tasks[t], losses[:, t].tolist()
+                task, pair = self.loss_names[t], losses[:, t].tolist()
                 metrics |= {f"train/{task}/positive": pair[0], f"train/{task}/negative": pair[1]}
         return metrics | {account_key(name): float(value) for name, value in numbers.account.items() if name != "seconds"}
 
@@ -170,7 +185,8 @@ class Learner(LightningModule):
     def _evaluate(self, index: Tensor) -> tuple[Metrics, Tensor]:
         data = self.federated_data
         scores = self.scores(index)
-        return evaluate_scores(scores, data.targets[index], data.known[index], data.identity[index], data.tasks), scores.cpu()
+        truth = (data.targets[index], data.known[index], data.identity[index])
+        return evaluate_scores(scores, *truth, data.tasks, data.num_exclusive), scores.cpu()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.read_rounds()

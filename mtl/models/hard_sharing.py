@@ -9,7 +9,7 @@ from mtl.models.dropout import KeyedDropout, use_keyed_dropout
 from mtl.models.norm import LocalBatchNorm, refuse_batch_norm
 from mtl.types import Params
 
-HEADS = "heads."
+HEADS, DETECTOR = "heads.", "detector."
 
 
 def hard_sharing(parts: Parts) -> tuple[nn.Module, nn.Module]:
@@ -23,14 +23,16 @@ class HardSharing(nn.Module):
     `architecture`).
 
     Parameters under `heads.` have the subtasks as their first axis and belong to the subtask; all others are shared. `held` is about how
-    many numbers are in memory for an image that is scored, 1 where they need not be counted.
+    many numbers are in memory for an image that is scored, 1 where they need not be counted. detector: None, or a head that finds faces
+    on the trunk's map of a picture (see `centre`).
     """
 
-    def __init__(self, trunk: nn.Module, heads: nn.Module, loss: nn.Module) -> None:
+    def __init__(self, trunk: nn.Module, heads: nn.Module, loss: nn.Module, detector: nn.Module | None = None) -> None:
         super().__init__()
         self.trunk = trunk
         self.heads = heads
         self.loss = loss
+        self.detector = detector
         self.held: int = max(getattr(part, "held", 1) for part in (trunk, heads))
         refuse_batch_norm(self)
         use_keyed_dropout(self)

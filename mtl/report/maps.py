@@ -124,7 +124,7 @@ def draw_confusion(group: Group) -> Drawing:
     counts = count_confusions(predictions)
     if counts is None:
         return None
-    tasks = predictions[0].tasks
+    tasks = predictions[0].tasks[: len(counts)]
     if len(tasks) > MAX_TASKS:
         return _draw_confused_pairs(counts, tasks)
     percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)

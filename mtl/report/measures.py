@@ -15,11 +15,14 @@ def matching_predictions(group: Group) -> list[Predictions]:
 
 
 def count_confusions(predictions: Sequence[Predictions]) -> Array | None:
-    """Counts [T, T] of true identity against the task with the highest score; None where no image has an identity."""
-    counts = np.zeros((len(predictions[0].tasks),) * 2, dtype=np.int64) if predictions else np.zeros((0, 0), dtype=np.int64)
+    """Counts [P, P] of true identity against the task with the highest score, of the P that exclude one another; None where no image
+    has an identity.
+    """
+    number = predictions[0].num_exclusive if predictions else 0
+    counts = np.zeros((number, number), dtype=np.int64)
     for one in predictions:
         known = one.identity >= 0
-        answers = np.where(np.isnan(one.scores), -np.inf, one.scores)[known].argmax(1)
+        answers = np.where(np.isnan(one.scores), -np.inf, one.scores)[known, :number].argmax(1)
         np.add.at(counts, (one.identity[known], answers), 1)
     return counts if counts.any() else None
 

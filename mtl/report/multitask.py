@@ -48,7 +48,6 @@ def draw_conflict(group: Group) -> Drawing:
     if run is None or run.conflict is None or not run.conflict.steps.any():
         return None
     conflict = run.conflict
-    names = np.array(run.task_names(len(conflict.steps)))
     met = conflict.steps.sum(1) > 0
     worst_first = np.argsort(
         np.where(met, -(conflict.conflicting * conflict.steps).sum(1) / np.maximum(conflict.steps.sum(1), 1), 1)
@@ -60,8 +59,8 @@ def draw_conflict(group: Group) -> Drawing:
     left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
     limit = float(np.abs(cosine).max()) or 1.0
     image = left.imshow(cosine, cmap="RdBu", vmin=-limit, vmax=limit, interpolation="nearest")
-    left.set_xticks(range(len(shown)), [shorten(str(name), 18) for name in names[shown]], rotation=90, size=6)
-    left.set_yticks(range(len(shown)), [shorten(str(name), 18) for name in names[shown]], size=6)
+    left.set_xticks(range(len(shown)), [shorten(str(name), 18) for name in conflict.tasks[shown]], rotation=90, size=6)
+    left.set_yticks(range(len(shown)), [shorten(str(name), 18) for name in conflict.tasks[shown]], size=6)
     left.tick_params(length=0)
     left.spines[:].set_visible(False)
     figure.colorbar(image, ax=left, label="mean cosine of the gradients", pad=0.015, aspect=25, shrink=0.9).outline.set_visible(

@@ -25,7 +25,8 @@ class Predictions:
     """Test decisions of one run.
 
     scores: float [N, T], above zero is yes; targets, known: bool [N, T]; tasks: T names;
-    identity: int [N], the index of the true task, -1 for none (all -1 when the tasks do not exclude one another).
+    identity: int [N], which of the first `num_exclusive` tasks, that exclude one another, is the true one, -1 for none. A file that
+    does not say how many these are is of tasks that all do.
     """
 
     scores: Array
@@ -33,6 +34,7 @@ class Predictions:
     known: Array
     tasks: tuple[str, ...]
     identity: Array
+    num_exclusive: int
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,14 @@ class Federation:
 
 @dataclass(frozen=True)
 class Conflict:
-    """For each pair of tasks, [T, T]: mean cosine of their gradients, share of steps in which it is negative, number of steps."""
+    """For each pair of tasks, [T, T]: mean cosine of their gradients, share of steps in which it is negative, number of steps;
+    tasks: T names, those of the subtasks and of what else was balanced with them.
+    """
 
     cosine: Array
     conflicting: Array
     steps: Array
+    tasks: Array
 
 
 @dataclass(frozen=True)
@@ -195,7 +200,8 @@ def _read_metrics(path: Path) -> tuple[dict[str, dict[int, float]], int]:
 def _read_predictions(path: Path) -> Predictions:
     with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
         tasks = tuple(str(task) for task in file["tasks"])
-        predictions = Predictions(file["scores"], file["targets"], file["known"], tasks, file["identity"])
+        num_exclusive = int(file["num_exclusive"]) if "num_exclusive" in file else len(tasks)
+        predictions = Predictions(file["scores"], file["targets"], file["known"], tasks, file["identity"], num_exclusive)
     shape = (len(predictions.identity), len(tasks))
     _check_shapes(predictions.__dict__, ("scores", "targets", "known"), shape)
     return predictions
@@ -213,10 +219,11 @@ def _read_federation(path: Path) -> Federation:
 
 def _read_conflict(path: Path) -> Conflict:
     with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-        conflict = Conflict(file["cosine"], file["conflicting"], file["steps"])
+        conflict = Conflict(file["cosine"], file["conflicting"], file["steps"], file["tasks"])
     if conflict.steps.ndim != 2 or conflict.steps.shape[0] != conflict.steps.shape[1]:
         raise ValueError(f"steps must be [T, T], got shape {conflict.steps.shape}")
     _check_shapes(conflict.__dict__, ("cosine", "conflicting"), conflict.steps.shape)
+    _check_shapes(conflict.__dict__, ("tasks",), conflict.steps.shape[:1])
     return conflict
 
 

@@ -19,7 +19,7 @@ SPLIT = Split(torch.arange(0, 300), torch.arange(300, 340), torch.arange(340, N)
 def draw() -> Subtasks:
     rng = generator(0, "hiding-test")
     known = torch.rand(N, T, generator=rng) < 0.9
-    return Subtasks(tuple("abcde"), torch.rand(N, T, generator=rng) < 0.5, known, exclusive=False)
+    return Subtasks(tuple("abcde"), torch.rand(N, T, generator=rng) < 0.5, known, num_exclusive=0)
 
 
 def test_about_the_share_stays_known_and_nothing_else_changes() -> None:

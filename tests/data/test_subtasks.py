@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -36,19 +38,29 @@ def test_unknown_attributes_are_masked(images: ImageData) -> None:
     values = images.attributes[:, 1]
     assert torch.equal(made.known[:, 1], values != -1)
     assert torch.equal(made.targets[:, 1], values == 1)
-    assert not made.exclusive
+    assert made.num_exclusive == 0
     assert (made.identity == -1).all()
 
 
 def test_groups_join_classes(images: ImageData) -> None:
     made = subtasks.groups(images, mapping={"low": ["c0", "c1"], "high": ["c3"]})
     assert made.targets.sum(0).tolist() == [12, 6]
-    assert made.exclusive
+    assert made.num_exclusive == 2
     assert made.identity[images.classes == 2].tolist() == [-1] * 6
 
 
 def test_groups_that_overlap_are_not_exclusive(images: ImageData) -> None:
-    assert not subtasks.groups(images, mapping={"a": ["c0", "c1"], "b": ["c1"]}).exclusive
+    assert not subtasks.groups(images, mapping={"a": ["c0", "c1"], "b": ["c1"]}).num_exclusive
+
+
+def test_classes_and_attributes_stand_side_by_side_and_only_the_classes_exclude_one_another(images: ImageData) -> None:
+    who, how = subtasks.one_vs_rest(images, classes=["c2", "c0"]), subtasks.attributes(images, names=["some"])
+    made = subtasks.classes_and_attributes(images, classes=["c2", "c0"], names=["some"])
+    assert made.names == ("c2", "c0", "some")
+    assert torch.equal(made.targets, torch.cat([who.targets, how.targets], 1))
+    assert torch.equal(made.known, torch.cat([who.known, how.known], 1))
+    assert made.num_exclusive == 2
+    assert torch.equal(made.identity, who.identity)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +69,10 @@ def test_groups_that_overlap_are_not_exclusive(images: ImageData) -> None:
         (lambda d: subtasks.one_vs_rest(d, classes=["c0", "c9"]), r"subtasks.classes must be among c0, c1, c2, c3, got c9"),
         (lambda d: subtasks.one_vs_rest(d, classes=["c0"]), "at least 2"),
         (lambda d: subtasks.one_vs_rest(d, classes=["c0", "c0"]), "twice"),
+        (
+            lambda d: subtasks.classes_and_attributes(replace(d, attribute_names=("c1", "some"))),
+            "must have different names, got c1 as both",
+        ),
         (lambda d: subtasks.attributes(d, names=["smiling"]), "must be among odd, some, got smiling"),
         (lambda d: subtasks.groups(d, mapping={}), "at least one group"),
         (lambda d: subtasks.groups(d, mapping={"a": ["cat"]}), r"subtasks.mapping.a must be among .* got cat"),

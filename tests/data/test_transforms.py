@@ -72,6 +72,13 @@ def test_normalise_by_constants_and_by_image() -> None:
     assert torch.allclose(own.std((1, 2, 3), correction=0), torch.ones(3), atol=1e-2)
 
 
+def test_equalised_pictures_do_not_depend_on_light_and_contrast() -> None:
+    levels = (PICTURE * 100).round() / 255
+    normalise = Normalise(equalise=True)
+    assert torch.allclose(normalise(levels), normalise(levels * 2 + 20 / 255))
+    assert not torch.allclose(Normalise()(levels), Normalise()(levels * 2 + 20 / 255), atol=0.5)
+
+
 def test_bytes_become_fractions() -> None:
     assert to_float(torch.tensor([0, 51, 255], dtype=torch.uint8)).tolist() == pytest.approx([0, 0.2, 1])
 

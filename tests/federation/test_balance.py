@@ -277,7 +277,7 @@ def test_architectures_are_balanced_on_exact_gradients(federation, architecture:
     words = [f"architecture={architecture}", "trunk.channels=[8]", "trunk.width=8", "heads=linear", "loss=bce"]
     model = build_model(compose(words), federation.image_shape, federation.tasks).double().eval()
     batch = a_batch()
-    with pytest.raises(ValueError, match=r"balance\.level=representation cannot be: the subtasks do not read the same features"):
+    with pytest.raises(ValueError, match=r"balance\.level=representation cannot be: the tasks do not read the same features"):
         make_balance(MGDA(), model, level="representation")
     grads, _ = balanced(Fixed((1.0, 2.0, 0.5, 1.0)), model, batch, conflict=True, heads=True)
     tasks = one_by_one(model, batch)

@@ -60,7 +60,13 @@ def fabricate_run(
         identity = np.full(len(targets), -1)
     scores = np.where(targets, 0.5 * skill - hardness, -skill) + random.normal(0, 1.2, targets.shape)
     arrays = {"scores": scores.astype(np.float32), "targets": targets, "known": np.ones_like(targets)}
-    np.savez(path / "predictions.npz", tasks=np.array(tasks), identity=identity, **arrays)
+    np.savez(
+        path / "predictions.npz",
+        tasks=np.array(tasks),
+        identity=identity,
+        num_exclusive=np.array(num_tasks if is_exclusive else 0),
+        **arrays,
+    )
 
     summary: dict[str, float | None] = {}
     aurocs, accuracies = [], []

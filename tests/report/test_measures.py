@@ -1,5 +1,7 @@
 """Confusions, score ranges and bins against values worked out by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from mtl.report.measures import count_confusions, measure_score_ranges, sum_bins
@@ -10,7 +12,7 @@ def make_predictions(scores: list[list[float]], identity: list[int]) -> Predicti
     array = np.array(scores, dtype=np.float32)
     targets = np.array(identity)[:, None] == np.arange(array.shape[1])
     tasks = tuple(f"t{index}" for index in range(array.shape[1]))
-    return Predictions(array, targets, np.ones_like(targets), tasks, np.array(identity))
+    return Predictions(array, targets, np.ones_like(targets), tasks, np.array(identity), len(tasks))
 
 
 def test_confusions_count_the_highest_score_and_skip_unknown_identities_and_nan() -> None:
@@ -18,6 +20,11 @@ def test_confusions_count_the_highest_score_and_skip_unknown_identities_and_nan(
     predictions = make_predictions(scores, [0, 0, 1, -1])
     np.testing.assert_array_equal(count_confusions([predictions]), [[1, 1], [0, 1]])
     np.testing.assert_array_equal(count_confusions([predictions, predictions]), [[2, 2], [0, 2]])
+
+
+def test_confusions_are_of_the_tasks_that_exclude_one_another() -> None:
+    predictions = replace(make_predictions([[2.0, 1.0, 9.0], [0.0, 3.0, 9.0]], [0, 0]), num_exclusive=2)
+    np.testing.assert_array_equal(count_confusions([predictions]), [[1, 1], [0, 0]])
 
 
 def test_without_identities_there_are_no_confusions() -> None:

@@ -30,7 +30,8 @@ def test_conflicts_are_drawn_where_they_were_measured(tmp_path: Path) -> None:
     assert draw_conflict(group_runs([read_run(tmp_path)])[0]) is None
     steps = np.array([[0, 4, 0], [4, 0, 0], [0, 0, 0]])
     cosine = np.where(steps > 0, -0.25, 0.0)
-    write_arrays(tmp_path / "conflict.npz", cosine=cosine, conflicting=np.where(steps > 0, 0.5, 0.0), steps=steps)
+    arrays = {"cosine": cosine, "conflicting": np.where(steps > 0, 0.5, 0.0), "steps": steps, "tasks": np.array(["a", "b", "c"])}
+    write_arrays(tmp_path / "conflict.npz", **arrays)
     figure = draw_conflict(group_runs([read_run(tmp_path)])[0])
     assert figure is not None
     shown = figure.axes[0].images[0].get_array()
@@ -39,3 +40,4 @@ def test_conflicts_are_drawn_where_they_were_measured(tmp_path: Path) -> None:
     assert shown.shape == (2, 2)
     assert shown[0, 1] == -0.25
     assert np.ma.getmaskarray(shown)[0, 0]
+    assert {label.get_text() for label in figure.axes[0].get_yticklabels()} == {"a", "b"}

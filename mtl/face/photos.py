@@ -1,0 +1,111 @@
+"""Photos of users: found by name, folder or pattern, read whatever their kind, and drawn on.
+
+Read are jpg, png, webp, bmp, pgm and ppm, grey or colour, turned upright by their EXIF tag, transparency laid on black. A photo must have
+at least 16 pixels on each side and at most 64 megapixels; what is longer than `max_side` is averaged down to it.
+"""
+
+import io
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from torch import Tensor
+
+from mtl.data.images import EXTENSIONS, PILLOW_ERRORS, list_images, to_pixels
+
+LEAST_SIDE, MOST_PIXELS = 16, 2**26
+COLOURS = {True: (30, 160, 80), False: (215, 95, 20)}
+
+
+class UnreadablePhoto(ValueError):
+    """A photo that cannot be used."""
+
+
+@dataclass(frozen=True)
+class Photo:
+    """image: float [c, H, W] in 0..1, as the model sees it; scale: pixels of the upright picture in the file to one of it."""
+
+    path: Path
+    image: Tensor
+    scale: float
+
+
+def find_photos(names: Sequence[str]) -> list[Path]:
+    """The photos that files, folders and patterns as `holiday/*.jpg` name, each once, in order. Raises ValueError for what names none."""
+    found: list[Path] = []
+    for name in names:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            some = list_images(path)
+        elif path.is_file():
+            some = [path]
+        else:
+            start = Path(path.anchor or ".")
+            matches = start.glob(str(path.relative_to(start) if path.anchor else path)) if path.parts else ()
+            some = sorted(p for p in matches if p.is_file() and p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
+        if not some:
+            kinds = " ".join(sorted(EXTENSIONS))
+            raise ValueError(f"PHOTO must be a photo, a folder of them or a pattern, got {name} with none ({kinds})")
+        found += some
+    return list(dict.fromkeys(found))
+
+
+def open_photo(path: Path) -> Image.Image:
+    """The picture, upright. Raises UnreadablePhoto with the reason."""
+    try:
+        with warnings.catch_warnings():
+            # Pillow's own limit is only a warning; ours is checked before anything is decoded.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(path.read_bytes()))
+        width, height = image.size
+        if min(width, height) < LEAST_SIDE:
+            raise UnreadablePhoto(f"{path} must have at least {LEAST_SIDE} pixels on each side, got {width} x {height}")
+        if width * height > MOST_PIXELS:
+            raise _too_large(path, f"{width} x {height}")
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+    except UnreadablePhoto:
+        raise
+    except Image.DecompressionBombError as error:
+        raise _too_large(path, "more than Pillow opens") from error
+    except PILLOW_ERRORS as error:
+        raise UnreadablePhoto(
+            f"{path} cannot be decoded: it is empty, damaged or not an image ({type(error).__name__})"
+        ) from error
+    return image
+
+
+def _too_large(path: Path, came: str) -> UnreadablePhoto:
+    return UnreadablePhoto(f"{path} must have at most {MOST_PIXELS // 2**20} megapixels (2^20 pixels each), got {came}")
+
+
+def read_photo(path: Path, *, channels: int, max_side: int = 640) -> Photo:
+    """channels: 1 for grey, 3 for RGB. Raises UnreadablePhoto."""
+    image = open_photo(path)
+    scale = max(max(image.size) / max_side, 1.0)
+    width, height = (max(round(side / scale), LEAST_SIDE) for side in image.size)
+    pixels = to_pixels(image, (height, width) if scale > 1 else None, channels == 1)
+    return Photo(path, torch.from_numpy(pixels).float() / 255, scale)
+
+
+def draw_faces(path: Path, boxes: Sequence[Sequence[float]], labels: Sequence[str], known: Sequence[bool]) -> Image.Image:
+    """The photo with a frame and a label for each face: green for somebody known, orange for others."""
+    image = Image.fromarray(to_pixels(open_photo(path), None, False).transpose(1, 2, 0))
+    draw = ImageDraw.Draw(image)
+    line = max(round(min(image.size) / 300), 1)
+    for box, label, is_known in zip(boxes, labels, known, strict=True):
+        colour = COLOURS[is_known]
+        left, top, right, bottom = box
+        draw.rectangle((left, top, right, bottom), outline=colour, width=line)
+        font = ImageFont.load_default(size=min(max((right - left) / 7, 9 * line), 16 * line))
+        text = draw.textbbox((0, 0), label, font=font)
+        width, height = text[2] + 4 * line, text[3] + 2 * line
+        # Above the frame where there is room, else inside; never beyond the right border.
+        x = max(min(left, image.width - width), 0)
+        y = top - height if top >= height else top
+        draw.rectangle((x, y, x + width, y + height), fill=colour)
+        draw.text((x + 2 * line, y + line / 2), label, fill="white", font=font)
+    return image

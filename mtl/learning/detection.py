@@ -1,0 +1,255 @@
+"""Detection and subtasks in one trunk: scenes train where faces are and how large, pictures of single faces train the subtasks.
+
+Detection is one more task beside the subtasks: the losses of a step are one vector [T + 1], the last the sum of the three of
+`losses.centre`, which a balancer weighs. Rounds, steps, checkpoints and the evaluation of the subtasks are those of centralised training;
+only the optimiser is another.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics.detection import MeanAveragePrecision
+
+from mtl.data.client_batches import AUGMENTATION, LocalWork, part_of_key, plan_batches
+from mtl.data.federated_data import FederatedData
+from mtl.data.ragged import Ragged
+from mtl.data.scene_transforms import SCENE_DRAWS, SceneAugmentation
+from mtl.data.scenes import TEST, TRAIN, VAL, SceneSet
+from mtl.data.transforms import to_float
+from mtl.face.finder import DetectionOptions, FaceFinder, Faces, match_faces
+from mtl.federation.balance import Balance, BalancedLosses, Batch, Losses
+from mtl.federation.local_sgd import LocalSGD
+from mtl.federation.message import client_bytes
+from mtl.federation.objective import Objective
+from mtl.federation.schedule import Schedule
+from mtl.federation.workload import TrainingCost, training_cost
+from mtl.learning.centralised import CentralisedLearning
+from mtl.losses.centre import TERMS, centre_losses, centre_targets
+from mtl.losses.pairs import PairLosses
+from mtl.metrics import Metrics
+from mtl.models.hard_sharing import HardSharing
+from mtl.seeding import derive_seed, random_uniform
+
+BATCH = 32  # scenes evaluated at once
+
+
+@dataclass(frozen=True)
+class JointBatch:
+    """subtasks: pictures of single faces; images: float [B, c, H, W] in 0..1, scenes; boxes: [B, M, 4]; present: bool [B, M]."""
+
+    subtasks: Batch
+    images: Tensor
+    boxes: Tensor
+    present: Tensor
+
+    @property
+    def draw_key(self) -> Tensor:
+        return self.subtasks.draw_key
+
+
+class DetectionLearning(CentralisedLearning):
+    """`model`: with a detector. `data`: pictures of single faces with their subtasks, of as many channels as the scenes have. Where the
+    data have validation images, the scenes must have some too.
+    """
+
+    def __init__(
+        self,
+        model: HardSharing,
+        data: FederatedData,
+        objective: Objective,
+        client: LocalSGD,
+        work: LocalWork,
+        schedule: Schedule,
+        *,
+        scenes: SceneSet,
+        detection: DetectionOptions,
+        scene_augmentation: SceneAugmentation,
+        num_rounds: int,
+        seed: int,
+        balance: Balance | None = None,
+        per_task: bool = True,
+        log_every: int = 1,
+        frozen: Callable[[int], frozenset[str]] = lambda round: frozenset(),
+    ) -> None:
+        if scenes.images.shape[1] != data.image_shape[0]:
+            raise ValueError(
+                f"scenes must have as many channels as the pictures of data, got {scenes.images.shape[1]} and {data.image_shape[0]}"
+            )
+        for part, name, needed in ((TRAIN, "training", True), (VAL, "validation", len(data.split.val) > 0), (TEST, "test", True)):
+            if needed and not len(scenes.part(part)):
+                raise ValueError(f"scenes must hold {name} scenes, as data do, got none in {scenes.name}")
+        super().__init__(
+            model,
+            data,
+            objective,
+            client,
+            work,
+            schedule,
+            num_rounds=num_rounds,
+            seed=seed,
+            per_task=per_task,
+            log_every=log_every,
+            frozen=frozen,
+        )
+        if balance is not None:
+            self._balanced = BalancedLosses(balance, self.step_losses)
+            self.balancer_state = balance.start(self.model.params(), len(self.balanced))
+        self.scenes, self.options, self.augmentation = scenes, detection, scene_augmentation
+        self.finder = self._finder(self.model)
+        # Whether the subtasks can say whose a face is, and the scenes whether they are right.
+        self._people = data.tasks[: data.num_exclusive]
+        self._named = (
+            bool((scenes.identity >= 0).any()) and len(self._people) > 0 and set(self._people) <= set(scenes.class_names)
+        )
+        self._scenes_held = Ragged.of([scenes.part(TRAIN)])
+        self.account["bytes_up"] += len(scenes.part(TRAIN)) * scenes.images[0].numel()
+
+    def _finder(self, model: HardSharing) -> FaceFinder:
+        assert model.detector is not None
+        return FaceFinder(
+            model.trunk,
+            model.detector,
+            self.objective.normalise,
+            crop_shape=self.federated_data.image_shape,
+            margin=self.options.margin,
+            mirror=self.objective.mirror,
+        )
+
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        return (*self.federated_data.tasks, *TERMS)
+
+    @property
+    def balanced(self) -> tuple[str, ...]:
+        return (*self.federated_data.tasks, "detection")
+
+    @property
+    def chosen_by(self) -> str:
+        return f"{self.watched}/named" if self._named else f"{self.watched}/ap50"
+
+    @property
+    def further_data(self) -> tuple[Tensor, ...]:
+        return self.scenes.images, self.scenes.boxes, self.scenes.counts, self.scenes.identity
+
+    def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """AdamW with `client.momentum` as its first beta: the focal loss of a map whose cells are nearly all empty starts too steep for
+        plain SGD, and CenterNet's own optimiser is Adam.
+        """
+        return torch.optim.AdamW(groups, betas=(self.client.momentum, 0.999), weight_decay=self.client.weight_decay)
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self.scenes = self.scenes.to(self.device)
+        self._scenes_held = self._scenes_held.to(self.device)
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        work = LocalWork(batch_size=self.options.batch_size, steps=len(self._batches.step))
+        self._scene_batches = plan_batches(
+            self._scenes_held, [0], work, seed=derive_seed(self.seed, "scenes"), round=self.current_epoch
+        )
+        self._scenes_filled = self._scene_batches.filled.tolist()
+
+    def training_step(self, step: Tensor, batch_idx: int) -> Tensor:
+        batch = self.joint_batch(batch_idx)
+        if self._balanced is not None:
+            return self._balance(self._balanced, batch)
+        losses = self.step_losses(batch)
+        self._sums += losses.sums
+        return losses.tasks.sum()
+
+    def joint_batch(self, step: int) -> JointBatch:
+        """What a step of this round trains on."""
+        return JointBatch(self._batch_of(step), *self._scene_batch(step))
+
+    def step_losses(self, batch: JointBatch) -> Losses:
+        """The losses [T + 1] of `balanced`; sums: [2, T + 3], of `loss_names`."""
+        own = batch.subtasks
+        self.model.set_step(own.keys, own.valid)
+        subtasks = self.objective.losses(self.model, own.inputs, own.targets, own.mask, own.valid, self._counts)
+        centres = self._centre_losses(self.model, self.finder, own.keys, batch.images, batch.boxes, batch.present)
+        detection = torch.stack([centres.positive, centres.negative])
+        return Losses(
+            tasks=torch.cat([subtasks.tasks, detection.sum().view(1)]),
+            active=torch.cat([own.active, own.active.new_ones(1)]),
+            sums=torch.cat([self.objective.image_sums(subtasks, own.valid), detection.detach() * own.valid.sum()], 1),
+        )
+
+    def _centre_losses(
+        self, model: HardSharing, finder: FaceFinder, keys: Tensor, images: Tensor, boxes: Tensor, present: Tensor
+    ) -> PairLosses:
+        model.set_step(keys, torch.ones(len(images), dtype=torch.bool, device=images.device))
+        maps = finder.maps(images.contiguous(memory_format=torch.channels_last))
+        return centre_losses(maps, centre_targets(boxes, present, (maps.shape[2], maps.shape[3]), finder.stride))
+
+    def training_cost(self) -> TrainingCost:
+        """With the scenes of a step, and the two moments of AdamW."""
+        images = torch.zeros(self.options.batch_size, *self.scenes.images.shape[1:])
+        nowhere = torch.zeros(len(images), 1, 4)
+
+        def beside(model: HardSharing) -> Tensor:
+            keys = torch.zeros(len(model.dropouts), 2, dtype=torch.int32)
+            return self._centre_losses(model, self._finder(model), keys, images, nowhere, nowhere[..., 0] > 0).tasks.sum()
+
+        cost = training_cost(self.model, self.objective, self.client, self.work, self.federated_data, beside=beside)
+        params = self.model.params()
+        return replace(cost, held=lambda assignment: 4 * client_bytes(params, assignment))
+
+    def _scene_batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The scenes of a step, augmented: images, boxes and which boxes count."""
+        batches, scenes = self._scene_batches, self.scenes
+        # Cut off, not masked: a padding scene whose boxes do not count would teach that its faces are none.
+        index = batches.index[step, : self._scenes_filled[step]]
+        number = self.options.batch_size * SCENE_DRAWS
+        places = batches.step[step] * number + torch.arange(len(index) * SCENE_DRAWS, dtype=torch.int32, device=index.device)
+        draw = random_uniform(part_of_key(batches.key[0], AUGMENTATION), places).view(-1, SCENE_DRAWS)
+        return self.augmentation(to_float(scenes.images[index]), scenes.boxes[index], scenes.valid[index], draw)
+
+    def _evaluate(self, index: Tensor) -> tuple[Metrics, Tensor]:
+        metrics, scores = super()._evaluate(index)
+        part = VAL if self.watched == "val" and not self.trainer.testing else TEST
+        return metrics | self.evaluate_scenes(self.scenes.part(part)), scores
+
+    @torch.no_grad()
+    def evaluate_scenes(self, index: Tensor) -> Metrics:
+        """ap50: COCO's average precision at an overlap of one half. Of the faces surer than `detection.confidence`, found: the share of
+        true faces that one stands for; precision: the share that stands for a true face; named: the share of true faces of known
+        identity that are found and named, by the highest score of the subtasks, where these are identities.
+        """
+        scenes, precision = self.scenes, MeanAveragePrecision(iou_thresholds=[0.5], backend="faster_coco_eval")
+        right = faces = known = matched = counted = 0
+        for some in index.split(BATCH):
+            images = to_float(scenes.images[some])
+            for image, found, i in zip(images, self.finder.find(images), some.tolist(), strict=True):
+                truth = scenes.boxes[i, : scenes.counts[i]]
+                precision.update([_as_coco(found)], [_as_coco(Faces(truth, truth.new_ones(len(truth))))])
+                sure = found.surer_than(self.options.confidence)
+                place = match_faces(sure.boxes, truth)
+                hit = place >= 0
+                faces, matched, counted = faces + len(truth), matched + int(hit.sum()), counted + len(sure)
+                identity = scenes.identity[i, : len(truth)].cpu()
+                known += int((identity >= 0).sum())
+                if self._named and bool(hit.any()):
+                    scores = self.objective.scores(self.model, self.finder.crops(image, sure.boxes[hit.to(image.device)]))
+                    who = [self._people[t] for t in scores[:, : len(self._people)].argmax(1).tolist()]
+                    truly = [scenes.class_names[p] if p >= 0 else None for p in identity[place[hit]].tolist()]
+                    right += sum(one == other for one, other in zip(who, truly, strict=True))
+        logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)  # it says its numbers in a table of its own
+        metrics: Metrics = {
+            "ap50": float(precision.compute()["map_50"]),
+            "found": matched / faces if faces else None,
+            "precision": matched / counted if counted else None,
+        }
+        return metrics | ({"named": right / max(known, 1)} if self._named else {})
+
+
+def _as_coco(faces: Faces) -> dict[str, Tensor]:
+    return {
+        "boxes": faces.boxes.cpu(),
+        "scores": faces.scores.cpu(),
+        "labels": torch.zeros(len(faces), dtype=torch.long),
+    }
