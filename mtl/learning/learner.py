@@ -133,7 +133,9 @@ class Learner(LightningModule):
             self.log_round(numbers.round, self._round_metrics(numbers, losses))
 
     def _round_metrics(self, numbers: RoundNumbers, losses: Tensor) -> Metrics:
-        """Subtasks that nobody trained have no loss in this round; the totals are the sum over all subtasks, estimated from the others."""
+        """Subtasks that nobody trained have no loss in this round; the totals are the sum over all subtasks, those of a source among them,
+        estimated from the others.
+        """
         metrics: Metrics = {}
         trained = numbers.trained
         if bool(trained.any()):
@@ -145,7 +147,7 @@ class Learner(LightningModule):
             cosines, against, count = numbers.pairs.sum((1, 2)).tolist()
             metrics |= {"conflict/cosine": cosines / count, "conflict/share": against / count} if count else {}
         if self.per_task:
-            for t in trained.nonzero().flatten().tolist():
+            for t in trained[: self.federated_data.num_tested].nonzero().flatten().tolist():
                 task, pair = self.federated_data.tasks[t], losses[:, t].tolist()
                 metrics |= {f"train/{task}/positive": pair[0], f"train/{task}/negative": pair[1]}
         return metrics | {account_key(name): float(value) for name, value in numbers.account.items() if name != "seconds"}
@@ -169,8 +171,10 @@ class Learner(LightningModule):
 
     def _evaluate(self, index: Tensor) -> tuple[Metrics, Tensor]:
         data = self.federated_data
-        scores = self.scores(index)
-        return evaluate_scores(scores, data.targets[index], data.known[index], data.identity[index], data.tasks), scores.cpu()
+        own = slice(data.num_tested)
+        scores = self.scores(index)[:, own]
+        targets, known = data.targets[index, own], data.known[index, own]
+        return evaluate_scores(scores, targets, known, data.identity[index], data.tasks[own]), scores.cpu()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.read_rounds()
@@ -181,6 +185,7 @@ class Learner(LightningModule):
         checkpoint["image_shape"] = list(self.image_shape)
         checkpoint["pixels"] = str(self.pixels).removeprefix("torch.")
         checkpoint["tasks"] = list(self.federated_data.tasks)
+        checkpoint["num_source"] = self.federated_data.num_source
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.account = dict(checkpoint["account"])
