@@ -1,29 +1,33 @@
 """What a configuration describes: the data, the model at its start, the objective."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from hydra_zen import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtl.data.federated_data import FederatedData, federate
+from mtl.data.instances import add_instances
 from mtl.federation.objective import Objective
 from mtl.models.architecture import Parts
 from mtl.models.centre import map_layers, map_stride
 from mtl.models.cnn import ImageShape, Trunk
 from mtl.models.hard_sharing import HardSharing
 from mtl.models.norm import replace_batch_norm
+from mtl.models.transfer import Transfer
 from mtl.models.weights import load_weights
 from mtl.seeding import derive_seed
 from mtl.tracking import fingerprint
 
 
 def build_data(config: DictConfig) -> FederatedData:
-    """Read the images, make the subtasks, split, partition and assign."""
+    """Read the images, make the subtasks, split, partition and assign; draw the source's images where they are trained along."""
     images = instantiate(config.data)
     subtasks, split = instantiate(config.subtasks)(images), instantiate(config.split)(images, config.seed)
-    return federate(
+    data = federate(
         images,
         *instantiate(config.known_labels)(subtasks, split, config.seed),
         partition=instantiate(config.partition),
@@ -31,6 +35,24 @@ def build_data(config: DictConfig) -> FederatedData:
         assignment=instantiate(config.assignment),
         seed=config.seed,
     )
+    transfer = instantiate(config.transfer)
+    if transfer.source is None:
+        return data
+    return _with_source(config, transfer, read_config(Path(transfer.source)), data)
+
+
+def read_config(run_dir: Path) -> DictConfig:
+    """The configuration of a run. Raises ValueError where there is none."""
+    file = run_dir / "config.yaml"
+    if not file.is_file():
+        raise ValueError(f"run directory must hold config.yaml, got {run_dir} without one")
+    try:
+        config = OmegaConf.load(file)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
+    if not isinstance(config, DictConfig) or "trunk" not in config:
+        raise ValueError(f"{file} is damaged: expected the configuration of a run")
+    return config
 
 
 def data_fingerprint(config: DictConfig, data: FederatedData, *further: Tensor) -> str:
@@ -71,6 +93,34 @@ def kept(config: DictConfig) -> str:
             return "all"
     keep: str = config.keep
     return keep
+
+
+def _with_source(config: DictConfig, transfer: Transfer, there: DictConfig, data: FederatedData) -> FederatedData:
+    """With training images of the run that `there` configures, read in the size and the colours of the data's own."""
+    if config.weights is None:
+        raise ValueError("transfer.source compares images by the embedding of a source trunk: weights must say which, got null")
+    if config.mode == "single_task":
+        raise ValueError(
+            "transfer.source adds subtasks, and mode=single_task trains one alone: use mode=local, federated or centralised"
+        )
+    channels, *size = data.image_shape
+    there.data.update({name: value for name, value in (("image_size", size), ("grey", channels == 1)) if name in there.data})
+    source = instantiate(there.data)
+    images = source.images.expand(-1, channels, -1, -1) if source.images.shape[1] == 1 else source.images
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(config.seed, "model"))
+        start = HardSharing(_make_trunk(config, data.image_shape), nn.Identity(), nn.Identity())
+    objective = build_objective(config)
+    return add_instances(
+        data,
+        images,
+        instantiate(there.subtasks)(source),
+        instantiate(there.split)(source, there.seed).train,
+        embed=lambda pictures: objective.embed(start, pictures),
+        ratio=transfer.ratio,
+        disjoint=transfer.disjoint,
+        seed=config.seed,
+    )
 
 
 def _make_trunk(config: DictConfig, image_shape: ImageShape) -> Trunk:

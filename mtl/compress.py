@@ -15,6 +15,7 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from mtl.build import read_config
 from mtl.configs import DEFAULTS, compose
 from mtl.deploy import Exported, device_model, export_run
 from mtl.edge.latency import file_call, measure
@@ -22,7 +23,7 @@ from mtl.edge.prune import Pruning
 from mtl.files import write_json
 from mtl.models.flops import count_forward, num_parameters
 from mtl.train import train
-from mtl.trained import load_run, read_config
+from mtl.trained import load_run
 
 STEPS = ("distil", "prune", "int8")
 

@@ -98,6 +98,8 @@ WHOLE: dict[str, dict[str, Any]] = {
         "fixed": Normalise,
         "per_image": (Normalise, {"per_image": True}),
         "equalised": (Normalise, {"equalise": True}),
+        # What torchvision's published weights were trained with.
+        "imagenet": (Normalise, {"mean": [0.485, 0.456, 0.406], "deviation": [0.229, 0.224, 0.225]}),
     },
     "work": {"steps": (LocalWork, {"steps": 8}), "epochs": LocalWork},
     "client": {"sgd": (LocalSGD, {"zen_exclude": ["scales"]})},
@@ -105,6 +107,9 @@ WHOLE: dict[str, dict[str, Any]] = {
         "none": Transfer,
         "parameters": (Transfer, {"decay": 0.38}),
         "features": (Transfer, {"trained": 0}),
+        # The weights of the paper for embeddings that are compared.
+        "relations": (Transfer, {"distance": 1.0, "angle": 2.0}),
+        "instances": (Transfer, {"source": MISSING}),
     },
     "balancer": {
         "equal": Equal,

@@ -183,7 +183,8 @@ def build_learner(config: DictConfig, data: FederatedData, run_dir: Path) -> tup
     )
     if balance is not None and objective.distil is not None:
         raise ValueError(
-            "distil.teacher needs balancer=equal, without balance.conflict: what a teacher asks for beside the labels is no task's"
+            "a teacher (distil.teacher, transfer.distance, transfer.angle) needs balancer=equal, without balance.conflict: what it "
+            "asks for beside the labels is no task's"
         )
     if balance is not None and transfer.unfreeze_every is not None and balance.remembers_gradients:
         name = type(balance.method).__name__
@@ -344,27 +345,31 @@ def _fit_summary(learner: Learner, data: FederatedData, rounds: int) -> Metrics:
 
 
 def _save_federation(run_dir: Path, data: FederatedData) -> None:
+    tested = data.num_tested
+    assignment = data.assignment.cpu().numpy()
+    source = {"source_assignment": assignment[:, tested:]} if data.num_source else {}
     write_arrays(
         run_dir / "federation.npz",
-        positives=data.positives.numpy(),
-        negatives=data.negatives.numpy(),
-        assignment=data.assignment.cpu().numpy(),
+        positives=data.positives[:, :tested].numpy(),
+        negatives=data.negatives[:, :tested].numpy(),
+        assignment=assignment[:, :tested],
         images=np.array(data.clients.sizes),
+        **source,
     )
 
 
 def _save_predictions(run_dir: Path, learner: Learner) -> None:
     data = learner.federated_data
-    test = data.split.test
+    test, tested = data.split.test, data.num_tested
     assert learner.test_scores is not None
     write_arrays(
         run_dir / "predictions.npz",
         scores=learner.test_scores.numpy(),
-        targets=data.targets[test].cpu().numpy(),
-        known=data.known[test].cpu().numpy(),
+        targets=data.targets[test, :tested].cpu().numpy(),
+        known=data.known[test, :tested].cpu().numpy(),
         identity=data.identity[test].cpu().numpy(),
         num_exclusive=np.array(data.num_exclusive),
-        tasks=np.array(data.tasks),
+        tasks=np.array(data.tasks[:tested]),
     )
 
 
@@ -372,7 +377,8 @@ def _save_conflict(run_dir: Path, learner: Learner) -> None:
     """For each pair of tasks the mean cosine of their gradients, the share of steps in which they conflict, and the number of steps."""
     if learner.pairs is None:
         return
-    cosines, against, count = learner.pairs.cpu().numpy()
+    tested = learner.federated_data.num_tested
+    cosines, against, count = learner.pairs[:, :tested, :tested].cpu().numpy()
     steps = np.maximum(count, 1)
     tasks = np.array(learner.balanced)
     write_arrays(run_dir / "conflict.npz", cosine=cosines / steps, conflicting=against / steps, steps=count, tasks=tasks)

@@ -1,24 +1,25 @@
 """What a run left behind, from its run directory alone: its configuration and its model as trained; and what other runs start from it."""
 
+import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from hydra_zen import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from mtl.build import build_model, build_objective, kept
+from mtl.build import build_model, build_objective, kept, read_config
 from mtl.data.federated_data import FederatedData
-from mtl.edge.distil import Distillation
+from mtl.edge.distil import Distillation, Distilling
 from mtl.edge.prune import cut_channels, take_shapes
 from mtl.federation.objective import Objective
 from mtl.federation.personalise import Bank
 from mtl.learning.checkpoints import read_checkpoint
-from mtl.models.cnn import ImageShape
+from mtl.models.cnn import ImageShape, Trunk
 from mtl.models.hard_sharing import HardSharing
+from mtl.models.transfer import Transfer
 from mtl.models.weights import CHECKPOINTS
 from mtl.types import Params
 
@@ -26,9 +27,9 @@ from mtl.types import Params
 @dataclass(frozen=True)
 class TrainedRun:
     """model: on the CPU, in evaluation mode, with the parameters that the run was tested with: those of the best round where it has chosen
-    one, else of the last one saved; tasks: T names; own: the places of the subtasks whose heads are trained, none of them where heads stay
-    on the clients and no client is named; pixels: the type of a stored image [c, H, W] of `image_shape`; checkpoint: the file that was
-    read; round: after how many it was written; fingerprint: of the configuration and the data.
+    one, else of the last one saved; tasks: T names; own: the places of the tested subtasks whose heads are trained, none of them where
+    heads stay on the clients and no client is named; pixels: the type of a stored image [c, H, W] of `image_shape`; checkpoint: the file
+    that was read; round: after how many it was written; fingerprint: of the configuration and the data.
     """
 
     config: DictConfig
@@ -60,13 +61,15 @@ def load_run(run_dir: Path, *, client: int | None = None) -> TrainedRun:
     model = untrained(config, image_shape, tasks)
     if config.start or config.prune.kind == "channels":
         take_shapes(model, state)
-    own = tuple(range(len(tasks)))
+    tested = len(tasks) - checkpoint.get("num_source", 0)
+    own = tuple(range(tested))
     bank = checkpoint.get("bank", {})
     keep = kept(config)
     if client is not None:
         if keep == "nothing":
             raise ValueError(f"client must be left out where nothing stays on the clients, as in {run_dir}, got {client}")
         own, theirs = _client_params(run_dir, keep, {name: state[name] for name in model.params()}, bank, client)
+        own = tuple(task for task in own if task < tested)
         state |= theirs
     elif keep == "all":
         raise ValueError(f"run {run_dir} must have one trunk for all, or a client be named: in it each client keeps its own")
@@ -124,34 +127,42 @@ def build_start(config: DictConfig, data: FederatedData) -> tuple[HardSharing, O
         cut_channels(model, data.image_shape, pruning.ratio, scope=pruning.scope)
     if distilling.teacher:
         objective = replace(objective, distil=_distillation(config, model, objective, data))
+    transfer = instantiate(config.transfer)
+    if transfer.relations:
+        objective = replace(objective, distil=_relations(config, transfer, model))
+    objective.inputs(data.images[:1])  # refuses images that do not fit
     return model, objective
-
-
-def read_config(run_dir: Path) -> DictConfig:
-    """The configuration of a run. Raises ValueError where there is none."""
-    file = run_dir / "config.yaml"
-    if not file.is_file():
-        raise ValueError(f"run directory must hold config.yaml, got {run_dir} without one")
-    try:
-        config = OmegaConf.load(file)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
-    if not isinstance(config, DictConfig) or "trunk" not in config:
-        raise ValueError(f"{file} is damaged: expected the configuration of a run")
-    return config
 
 
 def _distillation(config: DictConfig, student: HardSharing, objective: Objective, data: FederatedData) -> Distillation:
     options = instantiate(config.distil)
-    if config.mode != "centralised" and config.engine.backend not in ("auto", "loop"):
-        # torch 2.15 crashes on the teacher's convolutions, whose weights are not stacked, inside the stacked step.
-        raise ValueError(f"distil.teacher needs engine.backend=loop, or auto, which takes it; got {config.engine.backend}")
-    if config.transfer.cache:
-        raise ValueError("distil.teacher needs the images: transfer.cache must be false, got true")
+    _check_teacher("distil.teacher needs", config)
     teacher = _fitting("distil.teacher", options.teacher, data)
     if teacher.objective.normalise != objective.normalise:
         raise ValueError(f"distil.teacher must be trained with {objective.normalise}, got {teacher.objective.normalise}")
     return Distillation(options, teacher.model, student)
+
+
+def _relations(config: DictConfig, transfer: Transfer, model: HardSharing) -> Distillation:
+    """The source trunk, which is the model's at its start, as a teacher of relations alone."""
+    names = "transfer.distance and transfer.angle"
+    if config.weights is None:
+        raise ValueError(f"{names} keep the relations of a source trunk: weights must say which, got null")
+    if config.distil.teacher:
+        raise ValueError(f"{names} bring a teacher of their own: distil.teacher must be null, got {config.distil.teacher}")
+    if not isinstance(model.trunk, Trunk):
+        raise ValueError(f"{names} need an architecture with one trunk, got {type(model.trunk).__name__}")
+    _check_teacher(f"{names} need", config)
+    options = Distilling(hard=1.0, soft=0.0, distance=transfer.distance, angle=transfer.angle)
+    return Distillation(options, copy.deepcopy(model.trunk), model)
+
+
+def _check_teacher(needs: str, config: DictConfig) -> None:
+    if config.mode != "centralised" and config.engine.backend not in ("auto", "loop"):
+        # torch 2.15 crashes on the teacher's convolutions, whose weights are not stacked, inside the stacked step.
+        raise ValueError(f"{needs} engine.backend=loop, or auto, which takes it; got {config.engine.backend}")
+    if config.transfer.cache:
+        raise ValueError(f"{needs} the images: transfer.cache must be false, got true")
 
 
 def _fitting(name: str, run_dir: str, data: FederatedData) -> TrainedRun:
@@ -175,7 +186,8 @@ def _client_params(run_dir: Path, keep: str, params: Params, bank: dict[str, Any
     path = run_dir / "federation.npz"
     try:
         with np.load(path, allow_pickle=False) as file:
-            assignment = torch.from_numpy(file["assignment"])
+            trained = [file[name] for name in ("assignment", "source_assignment") if name in file]
+            assignment = torch.from_numpy(np.concatenate(trained, 1))
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"run directory must hold federation.npz, which a finished run leaves, got {path}: {error}") from error
     if not 0 <= client < len(assignment):

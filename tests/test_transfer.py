@@ -6,9 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
+from PIL import Image
 
+from experiments.transfer_table import transfer_name
+from mtl.build import build_data
+from mtl.configs import compose
 from mtl.data.client_batches import LocalWork
 from mtl.data.transforms import Normalise
+from mtl.edge.distil import angles, distances
 from mtl.federation.for_each_client import LoopBackend, Training
 from mtl.federation.local_sgd import LocalSGD
 from mtl.federation.objective import Objective
@@ -19,11 +25,13 @@ from mtl.federation.schedule import Schedule
 from mtl.federation.server import FedAvg
 from mtl.federation.stacked import StackedBackend
 from mtl.learning.checkpoints import read_checkpoint
+from mtl.losses.pairs import TaskCounts
 from mtl.models.hard_sharing import is_head
 from mtl.models.transfer import Transfer
+from mtl.report.page import write_report
 from mtl.train import train
-from mtl.trained import load_run
-from tests.conftest import clone
+from mtl.trained import build_start, load_run
+from tests.conftest import clone, make_images
 from tests.federation.test_backends import FACES, assert_close, model_of, uneven
 from tests.test_train import kill_after, numbers, small, without_time
 
@@ -158,3 +166,185 @@ def test_a_run_starts_from_the_trunk_of_another(class_folders: Path, tmp_path: P
     train(small(class_folders, "mode=local"), tmp_path / "local")
     with pytest.raises(ValueError, match="must have one trunk for all, and in that run each client keeps its own"):
         train(small(class_folders, f"weights={tmp_path / 'local'}"), tmp_path / "fourth")
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders of other pictures of four other classes."""
+    root = tmp_path_factory.mktemp("others")
+    data = make_images(num_classes=4, per_class=8, size=16, seed=1)
+    for i, (picture, c) in enumerate(zip(data.images, data.classes.tolist(), strict=True)):
+        (root / f"p{c}").mkdir(exist_ok=True)
+        Image.fromarray(picture[0].numpy()).save(root / f"p{c}" / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def source(others: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on them."""
+    run_dir = tmp_path_factory.mktemp("source") / "run"
+    train(small(others), run_dir)
+    return run_dir
+
+
+ALONG = ("transfer=instances", "transfer.ratio=.5")
+
+
+def test_the_relations_of_the_source_trunk_are_no_loss_at_its_own_place(class_folders: Path, source: Path) -> None:
+    weights, data = f"weights={source}", build_data(small(class_folders))
+    _, objective = build_start(small(class_folders, weights, "transfer=relations"), data)
+    model, plain = build_start(small(class_folders, weights), data)
+    inputs, labels = torch.randn(6, 1, 16, 16), torch.ones(6, 4, dtype=torch.bool)
+    seen = (inputs, labels, labels, labels[:, 0], TaskCounts(torch.ones(4), torch.ones(4)))
+    with torch.no_grad():
+        assert torch.allclose(objective.losses(model, *seen).tasks, plain.losses(model, *seen).tasks, atol=1e-5)
+        for parameter in model.trunk.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+        features = model.trunk(inputs), load_run(source).model.trunk(inputs)
+        more = distances(*features, labels[:, 0]) + 2 * angles(*features, labels[:, 0])
+        added = (objective.losses(model, *seen).tasks - plain.losses(model, *seen).tasks).sum()
+    assert float(more) > 0.01
+    assert float(added) == pytest.approx(float(more), rel=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["federated", "centralised"])
+def test_relations_are_kept_in_training(class_folders: Path, tmp_path: Path, source: Path, mode: str) -> None:
+    words = [f"mode={mode}", f"weights={source}", "tracking.wandb=disabled"]
+    sent = {}
+    for name, transfer in (("free", []), ("kept", ["transfer=relations"])):
+        sent[name] = train(small(class_folders, *words, *transfer), tmp_path / name)["fit/bytes_up"]
+    assert sent["kept"] == sent["free"]  # the teacher is what all start from, and does not travel again
+    inputs = Normalise()(build_data(small(class_folders)).images[::2].float() / 255)
+    everybody = torch.ones(len(inputs), dtype=torch.bool)
+    with torch.no_grad():
+        first, free, kept = (load_run(run).model.trunk(inputs) for run in (source, tmp_path / "free", tmp_path / "kept"))
+        for part in (distances, angles):
+            assert part(kept, first, everybody) < part(free, first, everybody)
+
+
+@pytest.mark.parametrize("mode", ["federated", "centralised", "local"])
+def test_instances_are_trained_along_and_never_tested(class_folders: Path, tmp_path: Path, source: Path, mode: str) -> None:
+    words = [f"mode={mode}", f"weights={source}", *ALONG, f"transfer.source={source}"]
+    config = small(class_folders, *words, "tracking.per_task=true")
+    data = build_data(config)
+    run_dir = tmp_path / "run"
+    summary = train(config, run_dir)
+    assert 0 < data.num_source <= 4
+    assert not [name for name in summary if "source" in name]
+    assert not [row for row in numbers(run_dir) if "source" in row[1]]
+    with np.load(run_dir / "predictions.npz") as file:
+        assert file["scores"].shape == file["targets"].shape == file["known"].shape == (8, 4)
+        assert file["tasks"].tolist() == ["c0", "c1", "c2", "c3"]
+        best = file["scores"].argmax(1) == file["identity"]
+        assert summary["test/rank1"] == pytest.approx(best.mean())
+    with np.load(run_dir / "federation.npz") as file:
+        assert file["positives"].shape == file["assignment"].shape == (2, 4)
+        assert file["source_assignment"].shape == (2, data.num_source)
+        assert file["images"].tolist() == [12, 12]
+    run = load_run(run_dir, client=1 if mode == "local" else None)
+    assert len(run.tasks) == 4 + data.num_source
+    assert set(run.own) == ({0, 1, 2, 3} if mode != "local" else set(data.assignment[1, :4].nonzero().flatten().tolist()))
+    if mode == "centralised":
+        assert summary["fit/bytes_up"] == 16 * 16 * 16  # the source's pictures are everywhere
+    if mode == "federated":
+        params = run.model.params()
+        shared = sum(value.numel() for name, value in params.items() if not is_head(name))
+        assert summary["fit/bytes_up"] == 4 * 4 * (2 * shared + 8 * int(data.assignment.sum()))
+        assert "4 tasks and 24 training images on 2 clients" in write_report([run_dir]).read_text()
+
+
+def test_calibration_is_of_what_is_tested(class_folders: Path, tmp_path: Path, source: Path) -> None:
+    words = [f"weights={source}", *ALONG, f"transfer.source={source}", "keep=heads"]
+    sent = [train(small(class_folders, *words, *more), tmp_path / f"run{i}") for i, more in enumerate(([], ["fusion=platt"]))]
+    # Two numbers for each of four subtasks, after rounds two and four.
+    assert (sent[1]["fit/bytes_up"] or 0) - (sent[0]["fit/bytes_up"] or 0) == 2 * 2 * 4 * 4
+
+
+@pytest.mark.parametrize("backend", ["loop", "vmap"])
+def test_resumed_instances_are_the_same(class_folders: Path, tmp_path: Path, source: Path, backend: str) -> None:
+    config = small(
+        class_folders,
+        *(f"weights={source}", *ALONG, f"transfer.source={source}", "transfer.disjoint=true"),
+        *(f"engine.backend={backend}", "keep=heads", "rounds=5"),
+    )
+    whole = train(config, tmp_path / "whole")
+    kill_after(config, tmp_path / "cut", rounds=2)
+    config.resume = True
+    assert without_time(train(config, tmp_path / "cut")) == without_time(whole)
+    assert numbers(tmp_path / "cut") == numbers(tmp_path / "whole")
+
+
+def test_features_and_instances_go_together(class_folders: Path, tmp_path: Path, source: Path) -> None:
+    words = [f"weights={source}", *ALONG, f"transfer.source={source}", "transfer.trained=0", "mirror=false", "augmentation=none"]
+    data = build_data(small(class_folders, *words))
+    summary = train(small(class_folders, *words, "transfer.cache=true"), tmp_path / "run")
+    # The heads of eight numbers that each client trains, and the loss's bias, four rounds.
+    assert summary["fit/bytes_up"] == 4 * 4 * (8 * int(data.assignment.sum()) + 2)
+
+
+def test_the_source_comes_in_the_size_and_colours_of_the_target(
+    class_folders: Path, tmp_path: Path, others: Path, source: Path
+) -> None:
+    words = [f"transfer.source={source}", *ALONG, "data.image_size=[12,10]", "data.grey=false"]
+    train(small(others, "data.image_size=[12,10]", "data.grey=false", "rounds=1"), tmp_path / "colour")
+    data = build_data(small(class_folders, *words, f"weights={tmp_path / 'colour'}"))
+    assert data.images.shape[1:] == (3, 12, 10)
+    assert data.num_source
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["transfer=relations", "weights=null"],
+            "transfer.angle keep the relations of a source trunk: weights must say which, got null",
+        ),
+        (
+            ["transfer=relations", "engine.backend=vmap"],
+            "transfer.angle need engine.backend=loop, or auto, which takes it; got vmap",
+        ),
+        (["transfer=relations", "balancer=mgda"], "a teacher .*transfer.angle.* needs balancer=equal"),
+        (["transfer=relations", "distil.teacher=x"], "x"),
+        (
+            ["transfer=relations", "transfer.trained=1", "transfer.cache=true", "augmentation=none", "mirror=false", *TWO_STAGES],
+            "transfer.angle need the images: transfer.cache must be false, got true",
+        ),
+        (
+            ["transfer=relations", "architecture=grouped", "architecture.groups=2"],
+            "transfer.angle need an architecture with one trunk",
+        ),
+        (
+            [*ALONG, "transfer.source=SOURCE", "weights=null"],
+            "transfer.source compares images .*: weights must say which, got null",
+        ),
+        (
+            [*ALONG, "transfer.source=SOURCE", "mode=single_task"],
+            "transfer.source adds subtasks, and mode=single_task trains one alone",
+        ),
+        ([*ALONG, "transfer.source=/nowhere"], "run directory must hold config.yaml, got /nowhere without one"),
+        ([*ALONG], "transfer.source"),
+    ],
+)
+def test_what_transfer_lacks_is_said(
+    class_folders: Path, tmp_path: Path, source: Path, overrides: list[str], message: str
+) -> None:
+    words = [word.replace("SOURCE", str(source)) for word in overrides]
+    weights = [] if any(word.startswith("weights=") for word in words) else [f"weights={source}"]
+    with pytest.raises(Exception, match=message):
+        train(small(class_folders, *weights, *words), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["weights=null"], "none"),
+        (["transfer=none"], "the start alone"),
+        *(([f"transfer={kind}"], kind) for kind in ("parameters", "features", "relations")),
+        ([*ALONG, "transfer.source=y"], "instances"),
+        ([*ALONG, "transfer.source=y", "transfer.trained=1"], "instances, features"),
+    ],
+)
+def test_each_kind_of_transfer_has_its_row(overrides: list[str], name: str) -> None:
+    config = compose([*([] if "weights=null" in overrides else ["weights=x"]), *overrides])
+    assert transfer_name(OmegaConf.to_container(config)) == name  # type: ignore[arg-type]

@@ -23,7 +23,8 @@ logger = logging.getLogger(__name__)
 class FederatedData:
     """images: uint8 or float [N, c, H, W]; targets, known: bool [N, T]; identity: int64 [N]; num_exclusive: see `Subtasks`;
     clients: what each holds, indices into the images, all of them training images;
-    assignment: bool [C, T], which client trains which subtask; positives, negatives: int64 [C, T], the labels each client holds.
+    assignment: bool [C, T], which client trains which subtask; positives, negatives: int64 [C, T], the labels each client holds;
+    num_source: how many of the subtasks, the last ones, are trained along and not tested (see `instances`).
     """
 
     name: str
@@ -38,6 +39,7 @@ class FederatedData:
     assignment: Tensor
     positives: Tensor
     negatives: Tensor
+    num_source: int = 0
 
     @property
     def num_clients(self) -> int:
@@ -46,6 +48,11 @@ class FederatedData:
     @property
     def num_tasks(self) -> int:
         return len(self.tasks)
+
+    @property
+    def num_tested(self) -> int:
+        """How many of the subtasks, the first ones, are what the model is for."""
+        return self.num_tasks - self.num_source
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -59,13 +66,13 @@ class FederatedData:
         return dataclasses.replace(self, **moved, split=split, clients=self.clients.to(device))
 
     def pooled(self) -> Self:
-        """The same images and labels on one client that trains every subtask."""
+        """What all clients hold on one client that trains every subtask."""
         return dataclasses.replace(
             self,
-            clients=Ragged.of([self.split.train]),
+            clients=Ragged.of([self.clients.values.sort().values]),
             assignment=torch.ones_like(self.assignment[:1]),
-            positives=(self.targets & self.known)[self.split.train].sum(0, keepdim=True).to(self.positives.device),
-            negatives=(~self.targets & self.known)[self.split.train].sum(0, keepdim=True).to(self.negatives.device),
+            positives=self.positives.sum(0, keepdim=True),
+            negatives=self.negatives.sum(0, keepdim=True),
         )
 
     def single_tasks(self) -> Self:
@@ -73,7 +80,7 @@ class FederatedData:
         whole, tasks = self.pooled(), self.num_tasks
         return dataclasses.replace(
             whole,
-            clients=Ragged.of([self.split.train] * tasks),
+            clients=Ragged.of([whole.clients.values] * tasks),
             assignment=torch.eye(tasks, dtype=torch.bool, device=whole.assignment.device),
             positives=whole.positives.expand(tasks, -1).clone(),
             negatives=whole.negatives.expand(tasks, -1).clone(),
@@ -97,7 +104,7 @@ def federate(
     _check_watched(subtasks, split)
     places = partition(_labels(data, partition_by)[split.train], seed)
     clients = Ragged.of([split.train[place] for place in places])
-    positives, negatives = (_sum_by_client(clients, chosen & subtasks.known) for chosen in (subtasks.targets, ~subtasks.targets))
+    positives, negatives = (sum_by_client(clients, chosen & subtasks.known) for chosen in (subtasks.targets, ~subtasks.targets))
     assigned = assignment(positives, seed)
     only_positives = int(((negatives * assigned).sum(1) == 0).sum())
     if only_positives:
@@ -119,7 +126,7 @@ def federate(
     )
 
 
-def _sum_by_client(clients: Ragged, labels: Tensor) -> Tensor:
+def sum_by_client(clients: Ragged, labels: Tensor) -> Tensor:
     """How many of the labels, bool [N, T], are true among the images of each client, int64 [C, T]."""
     owner = torch.arange(len(clients)).repeat_interleave(torch.tensor(clients.sizes))
     sums = torch.zeros(len(clients), labels.shape[1], dtype=torch.long)

@@ -90,25 +90,53 @@ class Augmentation:
 class Normalise:
     """From stored pixels to what the trunk sees: (x - mean) / deviation, or each image by its own mean and deviation; with `equalise`
     after its histogram has been equalised (`warp.equalise`), for light that differs from picture to picture.
+
+    mean, deviation: a number for all channels, or a list with one for each; images of one channel then take the mean of the list.
     """
 
-    mean: float = 0.5
-    deviation: float = 0.25
+    mean: float | list[float] = 0.5
+    deviation: float | list[float] = 0.25
     per_image: bool = False
     equalise: bool = False
 
     def __post_init__(self) -> None:
-        if not self.deviation > 0:
+        means, deviations = (_listed(value) for value in (self.mean, self.deviation))
+        if not means or not deviations or len({len(means), len(deviations), 1}) > 2:
+            raise ValueError(
+                "normalise.mean and normalise.deviation must be a number, or a list with one for each channel, "
+                f"got {self.mean} and {self.deviation}"
+            )
+        if not min(deviations) > 0:
             raise ValueError(f"normalise.deviation must be > 0, got {self.deviation}")
 
     def __call__(self, images: Tensor) -> Tensor:
+        """images: [B, c, H, W]; returns the same shape. Raises ValueError where c is neither 1 nor the length of a list."""
         if self.equalise:
             images = equalise(images)
-        if not self.per_image:
+        if self.per_image:
+            mean = images.mean((1, 2, 3), keepdim=True)
+            deviation = images.std((1, 2, 3), keepdim=True, correction=0)
+            return (images - mean) / (deviation + 1e-3)
+        if not isinstance(self.mean, list) and not isinstance(self.deviation, list):
             return (images - self.mean) / self.deviation
-        mean = images.mean((1, 2, 3), keepdim=True)
-        deviation = images.std((1, 2, 3), keepdim=True, correction=0)
-        return (images - mean) / (deviation + 1e-3)
+        channels = images.shape[1]
+        means, deviations = (_for_channels(_listed(value), channels) for value in (self.mean, self.deviation))
+        # Channel by channel, so that no numbers need to be brought to the device.
+        return torch.stack([(images[:, c] - means[c]) / deviations[c] for c in range(channels)], 1)
+
+
+def _listed(value: float | list[float]) -> list[float]:
+    return value if isinstance(value, list) else [value]
+
+
+def _for_channels(values: list[float], channels: int) -> list[float]:
+    if len(values) == channels:
+        return values
+    if len(values) == 1 or channels == 1:
+        return [sum(values) / len(values)] * channels
+    raise ValueError(
+        f"normalise.mean and normalise.deviation must be a number or a list of {channels}, the channels of the images, got {len(values)}"
+    )
 
 
 def to_float(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -65,23 +65,27 @@ class Distilling:
 
 
 class Distillation:
-    """Adds the teacher's part to the losses of a student. teacher: of the same subtasks in the same order; it is left as it is."""
+    """Adds the teacher's part to the losses of a student. teacher: of the same subtasks in the same order; or, where no scores are
+    compared, a trunk, whatever it was trained for. It is left as it is.
+    """
 
-    def __init__(self, options: Distilling, teacher: HardSharing, student: HardSharing) -> None:
+    def __init__(self, options: Distilling, teacher: HardSharing | Trunk, student: HardSharing) -> None:
+        trunk = teacher.trunk if isinstance(teacher, HardSharing) else teacher
         if options.inside:
             widths = []
-            for whose, trunk in (("teacher", teacher.trunk), ("student", student.trunk)):
-                if not isinstance(trunk, Trunk):
+            for whose, part in (("teacher", trunk), ("student", student.trunk)):
+                if not isinstance(part, Trunk):
                     raise ValueError(
-                        f"distil.feature, attention, distance and angle need one trunk, and the {whose}'s is {type(trunk).__name__}"
+                        f"distil.feature, attention, distance and angle need one trunk, and the {whose}'s is {type(part).__name__}"
                     )
-                widths.append(trunk.width)
+                widths.append(part.width)
             if options.feature and widths[0] != widths[1]:
                 raise ValueError(
                     f"distil.feature needs embeddings of one width, got {widths[0]} of the teacher and {widths[1]} of the student; "
                     "set trunk.width, or use distil.distance and distil.angle"
                 )
-        self.options, self.teacher = options, teacher.eval().requires_grad_(False)
+        assert isinstance(teacher, HardSharing) or not options.soft
+        self.options, self.teacher, self.trunk = options, teacher.eval().requires_grad_(False), trunk
 
     def losses(
         self,
@@ -97,17 +101,19 @@ class Distillation:
         The parts are those of the labels, the total [T] is all together; what concerns no subtask is shared out equally.
         """
         options = self.options
-        ours, features, logits = self._look(model, inputs)
+        ours, features = self._look(model.trunk, inputs)
+        logits = model.heads(features)
         with torch.no_grad():
             self.teacher.to(inputs.device)
-            theirs, wanted, target_logits = self._look(self.teacher, inputs)
+            theirs, wanted = self._look(self.trunk, inputs)
         losses = hard(features, logits)
         total = options.hard * losses.tasks
-        counted = mask & valid[:, None]
-        if options.soft:
+        if isinstance(self.teacher, HardSharing) and options.soft:
+            with torch.no_grad():
+                targets = _decision(self.teacher)(self.teacher.heads(wanted))
             compare = soft_identities if options.exclusive else soft_binary
-            scores, targets = _decision(model)(logits), _decision(self.teacher)(target_logits)
-            total = total + options.soft * compare(scores, targets, counted, valid, options.temperature)
+            counted = mask & valid[:, None]
+            total = total + options.soft * compare(_decision(model)(logits), targets, counted, valid, options.temperature)
         shared = logits.new_zeros(())
         if options.feature:
             shared = shared + options.feature * hints(features, wanted, valid)
@@ -119,14 +125,13 @@ class Distillation:
             shared = shared + options.angle * angles(features, wanted, valid)
         return PairLosses(losses.positive, losses.negative, total + shared / logits.shape[1])
 
-    def _look(self, model: HardSharing, inputs: Tensor) -> tuple[dict[tuple[int, ...], Tensor], Any, Tensor]:
-        """Maps by resolution where they are wanted, the representation and logits."""
+    def _look(self, trunk: nn.Module, inputs: Tensor) -> tuple[dict[tuple[int, ...], Tensor], Any]:
+        """Maps by resolution where they are wanted, and the representation."""
         if not self.options.attention:
-            features = model.trunk(inputs)
-            return {}, features, model.heads(features)
-        with last_maps(model.trunk) as maps:
-            features = model.trunk(inputs)
-        return maps, features, model.heads(features)
+            return {}, trunk(inputs)
+        with last_maps(trunk) as maps:
+            features = trunk(inputs)
+        return maps, features
 
 
 def soft_binary(scores: Tensor, targets: Tensor, counted: Tensor, valid: Tensor, temperature: float) -> Tensor:

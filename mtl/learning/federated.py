@@ -70,7 +70,7 @@ class FederatedLearning(Learner):
             # All clients are sent the model of this round and calibrate their subtasks on it.
             assignment = self.federated_data.assignment
             self.account["bytes_down"] += int(client_bytes(self._travelling(), assignment).sum())
-            self.account["bytes_up"] += calibration_bytes(assignment)
+            self.account["bytes_up"] += calibration_bytes(assignment[:, : self.federated_data.num_tested])
         return super().validation_step(index, batch_idx)
 
     def training_cost(self) -> TrainingCost:

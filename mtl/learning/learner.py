@@ -148,7 +148,9 @@ class Learner(LightningModule):
             self.log_round(numbers.round, self._round_metrics(numbers, losses))
 
     def _round_metrics(self, numbers: RoundNumbers, losses: Tensor) -> Metrics:
-        """Subtasks that nobody trained have no loss in this round; the totals are the sum over all subtasks, estimated from the others."""
+        """Subtasks that nobody trained have no loss in this round; the totals are the sum over all subtasks, those of a source among them,
+        estimated from the others.
+        """
         metrics: Metrics = {}
         trained = numbers.trained
         if bool(trained.any()):
@@ -160,7 +162,9 @@ class Learner(LightningModule):
             cosines, against, count = numbers.pairs.sum((1, 2)).tolist()
             metrics |= {"conflict/cosine": cosines / count, "conflict/share": against / count} if count else {}
         if self.per_task:
-            for t in trained.nonzero().flatten().tolist():
+            data = self.federated_data
+            source = range(data.num_tested, data.num_tasks)
+            for t in (t for t in trained.nonzero().flatten().tolist() if t not in source):
                 task, pair = self.loss_names[t], losses[:, t].tolist()
                 metrics |= {f"train/{task}/positive": pair[0], f"train/{task}/negative": pair[1]}
         return metrics | {account_key(name): float(value) for name, value in numbers.account.items() if name != "seconds"}
@@ -184,9 +188,10 @@ class Learner(LightningModule):
 
     def _evaluate(self, index: Tensor) -> tuple[Metrics, Tensor]:
         data = self.federated_data
-        scores = self.scores(index)
-        truth = (data.targets[index], data.known[index], data.identity[index])
-        return evaluate_scores(scores, *truth, data.tasks, data.num_exclusive), scores.cpu()
+        own = slice(data.num_tested)
+        scores = self.scores(index)[:, own]
+        truth = (data.targets[index, own], data.known[index, own], data.identity[index])
+        return evaluate_scores(scores, *truth, data.tasks[own], data.num_exclusive), scores.cpu()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.read_rounds()
@@ -197,6 +202,7 @@ class Learner(LightningModule):
         checkpoint["image_shape"] = list(self.image_shape)
         checkpoint["pixels"] = str(self.pixels).removeprefix("torch.")
         checkpoint["tasks"] = list(self.federated_data.tasks)
+        checkpoint["num_source"] = self.federated_data.num_source
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.account = dict(checkpoint["account"])

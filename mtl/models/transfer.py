@@ -1,4 +1,4 @@
-"""Transfer: what of a trunk that others trained is trained on, from which round, and how fast.
+"""Transfer: what of a trunk that others trained, the source trunk, is trained on, from which round, and how fast; and what else is kept.
 
 A trunk is a chain of layers; a *stage* is a layer with a matrix of weights, or a block of such, and what follows it up to the next.
 
@@ -7,6 +7,10 @@ A trunk is a chain of layers; a *stage* is a layer with a matrix of weights, or 
                  (both Howard & Ruder, ACL 2018, "Universal Language Model Fine-tuning")
     features     all stages but the last few are constants, so that they are neither trained nor sent. What they make of the images may be
                  computed once and kept in the images' place
+    relations    the source trunk stays beside the trained one, and what the latter makes of the images of a batch is to keep their mutual
+                 distances and angles (RKD, Park et al., CVPR 2019; see `edge.distil`). Source and target may have other subtasks
+    instances    images that the source trunk was trained on, or others with labels, are trained along, those most that are likest to
+                 the client's own (see `data.instances`)
 """
 
 from dataclasses import dataclass
@@ -26,13 +30,21 @@ Frozen = frozenset[str]
 class Transfer:
     """trained: stages at the end of the trunk that are trained, null for all, 0 for the heads alone; decay: of the learning rate from
     stage to stage towards the input, in (0, 1]; unfreeze_every: rounds, null trains all from the start; cache: compute what the frozen
-    stages make of the images once, which needs augmentation=none and mirror=false.
+    stages make of the images once, which needs augmentation=none and mirror=false; distance, angle: weights of the relations that are
+    kept; source: a run directory, whose training images and subtasks are trained along, null for none; ratio: images of the source that
+    a client draws for each of its own; disjoint: nobody of the source is of the target, so that the images of each are negatives of the
+    other's subtasks.
     """
 
     trained: int | None = None
     decay: float = 1.0
     unfreeze_every: int | None = None
     cache: bool = False
+    distance: float = 0.0
+    angle: float = 0.0
+    source: str | None = None
+    ratio: float = 1.0
+    disjoint: bool = False
 
     def __post_init__(self) -> None:
         if self.trained is not None and self.trained < 0:
@@ -43,6 +55,20 @@ class Transfer:
             raise ValueError(f"transfer.unfreeze_every must be null or >= 1, got {self.unfreeze_every}")
         if self.cache and self.trained is None:
             raise ValueError("transfer.cache=true needs transfer.trained, the number of stages that are trained, got null")
+        for name in ("distance", "angle"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"transfer.{name} must be >= 0, got {getattr(self, name)}")
+        if self.relations and self.trained == 0:
+            raise ValueError(
+                "transfer.distance and transfer.angle keep the relations of what is trained: transfer.trained must not be 0"
+            )
+        if not self.ratio > 0:
+            raise ValueError(f"transfer.ratio must be > 0, got {self.ratio}")
+
+    @property
+    def relations(self) -> bool:
+        """Whether the source trunk's are kept."""
+        return bool(self.distance or self.angle)
 
     def freeze(self, model: HardSharing) -> int:
         """Make constants of the stages that are never trained; returns how many layers of the trunk that are. Dropout is left out in

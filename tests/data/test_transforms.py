@@ -1,6 +1,10 @@
 import pytest
 import torch
+from hydra_zen import instantiate
+from torchvision.models import ResNet18_Weights
+from torchvision.transforms.functional import normalize
 
+from mtl.configs import compose
 from mtl.data.transforms import DRAWS, Augmentation, Normalise, to_float
 
 PICTURE = torch.rand(3, 1, 12, 8, generator=torch.Generator().manual_seed(0))
@@ -77,6 +81,29 @@ def test_equalised_pictures_do_not_depend_on_light_and_contrast() -> None:
     normalise = Normalise(equalise=True)
     assert torch.allclose(normalise(levels), normalise(levels * 2 + 20 / 255))
     assert not torch.allclose(Normalise()(levels), Normalise()(levels * 2 + 20 / 255), atol=0.5)
+
+
+def test_normalise_as_published_weights_were_trained() -> None:
+    published = instantiate(compose(["normalise=imagenet"]).normalise)
+    colours = torch.rand(4, 3, 5, 6)
+    # The numbers that torchvision's weights say of themselves.
+    recipe = ResNet18_Weights.DEFAULT.transforms()
+    assert torch.allclose(published(colours), normalize(colours, recipe.mean, recipe.std), atol=1e-6)
+    grey = colours[:, :1]
+    expected = (grey - sum(recipe.mean) / 3) / (sum(recipe.std) / 3)
+    assert torch.allclose(published(grey), expected, atol=1e-6)
+    assert torch.allclose(torch.vmap(published)(colours[:, None])[:, 0], published(colours))
+    assert torch.allclose(Normalise(mean=[0.1, 0.2, 0.3], deviation=0.5)(colours)[:, 2], (colours[:, 2] - 0.3) / 0.5)
+
+
+def test_numbers_for_other_channels_are_refused() -> None:
+    with pytest.raises(ValueError, match="a number or a list of 2, the channels of the images, got 3"):
+        Normalise(mean=[0.1, 0.2, 0.3])(torch.rand(1, 2, 4, 4))
+    for mean, deviation in (([0.1, 0.2], [1.0, 1.0, 1.0]), ([], 1.0)):
+        with pytest.raises(ValueError, match="must be a number, or a list with one for each channel, got"):
+            Normalise(mean=mean, deviation=deviation)
+    with pytest.raises(ValueError, match=r"normalise.deviation must be > 0, got"):
+        Normalise(deviation=[0.1, 0.0, 0.2])
 
 
 def test_bytes_become_fractions() -> None:

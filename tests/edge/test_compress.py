@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from mtl.build import read_config
 from mtl.cli import main
 from mtl.compress import compress, with_overrides
 from mtl.deploy import Exported
 from mtl.models.flops import num_parameters
-from mtl.trained import load_run, read_config
+from mtl.trained import load_run
 from tests.edge.conftest import Train
 
 TRUNK = ("mode=centralised", "trunk=classic_cnn", "trunk.channels=[8,16]", "trunk.width=16")

@@ -116,6 +116,9 @@ def test_what_cannot_be_frozen_is_refused() -> None:
         ({"decay": 0.0}, r"transfer.decay must be in \(0, 1\], got 0.0"),
         ({"unfreeze_every": 0}, "transfer.unfreeze_every must be null or >= 1, got 0"),
         ({"cache": True}, "transfer.cache=true needs transfer.trained"),
+        ({"distance": -1.0}, "transfer.distance must be >= 0, got -1.0"),
+        ({"angle": 1.0, "trained": 0}, "transfer.angle keep the relations of what is trained: transfer.trained must not be 0"),
+        ({"ratio": 0.0}, "transfer.ratio must be > 0, got 0.0"),
     ):
         with pytest.raises(ValueError, match=message):
             Transfer(**options)  # type: ignore[arg-type]
