@@ -377,8 +377,7 @@ def _save_conflict(run_dir: Path, learner: Learner) -> None:
     """For each pair of tasks the mean cosine of their gradients, the share of steps in which they conflict, and the number of steps."""
     if learner.pairs is None:
         return
-    tested = learner.federated_data.num_tested
-    cosines, against, count = learner.pairs[:, :tested, :tested].cpu().numpy()
+    cosines, against, count = learner.pairs.cpu().numpy()
     steps = np.maximum(count, 1)
     tasks = np.array(learner.balanced)
     write_arrays(run_dir / "conflict.npz", cosine=cosines / steps, conflicting=against / steps, steps=count, tasks=tasks)
