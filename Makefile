@@ -28,7 +28,7 @@ lint: $(READY) ## Style, types and layer contracts
 	$(BIN)/lint-imports
 
 test: lint ## Lint, types, layer contracts and tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: $(READY) ## The heavier checks
 	$(BIN)/python -m pytest -m slow
