@@ -40,6 +40,7 @@ from mtl.data.transforms import Augmentation, Normalise
 from mtl.edge.distil import Distilling
 from mtl.edge.fleet import Fleet
 from mtl.edge.prune import Pruning
+from mtl.edge.widths import Widths
 from mtl.federation.fedaws import FedAwS
 from mtl.federation.local_sgd import LocalSGD
 from mtl.federation.sampling import Sampling
@@ -128,6 +129,7 @@ WHOLE: dict[str, dict[str, Any]] = {
         "boards": (Fleet, {"mix": {"raspberry_pi_4": 0.4, "raspberry_pi_5": 0.3, "jetson_nano": 0.3}}),
         "phones": (Fleet, {"mix": {"phone_low": 0.3, "phone_mid": 0.5, "phone_high": 0.2}}),
     },
+    "widths": {"whole": Widths, "levels": (Widths, {"levels": [1.0, 0.5, 0.25]})},
     "server": {
         "fedavg": FedAvg,
         "fedavgm": (FedAvg, {"momentum": 0.9}),
@@ -226,6 +228,7 @@ DEFAULTS = {
     "schedule": "cosine",
     "sampling": "all",
     "fleet": "none",
+    "widths": "whole",
     "server": "fedavg",
     "distil": "soft",
     "prune": "nothing",

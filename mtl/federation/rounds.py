@@ -8,7 +8,8 @@ from torch import Tensor
 
 from mtl.data.federated_data import FederatedData
 from mtl.federation.for_each_client import Backend, CohortJob, Trained, Training
-from mtl.federation.message import message_bytes
+from mtl.federation.heterofl import Levels
+from mtl.federation.message import client_bytes
 from mtl.federation.personalise import Bank
 from mtl.federation.ranks import Ranks
 from mtl.federation.sampling import Draws
@@ -19,7 +20,9 @@ from mtl.types import Diverged, Params
 
 @dataclass(frozen=True)
 class Setting:
-    """What does not change over the rounds. frozen: by round, the parameters that rest in it: they are neither trained nor sent."""
+    """What does not change over the rounds. frozen: by round, the parameters that rest in it: they are neither trained nor sent; levels:
+    of width, None where all clients train the whole model.
+    """
 
     data: FederatedData
     training: Training
@@ -29,6 +32,7 @@ class Setting:
     server: FedAvg
     num_rounds: int
     frozen: Callable[[int], frozenset[str]] = lambda round: frozenset()
+    levels: Levels | None = None
 
 
 @dataclass
@@ -65,7 +69,7 @@ def run_round(setting: Setting, state: State, round: int) -> tuple[State, RoundL
     """Round `round`, counted from 0. Nothing here waits for the compute device: whether all went well is in the log, for
     `check_health`.
     """
-    data, bank, ranks = setting.data, state.bank, Ranks()
+    data, bank, levels, ranks = setting.data, state.bank, setting.levels, Ranks()
     cohort, returned = setting.sampling.draw(data.num_clients, seed=setting.training.seed, round=round)
     rate = setting.training.algorithm.learning_rate * setting.schedule.factor(round, setting.num_rounds)
     frozen = setting.frozen(round)
@@ -74,7 +78,8 @@ def run_round(setting: Setting, state: State, round: int) -> tuple[State, RoundL
     like = next(iter(state.params.values()))
     samples = torch.tensor([setting.training.work.num_samples(size) for size in sizes], dtype=torch.float64)
     weights = torch.tensor([setting.server.weight(size) for size in sizes], dtype=torch.float64)
-    mean = RunningMean(travelling, weights, assigned)
+    mean = RunningMean(travelling, weights, assigned, None if levels is None else levels.covered(travelling, weights, returned))
+    lengths = (client_bytes if levels is None else levels.client_bytes)(travelling, data.assignment)
     tasks, weights = assigned.to(like.device), weights.to(like)
     together = setting.server.collect(travelling, len(returned))
     balance = setting.training.balance
@@ -98,7 +103,8 @@ def run_round(setting: Setting, state: State, round: int) -> tuple[State, RoundL
     )
     for trained in _each(setting.backend, job, data):
         places = torch.tensor([place[client] for client in trained.clients], device=losses.device)
-        mean.add(trained.update, weights[places], tasks[places])
+        index = None if levels is None else levels.index(trained.level, losses.device)
+        mean.add(trained.update, weights[places], tasks[places], index)
         losses[places] = trained.losses
         health[places] = sum(value.reshape(len(places), -1).sum(1) for value in (trained.losses, *trained.update.values()))
         for name, value in kept.items():
@@ -123,8 +129,8 @@ def run_round(setting: Setting, state: State, round: int) -> tuple[State, RoundL
         finite=health.isfinite(),
         learning_rate=rate,
         num_samples=int(samples.sum()),
-        bytes_up=message_bytes(travelling, data.assignment, returned),
-        bytes_down=message_bytes(travelling, data.assignment, cohort),
+        bytes_up=int(lengths[returned].sum()),
+        bytes_down=int(lengths[cohort].sum()),
         pairs=pairs,
     )
     if kept:
