@@ -42,6 +42,7 @@ from mtl.edge.fleet import Fleet
 from mtl.edge.prune import Pruning
 from mtl.edge.widths import Widths
 from mtl.federation.fedaws import FedAwS
+from mtl.federation.feddf import FedDF
 from mtl.federation.local_sgd import LocalSGD
 from mtl.federation.sampling import Sampling
 from mtl.federation.schedule import Schedule
@@ -134,6 +135,7 @@ WHOLE: dict[str, dict[str, Any]] = {
         "fedavg": FedAvg,
         "fedavgm": (FedAvg, {"momentum": 0.9}),
         "fedaws": FedAwS,
+        "feddf": FedDF,
         # Another with balancer@server.balancer=NAME.
         "conflict_averse": (FedAvg, {"balancer": MISSING, "hydra_defaults": ["_self_", {"/balancer@balancer": "cagrad"}]}),
     },

@@ -23,6 +23,7 @@ from mtl.edge.widths import Level
 from mtl.federation.auto import make_backend
 from mtl.federation.balance import make_balance
 from mtl.federation.features import cache_features
+from mtl.federation.feddf import Ensemble, FedDF
 from mtl.federation.fleet import FleetSampling
 from mtl.federation.for_each_client import Backend, Training
 from mtl.federation.heterofl import Levels, LevelsBackend
@@ -222,7 +223,18 @@ def build_learner(config: DictConfig, data: FederatedData, run_dir: Path) -> tup
         central.image_shape, central.pixels = image_shape, pixels
         return central, steps
     training = Training(model, objective, client, work, seed, balance)
-    engine = config.engine
+    engine, server = config.engine, instantiate(config.server)
+    ensemble = None
+    if isinstance(server, FedDF):
+        if kept(config) != "nothing":
+            raise ValueError(
+                f"server=feddf scores with the clients' models: it needs keep=nothing, got mode={config.mode} keep={config.keep}"
+            )
+        if transfer.cache:
+            raise ValueError("server=feddf needs images that are not features: transfer.cache must be false, got true")
+        models = [model] if levels is None else [level.model for level in levels.levels]
+        images = server.unlabelled(data.image_shape, data.images.dtype, seed=seed)
+        ensemble = Ensemble(server, models, replace(objective, distil=None), client, images, seed=seed)
 
     def backend(training: Training) -> Backend:
         name = engine.backend if objective.distil is None else "loop"
@@ -234,10 +246,11 @@ def build_learner(config: DictConfig, data: FederatedData, run_dir: Path) -> tup
         backend=backend(training) if levels is None else LevelsBackend(levels, training, backend),
         schedule=schedule,
         sampling=sampling,
-        server=instantiate(config.server),
+        server=server,
         num_rounds=config.rounds,
         frozen=frozen,
         levels=levels,
+        ensemble=ensemble,
     )
     params = model.params() if balance is None else model.params() | balance.start(model.params(), data.num_tasks)
     bank = Bank(kept(config), params, data.assignment, folder=run_dir / "bank", memory=engine.bank_memory)

@@ -1,12 +1,14 @@
 """One round: broadcast, local training, aggregation. State goes in and comes out; a round that fails leaves the old state whole."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from mtl.data.federated_data import FederatedData
+from mtl.federation.feddf import Ensemble
 from mtl.federation.for_each_client import Backend, CohortJob, Trained, Training
 from mtl.federation.heterofl import Levels
 from mtl.federation.message import client_bytes
@@ -21,7 +23,7 @@ from mtl.types import Diverged, Params
 @dataclass(frozen=True)
 class Setting:
     """What does not change over the rounds. frozen: by round, the parameters that rest in it: they are neither trained nor sent; levels:
-    of width, None where all clients train the whole model.
+    of width, None where all clients train the whole model; ensemble: of the clients' models, from which the server learns, or None.
     """
 
     data: FederatedData
@@ -33,6 +35,7 @@ class Setting:
     num_rounds: int
     frozen: Callable[[int], frozenset[str]] = lambda round: frozenset()
     levels: Levels | None = None
+    ensemble: Ensemble | None = None
 
 
 @dataclass
@@ -69,7 +72,8 @@ def run_round(setting: Setting, state: State, round: int) -> tuple[State, RoundL
     """Round `round`, counted from 0. Nothing here waits for the compute device: whether all went well is in the log, for
     `check_health`.
     """
-    data, bank, levels, ranks = setting.data, state.bank, setting.levels, Ranks()
+    data, bank, ranks = setting.data, state.bank, Ranks()
+    levels, ensemble = setting.levels, setting.ensemble
     cohort, returned = setting.sampling.draw(data.num_clients, seed=setting.training.seed, round=round)
     rate = setting.training.algorithm.learning_rate * setting.schedule.factor(round, setting.num_rounds)
     frozen = setting.frozen(round)
@@ -92,6 +96,7 @@ def run_round(setting: Setting, state: State, round: int) -> tuple[State, RoundL
     health = losses.new_zeros(len(returned))
     kept = {name: value.new_zeros(len(returned), *value.shape) for name, value in start.items() if bank.stays(name)}
     pairs = losses.new_zeros(3, data.num_tasks, data.num_tasks) if balance is not None and balance.conflict else None
+    votes = None if ensemble is None else losses.new_zeros(len(ensemble.images), data.num_tasks)
 
     job = CohortJob(
         clients=[returned[mine] for mine in ranks.share(samples.tolist())],
@@ -113,12 +118,18 @@ def run_round(setting: Setting, state: State, round: int) -> tuple[State, RoundL
             value[places] = trained.update[name]
         if pairs is not None and trained.pairs is not None:
             pairs += trained.pairs
-    ranks.sum([*mean.sums.values(), losses, health, *kept.values(), *together.values(), *([] if pairs is None else [pairs])])
+        if ensemble is not None and votes is not None:
+            votes += ensemble.votes(trained, tasks[places])
+    shared = [value for value in (pairs, votes) if value is not None]
+    ranks.sum([*mean.sums.values(), losses, health, *kept.values(), *together.values(), *shared])
 
     if together and returned:
         per_image = losses.sum((1, 2)) / samples.to(losses)
         mean.replace(setting.server.combine(together, per_image, weights, seed=setting.training.seed, round=round))
     params, server = setting.server.aggregate(travelling, mean, state.server)
+    if ensemble is not None and votes is not None and returned:
+        with _no_autocast_cache():
+            params = ensemble.distil(state.params | params, votes, tasks.sum(0), round=round, frozen=frozen)
     seen = (samples @ assigned.double()).clamp_min(1).to(losses)
     log = RoundLog(
         round=round,
@@ -140,11 +151,18 @@ def run_round(setting: Setting, state: State, round: int) -> tuple[State, RoundL
 
 
 def _each(backend: Backend, job: CohortJob, data: FederatedData) -> Iterator[Trained]:
-    """What the backend yields. Autocast would keep the low-precision copy of a weight from one local step to the next."""
+    """What the backend yields."""
+    with _no_autocast_cache():
+        yield from backend(job, data)
+
+
+@contextmanager
+def _no_autocast_cache() -> Iterator[None]:
+    """Autocast would keep the low-precision copy of a weight from one local step to the next."""
     kept = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
-        yield from backend(job, data)
+        yield
     finally:
         torch.set_autocast_cache_enabled(kept)
 
