@@ -1,5 +1,7 @@
-"""What a configuration describes: the data, the model at its start, the objective."""
+"""What a configuration describes: the data, the model at its start and its widths, the objective, the work of a round."""
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,12 @@ from torch import Tensor, nn
 
 from mtl.data.federated_data import FederatedData, federate
 from mtl.data.instances import add_instances
+from mtl.edge.fleet import room
+from mtl.edge.ledger import Workload
+from mtl.edge.widths import Level, narrow
+from mtl.federation.heterofl import Levels, widest_that_fit
 from mtl.federation.objective import Objective
+from mtl.federation.workload import client_workload, training_cost
 from mtl.models.architecture import Parts
 from mtl.models.centre import map_layers, map_stride
 from mtl.models.cnn import ImageShape, Trunk
@@ -21,6 +28,8 @@ from mtl.models.transfer import Transfer
 from mtl.models.weights import load_weights
 from mtl.seeding import derive_seed
 from mtl.tracking import fingerprint
+
+logger = logging.getLogger(__name__)
 
 
 def build_data(config: DictConfig) -> FederatedData:
@@ -82,6 +91,57 @@ def build_model(config: DictConfig, image_shape: ImageShape, tasks: tuple[str, .
 
 def build_objective(config: DictConfig) -> Objective:
     return Objective(instantiate(config.augmentation), instantiate(config.normalise), config.reduction, config.mirror)
+
+
+def build_levels(config: DictConfig, data: FederatedData, model: HardSharing, objective: Objective) -> Levels | None:
+    """The widths that clients train, None where all train the whole model. Raises ValueError where they cannot be."""
+    widths, fleet = instantiate(config.widths), instantiate(config.fleet)
+    shrink = fleet.memory == "shrink"
+    if len(widths.levels) == 1:
+        if shrink:
+            raise ValueError("fleet.memory=shrink needs widths.levels below 1, such as widths=levels has")
+        return None
+    _check_levels(config)
+    if shrink and widths.shares is not None:
+        raise ValueError(f"widths.shares must be null where fleet.memory=shrink says who trains which, got {list(widths.shares)}")
+    of = None if shrink else widths.assign(data.num_clients, seed=config.seed)
+    levels = [narrow(model, data.image_shape, ratio, scale=widths.scale) for ratio in widths.levels]
+    if of is None:
+        of = widest_that_fit(
+            build_workloads(config, data, levels, objective), room(*fleet.assign(data.num_clients, seed=config.seed))
+        )
+    counts = torch.bincount(of, minlength=len(levels)).tolist()
+    logger.info("widths: %s", ", ".join(f"{n} clients train {level.ratio:g}" for n, level in zip(counts, levels, strict=True)))
+    if not counts[0]:
+        logger.warning(
+            "no client trains the whole width: what of the model lies beyond %g stays as it starts", levels[int(of.min())].ratio
+        )
+    return Levels(levels, of)
+
+
+def build_workloads(config: DictConfig, data: FederatedData, levels: Sequence[Level], objective: Objective) -> list[Workload]:
+    """What a round asks of each client if all are at one level, by level."""
+    algorithm, work = instantiate(config.client), instantiate(config.work)
+    costs = [training_cost(level.model, objective, algorithm, work, data) for level in levels]
+    return [
+        client_workload(cost, level.model.params(), keep=kept(config), work=work, data=data)
+        for cost, level in zip(costs, levels, strict=True)
+    ]
+
+
+def _check_levels(config: DictConfig) -> None:
+    """Raises ValueError for what cannot be where clients train several widths."""
+    needed = "widths.levels below 1 need"
+    if config.mode != "federated":
+        raise ValueError(f"{needed} mode=federated, got {config.mode}")
+    if config.keep == "all":
+        raise ValueError(f"{needed} a trunk that is sent: keep=nothing or heads, got all")
+    if config.transfer.trained is not None:
+        raise ValueError(f"{needed} a trunk that is trained whole: transfer.trained must be null, got {config.transfer.trained}")
+    if config.server.balancer is not None:
+        raise ValueError(f"{needed} a server that need not compare whole updates: server.balancer must be null")
+    if config.fusion != "argmax":
+        raise ValueError(f"{needed} fusion=argmax, as narrow clients cannot score with the whole model, got {config.fusion}")
 
 
 def kept(config: DictConfig) -> str:

@@ -42,8 +42,10 @@ from mtl.data.transforms import Augmentation, Normalise
 from mtl.edge.distil import Distilling
 from mtl.edge.fleet import Fleet
 from mtl.edge.prune import Pruning
+from mtl.edge.widths import Widths
 from mtl.face.finder import DetectionOptions
 from mtl.federation.fedaws import FedAwS
+from mtl.federation.feddf import FedDF
 from mtl.federation.local_sgd import LocalSGD
 from mtl.federation.sampling import Sampling
 from mtl.federation.schedule import Schedule
@@ -148,10 +150,12 @@ WHOLE: dict[str, dict[str, Any]] = {
         "boards": (Fleet, {"mix": {"raspberry_pi_4": 0.4, "raspberry_pi_5": 0.3, "jetson_nano": 0.3}}),
         "phones": (Fleet, {"mix": {"phone_low": 0.3, "phone_mid": 0.5, "phone_high": 0.2}}),
     },
+    "widths": {"whole": Widths, "levels": (Widths, {"levels": [1.0, 0.5, 0.25]})},
     "server": {
         "fedavg": FedAvg,
         "fedavgm": (FedAvg, {"momentum": 0.9}),
         "fedaws": FedAwS,
+        "feddf": FedDF,
         # Another with balancer@server.balancer=NAME.
         "conflict_averse": (FedAvg, {"balancer": MISSING, "hydra_defaults": ["_self_", {"/balancer@balancer": "cagrad"}]}),
     },
@@ -248,6 +252,7 @@ DEFAULTS = {
     "schedule": "cosine",
     "sampling": "all",
     "fleet": "none",
+    "widths": "whole",
     "server": "fedavg",
     "distil": "soft",
     "prune": "nothing",

@@ -15,22 +15,24 @@ from hydra_zen import instantiate
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from mtl.build import build_data, data_fingerprint, kept
+from mtl.build import build_data, build_levels, build_workloads, data_fingerprint, kept
 from mtl.data.client_batches import LocalWork
 from mtl.data.datamodule import FederatedDataModule
 from mtl.data.federated_data import FederatedData
+from mtl.edge.widths import Level
 from mtl.federation.auto import make_backend
 from mtl.federation.balance import make_balance
 from mtl.federation.features import cache_features
+from mtl.federation.feddf import Ensemble, FedDF
 from mtl.federation.fleet import FleetSampling
-from mtl.federation.for_each_client import Training
+from mtl.federation.for_each_client import Backend, Training
+from mtl.federation.heterofl import Levels, LevelsBackend
 from mtl.federation.inference import Inference
 from mtl.federation.objective import Objective
 from mtl.federation.personalise import Bank
 from mtl.federation.ranks import Ranks
 from mtl.federation.rounds import Setting
 from mtl.federation.sampling import Draws, Sampling
-from mtl.federation.workload import client_workload, training_cost
 from mtl.files import write_arrays, write_json
 from mtl.learning.centralised import CentralisedLearning
 from mtl.learning.checkpoints import AtomicCheckpoints, SaveBest, SaveRounds, read_checkpoint
@@ -110,11 +112,13 @@ def _train(config: DictConfig, plain: dict[str, Any], run_dir: Path, ranks: Rank
     try:
         summary = _fit_and_test(config, run_dir, data, learner, trainer, FederatedDataModule(data, steps=steps), checkpoint)
         if tracker is not None:
-            _save_federation(run_dir, data)
+            levels = learner.setting.levels if isinstance(learner, FederatedLearning) else None
+            widths = None if levels is None else levels.widths
+            _save_federation(run_dir, data, widths)
             _save_predictions(run_dir, learner)
             _save_conflict(run_dir, learner)
             if isinstance(learner, FederatedLearning) and isinstance(learner.setting.sampling, FleetSampling):
-                learner.setting.sampling.write(run_dir / "fleet.csv", data.clients.sizes)
+                learner.setting.sampling.write(run_dir / "fleet.csv", data.clients.sizes, widths)
             write_json(run_dir / "summary.json", summary)
             if config.write_report:
                 write_report([run_dir])
@@ -171,7 +175,8 @@ def build_learner(config: DictConfig, data: FederatedData, run_dir: Path) -> tup
     client, work, schedule = instantiate(config.client), instantiate(config.work), instantiate(config.schedule)
     if scales := transfer.scales(model):
         client = replace(client, scales=scales)
-    sampling, seed = build_sampling(config, data, model, objective), config.seed
+    levels, seed = build_levels(config, data, model, objective), config.seed
+    sampling = build_sampling(config, data, model, objective, levels)
     options = config.balance
     balance = make_balance(
         instantiate(config.balancer),
@@ -191,6 +196,11 @@ def build_learner(config: DictConfig, data: FederatedData, run_dir: Path) -> tup
         raise ValueError(
             f"transfer.unfreeze_every changes what is trained, and balancer {name} remembers the gradients of all of it"
         )
+    if levels is not None and balance is not None and balance.remembers_gradients:
+        name = type(balance.method).__name__
+        raise ValueError(
+            f"widths.levels below 1 change what is trained, and balancer {name} remembers the gradients of all of it"
+        )
     told = {"per_task": config.tracking.per_task, "log_every": config.tracking.log_every}
     if config.mode in ("centralised", "detection", "single_task"):
         # As many gradient steps in all as the clients that come back make together, spread evenly over the rounds.
@@ -209,22 +219,34 @@ def build_learner(config: DictConfig, data: FederatedData, run_dir: Path) -> tup
         central.image_shape, central.pixels = image_shape, pixels
         return central, steps
     training = Training(model, objective, client, work, seed, balance)
-    engine = config.engine
+    engine, server = config.engine, instantiate(config.server)
+    ensemble = None
+    if isinstance(server, FedDF):
+        if kept(config) != "nothing":
+            raise ValueError(
+                f"server=feddf scores with the clients' models: it needs keep=nothing, got mode={config.mode} keep={config.keep}"
+            )
+        if transfer.cache:
+            raise ValueError("server=feddf needs images that are not features: transfer.cache must be false, got true")
+        models = [model] if levels is None else [level.model for level in levels.levels]
+        images = server.unlabelled(data.image_shape, data.images.dtype, seed=seed)
+        ensemble = Ensemble(server, models, replace(objective, distil=None), client, images, seed=seed)
+
+    def backend(training: Training) -> Backend:
+        name = engine.backend if objective.distil is None else "loop"
+        return make_backend(name, training, num_rounds=config.rounds, block=engine.block, compile=engine.compile)
+
     setting = Setting(
         data=data,
         training=training,
-        backend=make_backend(
-            engine.backend if objective.distil is None else "loop",
-            training,
-            num_rounds=config.rounds,
-            block=engine.block,
-            compile=engine.compile,
-        ),
+        backend=backend(training) if levels is None else LevelsBackend(levels, training, backend),
         schedule=schedule,
         sampling=sampling,
-        server=instantiate(config.server),
+        server=server,
         num_rounds=config.rounds,
         frozen=frozen,
+        levels=levels,
+        ensemble=ensemble,
     )
     params = model.params() if balance is None else model.params() | balance.start(model.params(), data.num_tasks)
     bank = Bank(kept(config), params, data.assignment, folder=run_dir / "bank", memory=engine.bank_memory)
@@ -247,15 +269,16 @@ def _device(config: DictConfig) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator in ("auto", "gpu", "cuda") else "cpu")
 
 
-def build_sampling(config: DictConfig, data: FederatedData, model: HardSharing, objective: Objective) -> Draws:
+def build_sampling(
+    config: DictConfig, data: FederatedData, model: HardSharing, objective: Objective, levels: Levels | None
+) -> Draws:
     """Who takes part in a round; with a fleet, as its devices and the server's patience allow."""
     sampling, fleet = instantiate(config.sampling), instantiate(config.fleet)
     if fleet.mix is None:
         draws: Draws = sampling
         return draws
-    work = instantiate(config.work)
-    cost = training_cost(model, objective, instantiate(config.client), work, data)
-    workload = client_workload(cost, model.params(), keep=kept(config), work=work, data=data)
+    workloads = build_workloads(config, data, [Level(1.0, model, {})] if levels is None else levels.levels, objective)
+    workload = workloads[0] if levels is None else levels.workload(workloads)
     return FleetSampling(sampling, fleet, workload, data.assignment, seed=config.seed)
 
 
@@ -338,18 +361,17 @@ def _fit_summary(learner: Learner, data: FederatedData, rounds: int) -> Metrics:
     if "modelled_seconds" in account:
         summary["cost/modelled_seconds_per_round"] = account["modelled_seconds"] / rounds
         summary["cost/modelled_joules_per_client"] = account["modelled_joules"] / data.num_clients
-    costs = learner.training_cost().summary(data.num_tasks)
-    summary |= {f"cost/{name}": value for name, value in costs.items()}
-    summary["cost/flops_total"] = costs["flops_training"] * account["samples"]
-    return summary
+    return summary | {f"cost/{name}": value for name, value in learner.costs().items()}
 
 
-def _save_federation(run_dir: Path, data: FederatedData) -> None:
+def _save_federation(run_dir: Path, data: FederatedData, widths: list[float] | None) -> None:
+    """widths: shares of the channels that each client trains, None for all of them."""
     tested = data.num_tested
     assignment = data.assignment.cpu().numpy()
     source = {"source_assignment": assignment[:, tested:]} if data.num_source else {}
     write_arrays(
         run_dir / "federation.npz",
+        **({} if widths is None else {"widths": np.array(widths)}),
         positives=data.positives[:, :tested].numpy(),
         negatives=data.negatives[:, :tested].numpy(),
         assignment=assignment[:, :tested],

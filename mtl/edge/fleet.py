@@ -3,7 +3,7 @@
 import bisect
 import itertools
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from mtl.edge.profiles import DeviceProfile, load_profiles
 from mtl.seeding import derive_seed
 
-TooSmall = Literal["refuse", "skip"]
+TooSmall = Literal["refuse", "skip", "shrink"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Fleet:
     profiles: the user's own, a YAML file or its content.
     deadline: modelled seconds after which a round ends, None for never; wait_for: it ends when so many have come back, None for all of
     the cohort: with `sampling.cohort` above it, the cohort is over-selected. Whoever is late is left out of the aggregation.
-    memory: a client whose device does not hold the training step is refused, or skipped: never drawn.
+    memory: a client whose device does not hold the training step is refused, or skipped, which is never drawn, or it trains the widest of
+    `widths.levels` that its device holds (shrink).
     """
 
     mix: dict[str, Any] | None = None
@@ -38,6 +39,8 @@ class Fleet:
             for name in ("profiles", "deadline", "wait_for"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"fleet.{name} needs devices: say fleet=mix fleet.mix={{DEVICE: SHARE, ...}}")
+            if self.memory == "shrink":
+                raise ValueError("fleet.memory=shrink needs devices: say fleet=mix fleet.mix={DEVICE: SHARE, ...}")
             return
         if not isinstance(self.mix, Mapping) or not self.mix:
             raise ValueError(f"fleet.mix must map device profiles to numbers or shares of clients, got {self.mix}")
@@ -60,17 +63,32 @@ class Fleet:
         for name in self.mix:
             if name not in known:
                 raise ValueError(f"fleet.mix has the unknown device {name}; choose from {', '.join(sorted(known))}")
-        shares = [float(share) for share in self.mix.values()]
-        if sum(shares) == num_clients and all(share.is_integer() for share in shares):
-            device = [place for place, share in enumerate(shares) for _ in range(int(share))]
-            random.Random(derive_seed(seed, "fleet")).shuffle(device)
-        elif abs(sum(shares) - 1) < 1e-6:
-            bounds = list(itertools.accumulate(shares))
-            last = max(place for place, share in enumerate(shares) if share > 0)
-            draws = (derive_seed(seed, "fleet", 0, client) / 2**63 for client in range(num_clients))
-            device = [min(bisect.bisect_right(bounds, draw), last) for draw in draws]
-        else:
-            raise ValueError(
-                f"fleet.mix must be whole numbers that add up to the {num_clients} clients, or shares that add up to 1, got {self.mix}"
-            )
-        return [known[name] for name in self.mix], torch.tensor(device)
+        device = deal_out("fleet.mix", list(self.mix.values()), num_clients, seed=seed, purpose="fleet", said=self.mix)
+        return [known[name] for name in self.mix], device
+
+
+def room(profiles: Sequence[DeviceProfile], device: Tensor) -> Tensor:
+    """The bytes that a training step of each client may take, float64 [C]. device: int64 [C], the place in `profiles` of each client's."""
+    return torch.tensor([profile.memory_bytes for profile in profiles], dtype=torch.float64)[device]
+
+
+def deal_out(
+    name: str, shares: Sequence[float], num_clients: int, *, seed: int, purpose: str, said: object | None = None
+) -> Tensor:
+    """The place in `shares` of each client's part, int64 [C]: numbers of clients are dealt out in a random order, shares drawn for each
+    client. name: of the option, for errors; said: what the user wrote, where that is not `shares`.
+    """
+    shares = [float(share) for share in shares]
+    if sum(shares) == num_clients and all(share.is_integer() for share in shares):
+        dealt = [place for place, share in enumerate(shares) for _ in range(int(share))]
+        random.Random(derive_seed(seed, purpose)).shuffle(dealt)
+    elif abs(sum(shares) - 1) < 1e-6:
+        bounds = list(itertools.accumulate(shares))
+        last = max(place for place, share in enumerate(shares) if share > 0)
+        draws = (derive_seed(seed, purpose, 0, client) / 2**63 for client in range(num_clients))
+        dealt = [min(bisect.bisect_right(bounds, draw), last) for draw in draws]
+    else:
+        raise ValueError(
+            f"{name} must be whole numbers that add up to the {num_clients} clients, or shares that add up to 1, got {said or shares}"
+        )
+    return torch.tensor(dealt)

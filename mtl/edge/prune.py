@@ -106,7 +106,7 @@ def cut_channels(model: HardSharing, image_shape: ImageShape, ratio: float, *, s
     images = torch.zeros(1, *image_shape, dtype=next(trunk.parameters(), torch.empty(0)).dtype)
     places = [path for path, layer in trunk.chain() if isinstance(layer, FlattenPlaces)]
     for path in places:
-        _flatten_by(nn.Flatten(), trunk, path, images)
+        flatten_by(nn.Flatten(), trunk, path, images)
     try:
         pruner = tp.pruner.BasePruner(
             nn.Sequential(trunk, probe),
@@ -115,7 +115,7 @@ def cut_channels(model: HardSharing, image_shape: ImageShape, ratio: float, *, s
             pruning_ratio=ratio,
             global_pruning=scope == "global",
             ignored_layers=[probe],
-            customized_pruners={FrozenBatchNorm: _norm_pruner(tp), LocalBatchNorm: _norm_pruner(tp)},
+            customized_pruners={FrozenBatchNorm: norm_pruner(tp), LocalBatchNorm: norm_pruner(tp)},
             round_to=None,
         )
         if scope == "layer":
@@ -125,7 +125,7 @@ def cut_channels(model: HardSharing, image_shape: ImageShape, ratio: float, *, s
             if all(dependency.target.module is not probe for dependency, _ in group):
                 group.prune()
         for path in places:
-            _flatten_by(FlattenPlaces(), trunk, path, images)
+            flatten_by(FlattenPlaces(), trunk, path, images)
         with torch.no_grad():
             trunk(images)
     except (ZeroDivisionError, AssertionError, RuntimeError, KeyError, AttributeError) as error:
@@ -152,7 +152,7 @@ def _check_group(layers: list[nn.Module], names: dict[nn.Module, str], probe: nn
         )
 
 
-def _norm_pruner(tp: Any) -> Any:
+def norm_pruner(tp: Any) -> Any:
     """How torch-pruning cuts channels out of a norm that is not BatchNorm itself."""
 
     class NormPruner(tp.BasePruningFunc):
@@ -175,7 +175,7 @@ def _norm_pruner(tp: Any) -> Any:
 
 
 @torch.no_grad()
-def _flatten_by(flatten: nn.Flatten, trunk: Trunk, path: str, images: Tensor) -> None:
+def flatten_by(flatten: nn.Flatten, trunk: Trunk, path: str, images: Tensor) -> None:
     """Put `flatten` in the place of the one at `path`, and the columns of the linear layer behind it in the new order: torch-pruning takes
     the places of a channel to lie side by side. What the trunk computes stays the same.
     """

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mtl.edge.fleet import Fleet
+from mtl.edge.fleet import Fleet, room
 from mtl.edge.ledger import Ledger, Workload
 from mtl.edge.profiles import DeviceProfile
 from mtl.federation.sampling import Sampling
@@ -42,22 +42,26 @@ class FleetSampling:
 
     workload: of a round, the same in all; assignment: bool [C, T].
 
-    Raises ValueError where a client is too small and `fleet.memory` is refuse, where too few are left for a cohort, and where nobody can
-    meet the deadline.
+    Raises ValueError where a client is too small and `fleet.memory` is not skip, where too few are left for a cohort, and where nobody
+    can meet the deadline.
     """
 
     def __init__(self, sampling: Sampling, fleet: Fleet, workload: Workload, assignment: Tensor, *, seed: int) -> None:
         self.sampling, self.fleet, self.workload, self.seed = sampling, fleet, workload, seed
         self.profiles, self.device = fleet.assign(len(workload), seed=seed)
         self.ledger = Ledger.of(workload, self.profiles, self.device)
-        room = torch.tensor([profile.memory_bytes for profile in self.profiles], dtype=torch.float64)[self.device]
-        self.able = (workload.memory <= room).nonzero().flatten().tolist()
-        small = (workload.memory > room).nonzero().flatten().tolist()
-        if small and (fleet.memory == "refuse" or not self.able):
+        memory = room(self.profiles, self.device)
+        self.able = (workload.memory <= memory).nonzero().flatten().tolist()
+        small = (workload.memory > memory).nonzero().flatten().tolist()
+        if small and (fleet.memory != "skip" or not self.able):
+            advice = "fleet.memory=skip leaves such clients out"
+            if fleet.memory == "refuse":
+                advice += ", and fleet.memory=shrink gives them a narrower model"
             raise ValueError(
                 f"client {small[0]} on {self.profile(small[0]).name} needs {workload.memory[small[0]]:,.0f} bytes for a training step "
-                f"and has {room[small[0]]:,.0f}; {len(small)} of {len(workload)} clients do not hold theirs"
-                + ("; fleet.memory=skip leaves such clients out" if self.able else "")
+                + ("at the narrowest of widths.levels " if fleet.memory == "shrink" else "")
+                + f"and has {memory[small[0]]:,.0f}; {len(small)} of {len(workload)} clients do not hold theirs"
+                + (f"; {advice}" if self.able else "")
             )
         if small:
             logger.warning(
@@ -110,8 +114,8 @@ class FleetSampling:
         until = torch.tensor(end, dtype=torch.float64).clamp(max=seconds)
         return Outcome(cohort, sorted(in_time[:wanted]), seconds, ledger.joules(whom, until))
 
-    def write(self, path: Path, images: Sequence[int]) -> None:
-        """A table of the clients. images: that each holds."""
+    def write(self, path: Path, images: Sequence[int], widths: Sequence[float] | None = None) -> None:
+        """A table of the clients. images: that each holds; widths: shares of the channels that each trains, None for all of them."""
         ledger, workload = self.ledger, self.workload
         every = torch.arange(len(workload))
         columns = {
@@ -126,12 +130,13 @@ class FleetSampling:
         }
         text = io.StringIO()
         rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(["client", "device", "images", "drawn", *columns])
-        able = set(self.able)
+        rows.writerow(["client", "device", "images", "drawn", "width", *columns])
+        able, widths = set(self.able), widths or [1.0] * len(workload)
         values = torch.stack(list(columns.values()), 1).tolist()
         for client, numbers in enumerate(values):
             rows.writerow(
-                [client, self.profile(client).name, images[client], int(client in able), *(f"{n:.9g}" for n in numbers)]
+                [client, self.profile(client).name, images[client], int(client in able)]
+                + [f"{number:.9g}" for number in (widths[client], *numbers)]
             )
         with atomic_write(path) as file:
             file.write(text.getvalue().encode())

@@ -47,7 +47,7 @@ class CohortJob:
 class Trained:
     """clients: K of them; params: stacked [K, ...], after training, valid until the next result is asked for, with what their
     balancers remember; update: params - start, of the model; losses: [K, 2, T], the positive and negative losses summed over the images
-    seen; pairs: [3, T, T], what `balance.compare` gives, summed over steps and clients, or None.
+    seen; pairs: [3, T, T], what `balance.compare` gives, summed over steps and clients, or None; level: of all of them, see `heterofl`.
     """
 
     clients: Sequence[int]
@@ -55,6 +55,7 @@ class Trained:
     update: Params
     losses: Tensor
     pairs: Tensor | None = None
+    level: int = 0
 
 
 class Backend(Protocol):

@@ -1,14 +1,17 @@
 """One round: broadcast, local training, aggregation. State goes in and comes out; a round that fails leaves the old state whole."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from mtl.data.federated_data import FederatedData
+from mtl.federation.feddf import Ensemble
 from mtl.federation.for_each_client import Backend, CohortJob, Trained, Training
-from mtl.federation.message import message_bytes
+from mtl.federation.heterofl import Levels
+from mtl.federation.message import client_bytes
 from mtl.federation.personalise import Bank
 from mtl.federation.ranks import Ranks
 from mtl.federation.sampling import Draws
@@ -19,7 +22,9 @@ from mtl.types import Diverged, Params
 
 @dataclass(frozen=True)
 class Setting:
-    """What does not change over the rounds. frozen: by round, the parameters that rest in it: they are neither trained nor sent."""
+    """What does not change over the rounds. frozen: by round, the parameters that rest in it: they are neither trained nor sent; levels:
+    of width, None where all clients train the whole model; ensemble: of the clients' models, from which the server learns, or None.
+    """
 
     data: FederatedData
     training: Training
@@ -29,6 +34,8 @@ class Setting:
     server: FedAvg
     num_rounds: int
     frozen: Callable[[int], frozenset[str]] = lambda round: frozenset()
+    levels: Levels | None = None
+    ensemble: Ensemble | None = None
 
 
 @dataclass
@@ -66,6 +73,7 @@ def run_round(setting: Setting, state: State, round: int) -> tuple[State, RoundL
     `check_health`.
     """
     data, bank, ranks = setting.data, state.bank, Ranks()
+    levels, ensemble = setting.levels, setting.ensemble
     cohort, returned = setting.sampling.draw(data.num_clients, seed=setting.training.seed, round=round)
     rate = setting.training.algorithm.learning_rate * setting.schedule.factor(round, setting.num_rounds)
     frozen = setting.frozen(round)
@@ -74,7 +82,8 @@ def run_round(setting: Setting, state: State, round: int) -> tuple[State, RoundL
     like = next(iter(state.params.values()))
     samples = torch.tensor([setting.training.work.num_samples(size) for size in sizes], dtype=torch.float64)
     weights = torch.tensor([setting.server.weight(size) for size in sizes], dtype=torch.float64)
-    mean = RunningMean(travelling, weights, assigned)
+    mean = RunningMean(travelling, weights, assigned, None if levels is None else levels.covered(travelling, weights, returned))
+    lengths = (client_bytes if levels is None else levels.client_bytes)(travelling, data.assignment)
     tasks, weights = assigned.to(like.device), weights.to(like)
     together = setting.server.collect(travelling, len(returned))
     balance = setting.training.balance
@@ -87,6 +96,7 @@ def run_round(setting: Setting, state: State, round: int) -> tuple[State, RoundL
     health = losses.new_zeros(len(returned))
     kept = {name: value.new_zeros(len(returned), *value.shape) for name, value in start.items() if bank.stays(name)}
     pairs = losses.new_zeros(3, data.num_tasks, data.num_tasks) if balance is not None and balance.conflict else None
+    votes = None if ensemble is None else losses.new_zeros(len(ensemble.images), data.num_tasks)
 
     job = CohortJob(
         clients=[returned[mine] for mine in ranks.share(samples.tolist())],
@@ -98,7 +108,8 @@ def run_round(setting: Setting, state: State, round: int) -> tuple[State, RoundL
     )
     for trained in _each(setting.backend, job, data):
         places = torch.tensor([place[client] for client in trained.clients], device=losses.device)
-        mean.add(trained.update, weights[places], tasks[places])
+        index = None if levels is None else levels.index(trained.level, losses.device)
+        mean.add(trained.update, weights[places], tasks[places], index)
         losses[places] = trained.losses
         health[places] = sum(value.reshape(len(places), -1).sum(1) for value in (trained.losses, *trained.update.values()))
         for name, value in kept.items():
@@ -107,12 +118,18 @@ def run_round(setting: Setting, state: State, round: int) -> tuple[State, RoundL
             value[places] = trained.update[name]
         if pairs is not None and trained.pairs is not None:
             pairs += trained.pairs
-    ranks.sum([*mean.sums.values(), losses, health, *kept.values(), *together.values(), *([] if pairs is None else [pairs])])
+        if ensemble is not None and votes is not None:
+            votes += ensemble.votes(trained, tasks[places])
+    shared = [value for value in (pairs, votes) if value is not None]
+    ranks.sum([*mean.sums.values(), losses, health, *kept.values(), *together.values(), *shared])
 
     if together and returned:
         per_image = losses.sum((1, 2)) / samples.to(losses)
         mean.replace(setting.server.combine(together, per_image, weights, seed=setting.training.seed, round=round))
     params, server = setting.server.aggregate(travelling, mean, state.server)
+    if ensemble is not None and votes is not None and returned:
+        with _no_autocast_cache():
+            params = ensemble.distil(state.params | params, votes, tasks.sum(0), round=round, frozen=frozen)
     seen = (samples @ assigned.double()).clamp_min(1).to(losses)
     log = RoundLog(
         round=round,
@@ -123,8 +140,8 @@ def run_round(setting: Setting, state: State, round: int) -> tuple[State, RoundL
         finite=health.isfinite(),
         learning_rate=rate,
         num_samples=int(samples.sum()),
-        bytes_up=message_bytes(travelling, data.assignment, returned),
-        bytes_down=message_bytes(travelling, data.assignment, cohort),
+        bytes_up=int(lengths[returned].sum()),
+        bytes_down=int(lengths[cohort].sum()),
         pairs=pairs,
     )
     if kept:
@@ -134,11 +151,18 @@ def run_round(setting: Setting, state: State, round: int) -> tuple[State, RoundL
 
 
 def _each(backend: Backend, job: CohortJob, data: FederatedData) -> Iterator[Trained]:
-    """What the backend yields. Autocast would keep the low-precision copy of a weight from one local step to the next."""
+    """What the backend yields."""
+    with _no_autocast_cache():
+        yield from backend(job, data)
+
+
+@contextmanager
+def _no_autocast_cache() -> Iterator[None]:
+    """Autocast would keep the low-precision copy of a weight from one local step to the next."""
     kept = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
-        yield from backend(job, data)
+        yield
     finally:
         torch.set_autocast_cache_enabled(kept)
 

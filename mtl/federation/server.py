@@ -3,7 +3,8 @@
     D = sum_k w_k (x_k - x) / sum_k w_k          v <- momentum v + D          x <- x + learning_rate v
 
 over the clients k that came back. The shared part is averaged over all of them; head t over exactly those that trained subtask t, and
-a head that nobody trained stays where it is, momentum included.
+a head that nobody trained stays where it is, momentum included. Where clients train models of several widths (`heterofl`), the same goes
+for each coordinate.
 
 With a balancer the clients are its tasks and their updates of the shared part its gradients (FedHCA2, Lu et al., CVPR 2024, does so with
 CAGrad): D = sum_k a_k K w_k (x_k - x) / sum_j |a_j|, w_k summing to 1, so that equal weights give FedAvg. This keeps K updates at once.
@@ -92,26 +93,32 @@ class FedAvg:
 class RunningMean:
     """The weighted mean of the clients' updates, summed as they come: memory does not grow with the cohort.
 
-    weights: [K], and tasks: bool [K, T], the subtasks that each trains, of all clients that came back, on whichever rank.
+    weights: [K], and tasks: bool [K, T], the subtasks that each trains, of all clients that came back, on whichever rank; covered: of the
+    parameters that some train in part, the weight of those that train each coordinate, float64 of the parameter's shape.
     """
 
-    def __init__(self, like: Params, weights: Tensor, tasks: Tensor) -> None:
+    def __init__(self, like: Params, weights: Tensor, tasks: Tensor, covered: Params | None = None) -> None:
         device = next(iter(like.values())).device if like else weights.device
         self.sums = tree.zeros_like(like)
+        self._covered: Params = covered or {}
         self._replaced: Params = {}
         self._weight = weights.double().sum().to(device)
         self._task_weight = (weights.double()[:, None] * tasks).sum(0).to(device)
 
     @torch.no_grad()
     @record_function("mtl/sum of updates")
-    def add(self, update: Params, weights: Tensor, tasks: Tensor) -> None:
-        """update: stacked [K, ...]; weights: [K]; tasks: bool [K, T]; rows of other heads in an update do not count."""
+    def add(self, update: Params, weights: Tensor, tasks: Tensor, index: Params | None = None) -> None:
+        """update: stacked [K, ...]; weights: [K]; tasks: bool [K, T]; rows of other heads in an update do not count. index: where the
+        coordinates of the parameters lie that the clients train in part, see `widths.Level`.
+        """
         for name, total in self.sums.items():
             value, weight = update[name], weights.to(total)
             if is_head(name):
                 counted = (weight[:, None] * tasks).view(*tasks.shape, *[1] * (value.dim() - 2))
                 # Not by a product alone: a head that is not trained may hold anything.
                 total += torch.where(counted > 0, value * counted, 0).sum(0)
+            elif index and name in index:
+                total.view(-1)[index[name]] += torch.tensordot(weight, value, 1)
             elif len(value) == 1:
                 total += value[0] * weight[0]
             else:
@@ -128,9 +135,14 @@ class RunningMean:
 
     def keep_untrained(self, name: str, before: Tensor, after: Tensor) -> Tensor:
         """`after` where some client trained it, `before` elsewhere."""
-        trained = tree.rows(self._task_weight > 0, after) if is_head(name) else self._weight > 0
-        return torch.where(trained, after, before)
+        return torch.where(self._weight_of(name, after) > 0, after, before)
 
     def _denominator(self, name: str, like: Tensor) -> Tensor:
-        weight = tree.rows(self._task_weight, like) if is_head(name) else self._weight
+        weight = self._weight_of(name, like)
         return torch.where(weight > 0, weight, 1).to(like.dtype)
+
+    def _weight_of(self, name: str, like: Tensor) -> Tensor:
+        """Of the clients that trained it, of a shape that broadcasts against `like`."""
+        if name in self._covered:
+            return self._covered[name]
+        return tree.rows(self._task_weight, like) if is_head(name) else self._weight

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mtl.federation.auto import AutoBackend
 from mtl.federation.fleet import FleetSampling
+from mtl.federation.heterofl import LevelsBackend
 from mtl.federation.inference import Inference
 from mtl.federation.message import calibration_bytes, client_bytes
 from mtl.federation.personalise import Bank
@@ -40,6 +41,7 @@ class FederatedLearning(Learner):
         self.server_state = setting.server.init(self._travelling())
         if isinstance(setting.sampling, FleetSampling):
             self.account |= {"modelled_seconds": 0.0, "modelled_joules": 0.0}
+        self.account |= dict.fromkeys(self._samples_of_levels(), 0)
 
     def configure_optimizers(self) -> None:
         """The clients have their own optimisers."""
@@ -54,6 +56,10 @@ class FederatedLearning(Learner):
         self.account["samples"] += log.num_samples
         self.account["bytes_up"] += log.bytes_up
         self.account["bytes_down"] += log.bytes_down
+        if self.setting.levels is not None:
+            seen = self.setting.levels.samples(log.returned, self.setting.training.work, self.federated_data)
+            for name, images in zip(self._samples_of_levels(), seen, strict=True):
+                self.account[name] += images
         if isinstance(self.setting.sampling, FleetSampling):
             outcome = self.setting.sampling.outcome(log.round)
             self.account["modelled_seconds"] += outcome.seconds
@@ -76,6 +82,24 @@ class FederatedLearning(Learner):
     def training_cost(self) -> TrainingCost:
         training = self.setting.training
         return training_cost(self.model, training.objective, training.algorithm, training.work, self.federated_data)
+
+    def costs(self) -> dict[str, float]:
+        """Those of the whole model, and of each level of width; flops_total: as the clients trained."""
+        costs = super().costs()
+        if self.setting.levels is None:
+            return costs
+        training, total = self.setting.training, 0.0
+        for level, samples in zip(self.setting.levels.levels, self._samples_of_levels(), strict=True):
+            cost = training_cost(level.model, training.objective, training.algorithm, training.work, self.federated_data)
+            own = cost.summary(self.federated_data.num_tasks)
+            costs |= {f"{name}_{_at(level.ratio)}": value for name, value in own.items()}
+            total += own["flops_training"] * self.account[samples]
+        return costs | {"flops_total": total}
+
+    def _samples_of_levels(self) -> list[str]:
+        """What the account calls the images that clients of each level see."""
+        levels = self.setting.levels
+        return [] if levels is None else [f"samples_{_at(level.ratio)}" for level in levels.levels]
 
     def scores(self, index: Tensor) -> Tensor:
         """Each rank scores a part of the images."""
@@ -102,5 +126,9 @@ class FederatedLearning(Learner):
         super().on_load_checkpoint(checkpoint)
         self.server_state = checkpoint["server_state"]
         self.bank.load_state_dict(checkpoint["bank"])
-        if isinstance(self.setting.backend, AutoBackend):
+        if isinstance(self.setting.backend, AutoBackend | LevelsBackend):
             self.setting.backend.settle(checkpoint["backend"])
+
+
+def _at(ratio: float) -> str:
+    return f"width_{ratio:g}"

@@ -79,6 +79,11 @@ class Learner(LightningModule):
         """What a training step costs, counted when asked."""
         raise NotImplementedError
 
+    def costs(self) -> dict[str, float]:
+        """What training has cost, see `TrainingCost.summary`; flops_total: of all training steps."""
+        costs = self.training_cost().summary(self.federated_data.num_tasks)
+        return costs | {"flops_total": costs["flops_training"] * self.account["samples"]}
+
     @property
     def loss_names(self) -> tuple[str, ...]:
         """What the losses of a round are of."""

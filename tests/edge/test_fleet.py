@@ -49,7 +49,7 @@ def test_one_device_for_all_is_a_share_of_one() -> None:
         ({"wait_for": 5}, "fleet.wait_for needs devices"),
         ({"mix": {"rk3588": 1}, "deadline": 0}, "fleet.deadline must be > 0 seconds, got 0"),
         ({"mix": {"rk3588": 1}, "wait_for": 0}, "fleet.wait_for must be >= 1, got 0"),
-        ({"mix": {"rk3588": 1}, "memory": "buy"}, "fleet.memory must be one of refuse, skip, got buy"),
+        ({"mix": {"rk3588": 1}, "memory": "buy"}, "fleet.memory must be one of refuse, skip, shrink, got buy"),
         ({"mix": {"rk3588": 1}, "profiles": 3}, "fleet.profiles must be a YAML file or device profiles, got 3"),
     ],
 )

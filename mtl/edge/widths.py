@@ -1,0 +1,159 @@
+"""Narrower models that are parts of one model, and who trains which (HeteroFL, Diao, Ding & Tarokh, ICLR 2021).
+
+At level r every hidden layer of the trunk has its leading channels, ceil(r c) of c, with their weights from the leading channels before.
+The features keep their width, so that all levels share the heads; so do the layers whose channels are tied to the features, by a
+residual connection or because their mean is the features. A GroupNorm keeps its leading groups whole: a channel is normalised together
+with the same others at every level. Narrower levels therefore lie inside wider ones.
+
+What a layer sums over inputs of which a share s is left is divided by s, as dropout does it, so that it is of the same size as in the
+whole model. This is the paper's scaler, which divides what the layer before gives: the same in a chain of convolutions and ReLUs, but
+there a norm in between undoes it.
+"""
+
+import copy
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mtl.edge.extras import require
+from mtl.edge.fleet import deal_out
+from mtl.edge.prune import flatten_by, norm_pruner
+from mtl.models.cnn import FlattenPlaces, ImageShape, Trunk
+from mtl.models.hard_sharing import HardSharing
+from mtl.models.norm import FrozenBatchNorm, LocalBatchNorm
+
+
+@dataclass(frozen=True)
+class Widths:
+    """levels: shares of the channels that a client can have, from 1 downwards; shares: how many clients, or which share of them, have each
+    level, null where `fleet.memory=shrink` gives each the widest that its device holds; scale: whether sums over fewer channels are scaled
+    up.
+    """
+
+    levels: Sequence[float] = (1.0,)
+    shares: Sequence[float] | None = None
+    scale: bool = True
+
+    def __post_init__(self) -> None:
+        levels, shares = list(self.levels), self.shares
+        falling = all(before > after for before, after in itertools.pairwise(levels))
+        if not levels or levels[0] != 1 or not falling or not levels[-1] > 0:
+            raise ValueError(f"widths.levels must fall from 1 to a number > 0, got {levels}")
+        if shares is not None and (len(shares) != len(levels) or not all(0 <= share < math.inf for share in shares)):
+            raise ValueError(
+                f"widths.shares must be {len(levels)} numbers >= 0, one for each of widths.levels, got {list(shares)}"
+            )
+
+    def assign(self, num_clients: int, *, seed: int) -> Tensor:
+        """The place in `levels` of each client's, int64 [C]. Raises ValueError where there are levels and nothing says whose."""
+        if self.shares is None:
+            raise ValueError(
+                f"widths.levels={list(self.levels)} need widths.shares, or a fleet with fleet.memory=shrink, to say which client has which"
+            )
+        return deal_out("widths.shares", self.shares, num_clients, seed=seed, purpose="widths")
+
+
+@dataclass(frozen=True)
+class Level:
+    """model: at `ratio` of the width of the whole; index: for each of its parameters that is smaller than in the whole, where its
+    coordinates lie in that one, flattened, int64 of the parameter's shape.
+    """
+
+    ratio: float
+    model: HardSharing
+    index: dict[str, Tensor]
+
+
+class Scale:
+    """A forward hook: what the layer sums over its inputs, times `factor`."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, layer: nn.Conv2d | nn.Linear, given: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        # Not the inputs: scaled copies of them would lie in wait for the backward pass.
+        scaled = out * self.factor
+        if layer.bias is None:
+            return scaled
+        return scaled + (layer.bias * (1 - self.factor)).view(-1, *[1] * (out.ndim - 2))
+
+
+def narrow(model: HardSharing, image_shape: ImageShape, ratio: float, *, scale: bool = True) -> Level:
+    """`model` at a level, with the values of the whole one, which is left as it is.
+
+    Raises ValueError where the model has not one trunk, where its channels cannot be followed, and where none can be cut.
+    """
+    if ratio == 1:
+        return Level(ratio, model, {})
+    if not isinstance(model.trunk, Trunk):
+        raise ValueError(
+            f"widths.levels below 1 need architecture=hard_sharing, a model with one trunk, got {type(model.trunk).__name__}"
+        )
+    # Every number says its own place, so that what the cut leaves says where it comes from.
+    trunk = copy.deepcopy(model.trunk).double()
+    places = {name: value for name, value in trunk.state_dict(keep_vars=True).items() if value.ndim and value.is_floating_point()}
+    with torch.no_grad():
+        for value in places.values():
+            value.copy_(torch.arange(value.numel(), dtype=value.dtype).view_as(value))
+    fans = {layer: layer.weight[0].numel() for layer in trunk.modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
+    _keep_leading(trunk, image_shape, ratio)
+    small = copy.deepcopy(model)
+    small.trunk = trunk.train(model.trunk.training)
+    whole, index = model.trunk.state_dict(), {}
+    for path, layer in trunk.named_modules():
+        for name, value in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
+            full = f"{path}.{name}"
+            if full not in places:
+                continue
+            place = value.detach().long()
+            values = whole[full].flatten()[place]
+            setattr(layer, name, nn.Parameter(values) if isinstance(value, nn.Parameter) else values)
+            if isinstance(value, nn.Parameter) and value.shape != whole[full].shape:
+                index[f"trunk.{full}"] = place
+    if not index:
+        raise ValueError(f"widths.levels={ratio:g} cuts no channel of this trunk; take a lower one")
+    for layer, before in fans.items():
+        after = layer.weight[0].numel()
+        if scale and after < before:
+            layer.register_forward_hook(Scale(before / after))
+    return Level(ratio, small, index)
+
+
+def _keep_leading(trunk: Trunk, image_shape: ImageShape, ratio: float) -> None:
+    """Cut all but the leading channels out of `trunk`, whatever its numbers are."""
+    tp = require("torch_pruning", "torch-pruning")
+    probe = nn.Linear(trunk.width, 1, dtype=torch.double)
+    images = torch.zeros(1, *image_shape, dtype=torch.double)
+    flattened = [path for path, layer in trunk.chain() if isinstance(layer, FlattenPlaces)]
+    norms = {layer: layer.num_channels // layer.num_groups for layer in trunk.modules() if isinstance(layer, nn.GroupNorm)}
+    for path in flattened:
+        flatten_by(nn.Flatten(), trunk, path, images)
+    try:
+        graph = tp.DependencyGraph().build_dependency(
+            nn.Sequential(trunk, probe),
+            images,
+            customized_pruners={FrozenBatchNorm: norm_pruner(tp), LocalBatchNorm: norm_pruner(tp)},
+        )
+        for group in graph.get_all_groups(ignored_layers=[probe], root_module_types=[nn.Conv2d, nn.Linear]):
+            layers = [dependency.target.module for dependency, _ in group]
+            if probe in layers:
+                continue
+            channels, together = len(group[0].idxs), math.lcm(*(norms[layer] for layer in layers if layer in norms))
+            kept = min(math.ceil(ratio * channels / together - 1e-9) * together, channels)
+            if kept < channels:
+                group.prune(list(range(kept, channels)))
+        for layer, together in norms.items():
+            layer.num_groups = layer.num_channels // together
+        for path in flattened:
+            flatten_by(FlattenPlaces(), trunk, path, images)
+        with torch.no_grad():
+            trunk(images)
+    except (ZeroDivisionError, AssertionError, RuntimeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"widths.levels below 1 need a trunk whose channels can be followed, and those of {type(trunk).__name__} cannot: "
+            f"{type(error).__name__}: {error}"
+        ) from error

@@ -1,0 +1,129 @@
+"""HeteroFL (Diao, Ding & Tarokh, ICLR 2021): clients train models of several widths, each a part of the global one (`edge.widths`).
+
+    x_i <- x_i + sum_k w_k (x_ki - x_i) / sum_k w_k        over the clients k that came back and train coordinate i
+
+A coordinate that none of them trains stays where it is, and so does its momentum at the server. A client is sent, and sends, what its
+level has. Evaluation uses the whole model. Departures: clients count by `server.weighting` rather than all the same, and keep their level
+over the rounds (the paper's "fix" rather than "dynamic"). Its masked loss is what every client here does: it trains its own subtasks.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mtl.data.client_batches import LocalWork
+from mtl.data.federated_data import FederatedData
+from mtl.edge.ledger import Workload
+from mtl.edge.widths import Level
+from mtl.federation.auto import AutoBackend
+from mtl.federation.for_each_client import Backend, CohortJob, Start, Trained, Training
+from mtl.federation.message import client_bytes
+from mtl.federation.ranks import Ranks
+from mtl.types import Params
+
+
+class Levels:
+    """The widths of a federation, the whole model first, and whose they are. of: int64 [C], the place of each client's."""
+
+    def __init__(self, levels: Sequence[Level], of: Tensor) -> None:
+        self.levels, self.of = tuple(levels), of.tolist()
+        self._index = [level.index for level in levels]
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+    @property
+    def widths(self) -> list[float]:
+        """The share of the channels that each client trains."""
+        return [self.levels[level].ratio for level in self.of]
+
+    def index(self, level: int, device: torch.device) -> Params:
+        """Where the coordinates of the parameters of a level lie in the whole ones, on `device`."""
+        if any(place.device != device for place in self._index[level].values()):
+            self._index[level] = {name: place.to(device) for name, place in self._index[level].items()}
+        return self._index[level]
+
+    def take(self, level: int, params: Params) -> Params:
+        """A level's part of whole parameters, stacked [K, ...], which are the same for all clients where they are cut."""
+        taken = dict(params)
+        for name, place in self.index(level, next(iter(params.values())).device).items():
+            taken[name] = params[name][0].flatten()[place].expand(len(params[name]), *place.shape)
+        return taken
+
+    def client_bytes(self, travelling: Params, assignment: Tensor) -> Tensor:
+        """As `message.client_bytes`, of what each client's level has of the whole parameters that travel."""
+        own = [level.model.params() for level in self.levels]
+        lengths = torch.stack([client_bytes({name: params[name] for name in travelling}, assignment) for params in own])
+        return self._each(lengths)
+
+    def covered(self, travelling: Params, weights: Tensor, clients: Sequence[int]) -> Params:
+        """What `RunningMean` wants to know. weights: [K], of the clients that came back."""
+        of = torch.tensor([self.of[client] for client in clients], dtype=torch.long)
+        total = [float(weights[of == level].sum()) for level in range(len(self))]
+        found: Params = {}
+        for name in travelling.keys() & {name for index in self._index for name in index}:
+            like = travelling[name]
+            found[name] = torch.zeros(like.numel(), dtype=torch.float64, device=like.device)
+            for level, weight in enumerate(total):
+                place = self.index(level, like.device).get(name)
+                found[name][slice(None) if place is None else place.flatten()] += weight
+            found[name] = found[name].view_as(like)
+        return found
+
+    def workload(self, workloads: Sequence[Workload]) -> Workload:
+        """Each client's, from that of all clients at each level."""
+        fields = ("flops", "bytes_down", "bytes_up", "memory")
+        return Workload(**{field: self._each(torch.stack([getattr(work, field) for work in workloads])) for field in fields})
+
+    def samples(self, clients: Sequence[int], work: LocalWork, data: FederatedData) -> list[int]:
+        """Images that some clients see in a round, by level."""
+        seen = [0] * len(self)
+        for client in clients:
+            seen[self.of[client]] += work.num_samples(data.clients.size(client))
+        return seen
+
+    def _each(self, by_level: Tensor) -> Tensor:
+        """by_level: [L, C]; returns [C]."""
+        return by_level.gather(0, torch.tensor(self.of)[None])[0]
+
+
+class LevelsBackend:
+    """The clients of each level by a backend of its own, made by `make`; they are of one kind, so that `auto` chooses for all."""
+
+    def __init__(self, levels: Levels, training: Training, make: Callable[[Training], Backend]) -> None:
+        self.levels = levels
+        self.backends = [make(replace(training, model=level.model)) for level in levels.levels]
+
+    @property
+    def name(self) -> str:
+        return self.backends[0].name
+
+    def settle(self, name: str) -> None:
+        """See `AutoBackend`."""
+        for backend in self.backends:
+            if isinstance(backend, AutoBackend):
+                backend.settle(name)
+
+    def __call__(self, job: CohortJob, data: FederatedData) -> Iterator[Trained]:
+        for level, backend in enumerate(self.backends):
+            clients = [client for client in job.clients if self.levels.of[client] == level]
+            undecided = backend.name == "auto"
+            # The ranks choose together, and only where one of them has a client to try.
+            if undecided and not Ranks().any(bool(clients)):
+                continue
+            for trained in backend(replace(job, clients=clients, start=self._start(level, job.start)), data):
+                yield replace(trained, level=level)
+            if undecided:
+                self.settle(backend.name)
+
+    def _start(self, level: int, whole: Start) -> Start:
+        return lambda clients: self.levels.take(level, whole(clients))
+
+
+def widest_that_fit(workloads: Sequence[Workload], room: Tensor) -> Tensor:
+    """The place of the widest level whose training step each client holds, int64 [C]; the narrowest where none is. room: bytes [C]."""
+    fits = torch.stack([work.memory <= room for work in workloads])
+    fits[-1] = True
+    return fits.long().argmax(0)

@@ -1,0 +1,234 @@
+"""What the server learns from the clients' models on images without labels."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hydra_zen import instantiate
+from torch import nn
+
+from mtl.configs import compose
+from mtl.data.client_batches import LocalWork
+from mtl.data.federated_data import FederatedData
+from mtl.edge.widths import narrow
+from mtl.federation.feddf import Ensemble, FedDF
+from mtl.federation.for_each_client import Backend, CohortJob, LoopBackend, Trained, Training
+from mtl.federation.heterofl import Levels, LevelsBackend
+from mtl.federation.local_sgd import LocalSGD
+from mtl.federation.personalise import Bank
+from mtl.federation.rounds import Setting, State, run_round
+from mtl.federation.sampling import Sampling
+from mtl.federation.schedule import Schedule
+from mtl.federation.stacked import StackedBackend
+from mtl.learning.checkpoints import read_checkpoint
+from mtl.losses.bce import BCE
+from mtl.models.cnn import Trunk
+from mtl.models.hard_sharing import HardSharing
+from mtl.models.heads import LinearHeads
+from mtl.train import train
+from mtl.types import Params
+from tests.conftest import clone, make_images
+from tests.federation.test_backends import model_of, uneven
+from tests.federation.test_rounds import OBJECTIVE, assert_equal
+from tests.test_train import kill_after, numbers, small, without_time
+
+IMAGES = torch.randint(0, 256, (7, 1, 8, 8), generator=torch.Generator().manual_seed(5), dtype=torch.uint8)
+
+
+def prepared(images: torch.Tensor) -> torch.Tensor:
+    return (images.float() / 255 - 0.5) / 0.25
+
+
+def two_layers(seed: int) -> HardSharing:
+    torch.manual_seed(seed)
+    trunk = Trunk(nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 6)), 6)
+    return HardSharing(trunk, LinearHeads(6, 4), BCE(4))
+
+
+def ensemble_of(model: HardSharing, images: torch.Tensor = IMAGES, **options: object) -> Ensemble:
+    return Ensemble(FedDF(**options), [model], OBJECTIVE, LocalSGD(head_scale=1.0), images, seed=0)  # type: ignore[arg-type]
+
+
+def stacked(models: list[HardSharing]) -> Trained:
+    params = {name: torch.stack([model.params()[name] for model in models]) for name in models[0].params()}
+    return Trained(list(range(len(models))), params, {}, torch.zeros(0))
+
+
+TASKS = torch.tensor([[True, True, False, False], [True, False, True, False], [True, False, False, False]])
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_the_teacher_is_the_mean_over_the_clients_that_train_the_subtask(together: bool) -> None:
+    models = [two_layers(seed) for seed in range(3)]
+    ensemble = ensemble_of(models[0], batch_size=3)
+    if together:
+        votes = ensemble.votes(stacked(models), TASKS)
+    else:
+        votes = sum((ensemble.votes(stacked([model]), TASKS[[k]]) for k, model in enumerate(models)), torch.zeros(7, 4))
+    logits = torch.stack([model(prepared(IMAGES)) for model in models]).detach()
+    expected = torch.stack([logits[:, :, 0].sum(0), logits[0, :, 1], logits[1, :, 2], torch.zeros(7)], 1)
+    torch.testing.assert_close(votes, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_step_by_hand_leaves_alone_what_nobody_trained() -> None:
+    model, teacher = two_layers(0), two_layers(1)
+    ensemble = ensemble_of(model, steps=1, batch_size=7, rate=0.5, temperature=2.0)
+    wanted = teacher(prepared(IMAGES)).detach()
+    counts = torch.tensor([2.0, 1.0, 1.0, 0.0])
+    found = ensemble.distil(model.params(), wanted * counts, counts, round=0, frozen=frozenset({"trunk.features.1.bias"}))
+    # Independently: cross-entropy against the teacher's probabilities has the gradient of the divergence; T^2 times it.
+    loss = 4 * F.binary_cross_entropy_with_logits(
+        model(prepared(IMAGES))[:, :3] / 2, torch.sigmoid(wanted[:, :3] / 2), reduction="sum"
+    )
+    grads = torch.autograd.grad(loss / 7, list(model.parameters()))
+    for (name, before), grad in zip(model.params().items(), grads, strict=True):
+        after = before if name == "trunk.features.1.bias" else before - 0.5 * grad
+        torch.testing.assert_close(found[name], after, rtol=1e-4, atol=1e-6)
+    assert torch.equal(found["heads.weight"][3], model.params()["heads.weight"][3])
+
+
+def test_a_student_of_clients_that_are_all_alike_does_not_move() -> None:
+    model = two_layers(0)
+    ensemble = ensemble_of(model, rate=0.1)
+    votes = ensemble.votes(stacked([model] * 3), TASKS)
+    before = clone(model.params())
+    after = ensemble.distil(model.params(), votes, TASKS.sum(0).float(), round=0, frozen=frozenset())
+    for name, value in before.items():
+        assert torch.equal(model.params()[name], value)
+        assert torch.allclose(after[name], value, atol=1e-5), name
+
+
+def test_it_mends_what_averaging_breaks() -> None:
+    """Two clients that compute the same with their hidden channels in another order: their mean computes something else."""
+    one, other = two_layers(0), two_layers(0)
+    with torch.no_grad():
+        order = torch.arange(11, -1, -1)
+        first, last = (layer for layer in other.trunk.modules() if isinstance(layer, nn.Linear))
+        for value in (first.weight, first.bias):
+            value.copy_(value[order])
+        last.weight.copy_(last.weight[:, order])
+    images, fresh = make_images(per_class=30, seed=1).images, make_images(per_class=30, seed=2).images
+    wanted = one(prepared(fresh)).detach()
+    torch.testing.assert_close(other(prepared(fresh)), wanted, rtol=1e-4, atol=1e-5)
+    ensemble = ensemble_of(one, images, steps=200, rate=0.2)
+    everyone = torch.ones(2, 4, dtype=torch.bool)
+    mean = {name: (value + other.params()[name]) / 2 for name, value in one.params().items()}
+    mended = ensemble.distil(
+        mean, ensemble.votes(stacked([one, other]), everyone), torch.full((4,), 2.0), round=0, frozen=frozenset()
+    )
+
+    def error(params: Params) -> float:
+        return float((torch.func.functional_call(one, params, (prepared(fresh),)) - wanted).square().mean())
+
+    assert error(mended) < 0.2 * error(mean)
+
+
+def rounds(make: Callable[[Training], Backend], data: FederatedData, model: HardSharing, of: list[int] | None = None) -> State:
+    training = Training(model, OBJECTIVE, LocalSGD(), LocalWork(batch_size=3), 0)
+    levels = None
+    if of is not None:
+        levels = Levels([narrow(model, data.image_shape, ratio) for ratio in (1.0, 0.5)], torch.tensor(of))
+    options = FedDF(momentum=0.5, steps=5, batch_size=4, num_images=7)
+    models = [model] if levels is None else [level.model for level in levels.levels]
+    backend = make(training) if levels is None else LevelsBackend(levels, training, make)
+    ensemble = Ensemble(options, models, OBJECTIVE, LocalSGD(), IMAGES, seed=0)
+    sampling = Sampling(dropout=0.3)
+    setting = Setting(data, training, backend, Schedule(), sampling, options, 5, levels=levels, ensemble=ensemble)
+    params = clone(model.params())
+    state = State(params, options.init(params), Bank("nothing", params, data.assignment))
+    for r in range(3):
+        state, _ = run_round(setting, state, r)
+    return state
+
+
+@pytest.mark.parametrize("kind", ["dropout", "localnorm"])
+@pytest.mark.parametrize("of", [None, [0, 1, 1, 0]])
+def test_loop_and_stacked_agree(kind: str, of: list[int] | None) -> None:
+    data = uneven([5, 1, 7, 3], 1)
+    model = model_of(kind, data, torch.float64)
+    one, other = rounds(LoopBackend, data, model, of), rounds(StackedBackend, data, model, of)
+    for name, value in one.params.items():
+        assert torch.allclose(value, other.params[name], rtol=1e-9, atol=1e-11), name
+
+
+def test_a_round_is_the_average_and_then_the_lesson() -> None:
+    data = uneven([5, 2], 1)
+    model = two_layers(0)
+    training = Training(model, OBJECTIVE, LocalSGD(), LocalWork(batch_size=3), 0)
+    options = FedDF(steps=5, batch_size=4)
+    ensemble = Ensemble(options, [model], OBJECTIVE, LocalSGD(), IMAGES, seed=0)
+    plain = Setting(data, training, LoopBackend(training), Schedule(), Sampling(), options, 5)
+    state = State(model.params(), {}, Bank("nothing", model.params(), data.assignment))
+    averaged, before = run_round(plain, state, 1)
+    learned, after = run_round(replace(plain, ensemble=ensemble), state, 1)
+    assert (before.bytes_up, before.bytes_down) == (after.bytes_up, after.bytes_down)
+    job = CohortJob([0, 1], 1, lambda whom: state.bank.load(whom, state.params), before.learning_rate, progress=1 / 5)
+    votes = sum((ensemble.votes(t, data.assignment[t.clients]) for t in LoopBackend(training)(job, data)), torch.zeros(7, 4))
+    expected = ensemble.distil(averaged.params, votes, data.assignment.sum(0), round=1, frozen=frozenset())
+    assert_equal(learned.params, expected)
+    assert not torch.equal(learned.params["heads.weight"], averaged.params["heads.weight"])
+
+
+def test_images_come_from_a_data_set_or_are_noise(class_folders: Path) -> None:
+    noise = FedDF(num_images=100).unlabelled((1, 8, 8), torch.uint8, seed=0)
+    assert noise.shape == (100, 1, 8, 8)
+    assert float(noise.float().mean()) == pytest.approx(127.5, abs=4)  # deviation .9
+    assert FedDF(num_images=9).unlabelled((3, 1, 1), torch.float32, seed=0).shape == (9, 3, 1, 1)
+    node = "data@server.images=folder"
+    words = ["server=feddf", f"+{node}", f"server.images.root={class_folders}", "server.images.image_size=[16,16]"]
+    server = instantiate(compose([*words, "server.images.grey=true", "server.num_images=5"]).server)
+    drawn = server.unlabelled((1, 16, 16), torch.uint8, seed=0)
+    stored = {image.numpy().tobytes() for image in server.images.images}
+    assert len({image.numpy().tobytes() for image in drawn} & stored) == 5
+    assert torch.equal(drawn, server.unlabelled((1, 16, 16), torch.uint8, seed=0))
+    with pytest.raises(
+        ValueError, match=r"server.images must be \(1, 8, 8\) of torch.uint8, like those of the run, got \(1, 16, 16\)"
+    ):
+        server.unlabelled((1, 8, 8), torch.uint8, seed=0)
+    with pytest.raises(ValueError, match=r"server.num_images must be in \[1, 32\], what folder has, got 33"):
+        replace(server, num_images=33).unlabelled((1, 16, 16), torch.uint8, seed=0)
+    for name in ("num_images", "steps", "batch_size"):
+        with pytest.raises(ValueError, match=f"server.{name} must be >= 1, got 0"):
+            FedDF(**{name: 0})
+    with pytest.raises(ValueError, match=r"server.rate must be > 0, got 0"):
+        FedDF(rate=0.0)
+
+
+LESSONS = [
+    "server=feddf",
+    "server.steps=3",
+    "server.num_images=20",
+    "server.momentum=.5",
+    "sampling.dropout=0.3",
+    "trunk=classic_cnn",
+]
+
+
+def test_ranks_and_resume(class_folders: Path, tmp_path: Path) -> None:
+    config = small(class_folders, *LESSONS)
+    summary = train(config, tmp_path / "whole")
+    kill_after(config, tmp_path / "cut", rounds=2)
+    config.resume = True
+    assert without_time(train(config, tmp_path / "cut")) == without_time(summary)
+    assert numbers(tmp_path / "cut") == numbers(tmp_path / "whole")
+    train(small(class_folders, *LESSONS, "trainer.devices=2"), tmp_path / "two")
+    one, two = (read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt")["state_dict"] for name in ("whole", "two"))
+    for name, value in one.items():
+        assert torch.allclose(two[name], value, rtol=1e-4, atol=1e-5), name
+
+
+def test_what_does_not_go_with_it_is_refused(class_folders: Path, tmp_path: Path) -> None:
+    for overrides, message in (
+        (["keep=heads"], r"server=feddf scores with the clients' models: it needs keep=nothing, got mode=federated keep=heads"),
+        (["mode=local"], r"it needs keep=nothing, got mode=local"),
+        (
+            ["transfer=features", "transfer.cache=true", "transfer.trained=1", "augmentation=none", "mirror=false"],
+            r"server=feddf needs images that are not features: transfer.cache must be false",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(small(class_folders, "server=feddf", *overrides), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
