@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from mtl.data.federated_data import FederatedData, federate
 from mtl.data.instances import add_instances
-from mtl.edge.fleet import room
+from mtl.edge.fleet import deal_out, room
 from mtl.edge.ledger import Workload
 from mtl.edge.widths import Level, narrow
-from mtl.federation.heterofl import Levels, widest_that_fit
+from mtl.federation.heterofl import Levels, largest_that_fit
 from mtl.federation.objective import Objective
 from mtl.federation.workload import client_workload, training_cost
 from mtl.models.architecture import Parts
@@ -24,6 +24,7 @@ from mtl.models.centre import map_layers, map_stride
 from mtl.models.cnn import ImageShape, Trunk
 from mtl.models.hard_sharing import HardSharing
 from mtl.models.norm import replace_batch_norm
+from mtl.models.peers import Peers
 from mtl.models.transfer import Transfer
 from mtl.models.weights import load_weights
 from mtl.seeding import derive_seed
@@ -94,25 +95,42 @@ def build_objective(config: DictConfig) -> Objective:
 
 
 def build_levels(config: DictConfig, data: FederatedData, model: HardSharing, objective: Objective) -> Levels | None:
-    """The widths that clients train, None where all train the whole model. Raises ValueError where they cannot be."""
-    widths, fleet = instantiate(config.widths), instantiate(config.fleet)
+    """The widths or the architectures that clients train, None where all train the same. Raises ValueError where they cannot be."""
+    widths, fleet, trunk = instantiate(config.widths), instantiate(config.fleet), model.trunk
     shrink = fleet.memory == "shrink"
-    if len(widths.levels) == 1:
-        if shrink:
-            raise ValueError("fleet.memory=shrink needs widths.levels below 1, such as widths=levels has")
+    if isinstance(trunk, Peers):
+        _check_levels(config, "trunk=peers needs")
+        if len(widths.levels) > 1:
+            raise ValueError("trunk=peers gives each client a trunk as it is: widths.levels must be [1], as widths=whole has")
+        option, shares = "trunk.shares", trunk.dealt
+    elif len(widths.levels) > 1:
+        _check_levels(config, "widths.levels below 1 need")
+        option, shares = "widths.shares", widths.shares
+    elif any(isinstance(part, Peers) for part in model.modules()):
+        raise ValueError("trunk=peers needs architecture=hard_sharing, a model with one trunk")
+    elif shrink:
+        raise ValueError("fleet.memory=shrink needs trunk=peers, or widths.levels below 1, such as widths=levels has")
+    else:
         return None
-    _check_levels(config)
-    if shrink and widths.shares is not None:
-        raise ValueError(f"widths.shares must be null where fleet.memory=shrink says who trains which, got {list(widths.shares)}")
-    of = None if shrink else widths.assign(data.num_clients, seed=config.seed)
-    levels = [narrow(model, data.image_shape, ratio, scale=widths.scale) for ratio in widths.levels]
+    if shrink and shares is not None:
+        raise ValueError(f"{option} must be null where fleet.memory=shrink says who trains which, got {list(shares)}")
+    if not shrink and shares is None:
+        raise ValueError(f"{option} must say how many clients have which, or a fleet with fleet.memory=shrink; got null")
+    of = None if shares is None else deal_out(option, shares, data.num_clients, seed=config.seed, purpose="widths")
+    if isinstance(trunk, Peers):
+        levels = [Level(1.0, model.with_trunk(trunk.alone(name)), {}, name) for name in trunk.names]
+    else:
+        levels = [narrow(model, data.image_shape, ratio, scale=widths.scale) for ratio in widths.levels]
     if of is None:
-        of = widest_that_fit(
+        of = largest_that_fit(
             build_workloads(config, data, levels, objective), room(*fleet.assign(data.num_clients, seed=config.seed))
         )
     counts = torch.bincount(of, minlength=len(levels)).tolist()
-    logger.info("widths: %s", ", ".join(f"{n} clients train {level.ratio:g}" for n, level in zip(counts, levels, strict=True)))
-    if not counts[0]:
+    told = (f"{n} clients train {level.name.replace('_', ' ')}" for n, level in zip(counts, levels, strict=True))
+    logger.info("models: %s", ", ".join(told))
+    if not counts[0] and isinstance(trunk, Peers):
+        logger.warning("no client trains trunk %s, the server's own", trunk.names[0])
+    elif not counts[0]:
         logger.warning(
             "no client trains the whole width: what of the model lies beyond %g stays as it starts", levels[int(of.min())].ratio
         )
@@ -129,9 +147,8 @@ def build_workloads(config: DictConfig, data: FederatedData, levels: Sequence[Le
     ]
 
 
-def _check_levels(config: DictConfig) -> None:
-    """Raises ValueError for what cannot be where clients train several widths."""
-    needed = "widths.levels below 1 need"
+def _check_levels(config: DictConfig, needed: str) -> None:
+    """Raises ValueError for what cannot be where clients train several widths or architectures."""
     if config.mode != "federated":
         raise ValueError(f"{needed} mode=federated, got {config.mode}")
     if config.keep == "all":
@@ -141,7 +158,7 @@ def _check_levels(config: DictConfig) -> None:
     if config.server.balancer is not None:
         raise ValueError(f"{needed} a server that need not compare whole updates: server.balancer must be null")
     if config.fusion != "argmax":
-        raise ValueError(f"{needed} fusion=argmax, as narrow clients cannot score with the whole model, got {config.fusion}")
+        raise ValueError(f"{needed} fusion=argmax, as no client could score with the models of others, got {config.fusion}")
 
 
 def kept(config: DictConfig) -> str:

@@ -68,8 +68,10 @@ from mtl.models.grouped import grouped
 from mtl.models.hard_sharing import hard_sharing
 from mtl.models.mmoe import mmoe
 from mtl.models.mtan import mtan
+from mtl.models.peers import peers
 from mtl.models.ple import ple
 from mtl.models.soft_sharing import soft_sharing
+from mtl.models.sphereface import sphereface_cnn
 from mtl.models.transfer import Transfer
 
 CONFIG_NAME = "train"
@@ -198,6 +200,8 @@ PARTIAL: dict[str, dict[str, Any]] = {
         "classic_cnn": cnn.classic_cnn,
         "separable_cnn": cnn.separable_cnn,
         "lenet": cnn.lenet,
+        "peers": (peers, {"trunks": {}, "server": MISSING}),
+        "sphereface_cnn": sphereface_cnn,
         "flat": cnn.flat,
         "vgg": trunks.vgg,
         "resnet": trunks.resnet,

@@ -113,11 +113,11 @@ def _train(config: DictConfig, plain: dict[str, Any], run_dir: Path, ranks: Rank
         summary = _fit_and_test(config, run_dir, data, learner, trainer, FederatedDataModule(data, steps=steps), checkpoint)
         if tracker is not None:
             levels = learner.setting.levels if isinstance(learner, FederatedLearning) else None
-            widths = None if levels is None else levels.widths
-            _save_federation(run_dir, data, widths)
+            _save_federation(run_dir, data, levels)
             _save_predictions(run_dir, learner)
             _save_conflict(run_dir, learner)
             if isinstance(learner, FederatedLearning) and isinstance(learner.setting.sampling, FleetSampling):
+                widths = None if levels is None else levels.widths
                 learner.setting.sampling.write(run_dir / "fleet.csv", data.clients.sizes, widths)
             write_json(run_dir / "summary.json", summary)
             if config.write_report:
@@ -199,7 +199,7 @@ def build_learner(config: DictConfig, data: FederatedData, run_dir: Path) -> tup
     if levels is not None and balance is not None and balance.remembers_gradients:
         name = type(balance.method).__name__
         raise ValueError(
-            f"widths.levels below 1 change what is trained, and balancer {name} remembers the gradients of all of it"
+            f"widths.levels below 1 and trunk=peers change what is trained, and balancer {name} remembers the gradients of all of it"
         )
     told = {"per_task": config.tracking.per_task, "log_every": config.tracking.log_every}
     if config.mode in ("centralised", "detection", "single_task"):
@@ -228,9 +228,9 @@ def build_learner(config: DictConfig, data: FederatedData, run_dir: Path) -> tup
             )
         if transfer.cache:
             raise ValueError("server=feddf needs images that are not features: transfer.cache must be false, got true")
-        models = [model] if levels is None else [level.model for level in levels.levels]
+        models, students = ([model], 1) if levels is None else ([level.model for level in levels.levels], levels.students)
         images = server.unlabelled(data.image_shape, data.images.dtype, seed=seed)
-        ensemble = Ensemble(server, models, replace(objective, distil=None), client, images, seed=seed)
+        ensemble = Ensemble(server, models, replace(objective, distil=None), client, images, seed=seed, students=students)
 
     def backend(training: Training) -> Backend:
         name = engine.backend if objective.distil is None else "loop"
@@ -364,14 +364,14 @@ def _fit_summary(learner: Learner, data: FederatedData, rounds: int) -> Metrics:
     return summary | {f"cost/{name}": value for name, value in learner.costs().items()}
 
 
-def _save_federation(run_dir: Path, data: FederatedData, widths: list[float] | None) -> None:
-    """widths: shares of the channels that each client trains, None for all of them."""
+def _save_federation(run_dir: Path, data: FederatedData, levels: Levels | None) -> None:
+    """With the share of the channels, or the architecture, that each client trains, where they are not the same."""
     tested = data.num_tested
     assignment = data.assignment.cpu().numpy()
     source = {"source_assignment": assignment[:, tested:]} if data.num_source else {}
     write_arrays(
         run_dir / "federation.npz",
-        **({} if widths is None else {"widths": np.array(widths)}),
+        **({} if levels is None else {name: np.array(value) for name, value in levels.told.items()}),
         positives=data.positives[:, :tested].numpy(),
         negatives=data.negatives[:, :tested].numpy(),
         assignment=assignment[:, :tested],

@@ -19,6 +19,7 @@ from mtl.federation.personalise import Bank
 from mtl.learning.checkpoints import read_checkpoint
 from mtl.models.cnn import ImageShape, Trunk
 from mtl.models.hard_sharing import HardSharing
+from mtl.models.peers import Peers
 from mtl.models.transfer import Transfer
 from mtl.models.weights import CHECKPOINTS
 from mtl.types import Params
@@ -65,20 +66,24 @@ def load_run(run_dir: Path, *, client: int | None = None) -> TrainedRun:
     own = tuple(range(tested))
     bank = checkpoint.get("bank", {})
     keep = kept(config)
-    if client is not None:
-        if keep == "nothing":
-            raise ValueError(f"client must be left out where nothing stays on the clients, as in {run_dir}, got {client}")
+    mixed = isinstance(model.trunk, Peers)
+    if client is not None and keep == "nothing" and not mixed:
+        raise ValueError(f"client must be left out where nothing stays on the clients, as in {run_dir}, got {client}")
+    if client is not None and keep != "nothing":
         own, theirs = _client_params(run_dir, keep, {name: state[name] for name in model.params()}, bank, client)
         own = tuple(task for task in own if task < tested)
         state |= theirs
-    elif keep == "all":
+    elif client is None and keep == "all":
         raise ValueError(f"run {run_dir} must have one trunk for all, or a client be named: in it each client keeps its own")
-    elif keep == "heads":
+    elif client is None and keep == "heads":
         own = ()
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"{found[0]} does not fit the model of {run_dir / 'config.yaml'}: {error}") from error
+    if isinstance(model.trunk, Peers):
+        name = model.trunk.chosen if client is None else str(_of_clients(run_dir, client, "trunks")[client])
+        model = model.with_trunk(model.trunk.peer(name))
     return TrainedRun(
         config=config,
         model=model.eval(),
@@ -181,17 +186,24 @@ def _fitting(name: str, run_dir: str, data: FederatedData) -> TrainedRun:
     return run
 
 
-def _client_params(run_dir: Path, keep: str, params: Params, bank: dict[str, Any], client: int) -> tuple[tuple[int, ...], Params]:
-    """The subtasks that a client trains, and its own parameters."""
+def _of_clients(run_dir: Path, client: int, *names: str) -> np.ndarray[Any, Any]:
+    """What `federation.npz` says of each client, [C, ...]: those of the arrays that it has, side by side. Raises ValueError where there
+    is no such file, and where `client` is not one of them.
+    """
     path = run_dir / "federation.npz"
     try:
         with np.load(path, allow_pickle=False) as file:
-            trained = [file[name] for name in ("assignment", "source_assignment") if name in file]
-            assignment = torch.from_numpy(np.concatenate(trained, 1))
+            found = np.concatenate([file[name] for name in names if name in file], -1)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"run directory must hold federation.npz, which a finished run leaves, got {path}: {error}") from error
-    if not 0 <= client < len(assignment):
-        raise ValueError(f"client must be in [0, {len(assignment) - 1}], got {client}")
+    if not 0 <= client < len(found):
+        raise ValueError(f"client must be in [0, {len(found) - 1}], got {client}")
+    return found
+
+
+def _client_params(run_dir: Path, keep: str, params: Params, bank: dict[str, Any], client: int) -> tuple[tuple[int, ...], Params]:
+    """The subtasks that a client trains, and its own parameters."""
+    assignment = torch.from_numpy(_of_clients(run_dir, client, "assignment", "source_assignment"))
     rows = Bank(keep, params, assignment)
     rows.load_state_dict(bank)
     own = tuple(assignment[client].nonzero().flatten().tolist())

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from mtl.edge.extras import require
-from mtl.edge.fleet import deal_out
 from mtl.edge.prune import flatten_by, norm_pruner
 from mtl.models.cnn import FlattenPlaces, ImageShape, Trunk
 from mtl.models.hard_sharing import HardSharing
@@ -48,24 +47,21 @@ class Widths:
                 f"widths.shares must be {len(levels)} numbers >= 0, one for each of widths.levels, got {list(shares)}"
             )
 
-    def assign(self, num_clients: int, *, seed: int) -> Tensor:
-        """The place in `levels` of each client's, int64 [C]. Raises ValueError where there are levels and nothing says whose."""
-        if self.shares is None:
-            raise ValueError(
-                f"widths.levels={list(self.levels)} need widths.shares, or a fleet with fleet.memory=shrink, to say which client has which"
-            )
-        return deal_out("widths.shares", self.shares, num_clients, seed=seed, purpose="widths")
-
 
 @dataclass(frozen=True)
 class Level:
     """model: at `ratio` of the width of the whole; index: for each of its parameters that is smaller than in the whole, where its
-    coordinates lie in that one, flattened, int64 of the parameter's shape.
+    coordinates lie in that one, flattened, int64 of the parameter's shape; trunk: which it has, where there are several (`models.peers`).
     """
 
     ratio: float
     model: HardSharing
     index: dict[str, Tensor]
+    trunk: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"width_{self.ratio:g}" if self.trunk is None else f"trunk_{self.trunk}"
 
 
 class Scale:

@@ -5,8 +5,9 @@ After the average x of a round the server goes on from x, on images u that have 
     t(u) = mean_k s(x_k; u)         x <- x - rate * grad sum over the subtasks of T^2 KL(sigmoid(t / T) | sigmoid(s(x; u) / T))
 
 s are the decision scores; subtask by subtask the mean is over the clients that came back and train it, and a subtask that none of them
-trains is left out. The server has the clients' models already, and so nothing more is sent. Where clients train several widths
-(`heterofl`), each scores with its own.
+trains is left out. The server has the clients' models already, and so nothing more is sent. Where clients train several widths or
+architectures (`heterofl`), each scores with its own; of widths the whole model learns, of architectures all do, with the sum of their
+losses, since they share the heads.
 
 Departures: the scores of the ensemble are computed once a round rather than for each batch, which is the same, as images are not augmented;
 dropout rests while the server learns; its steps are the clients' (SGD, with their scale of the heads' learning rate, without weight decay)
@@ -87,7 +88,8 @@ class FedDF(FedAvg):
 class Ensemble:
     """The clients' models as a teacher of the server's, on `images` [U, c, H, W] as stored.
 
-    models: of each level of width, the whole one first; algorithm: the clients'.
+    models: of each level of width, the whole one first, or of each architecture; students: how many of them, from the first, learn;
+    algorithm: the clients'.
     """
 
     def __init__(
@@ -99,8 +101,9 @@ class Ensemble:
         images: Tensor,
         *,
         seed: int,
+        students: int = 1,
     ) -> None:
-        self.options, self.images, self.seed = options, images, seed
+        self.options, self.images, self.seed, self.students = options, images, seed, students
         self.algorithm = replace(algorithm, weight_decay=0.0)
         plain = replace(objective, mirror=False)
         self._scores = [_Scores(copy.deepcopy(model), plain).eval() for model in models]
@@ -111,7 +114,7 @@ class Ensemble:
         """Scores [U, T] summed over the clients, zero where a client does not train the subtask. tasks: bool [K, T]."""
         scores = self._scores[trained.level]
         scores.to(tasks.device)
-        params = {f"model.{name}": trained.params[name] for name, _ in scores.model.named_parameters()}
+        params = scores.own(trained.params)
         # Not by the clients beside one: where images are normalised by their batch, a score depends on it.
         part = images_at_once(scores.model, min(self.options.batch_size, len(self.images)))
         size = max(min(PIXELS // (part * self.images[0].numel()), NUMBERS // (scores.model.held * part)), 1)
@@ -128,8 +131,7 @@ class Ensemble:
         """The server's model after it has learned from the ensemble. params: of the whole model, left as they are; votes: [U, T], summed
         over all clients; counts: [T], how many they are; frozen: the parameters that stay.
         """
-        options, scores = self.options, self._scores[0]
-        scores.to(votes.device)
+        options, students = self.options, [scores.to(votes.device) for scores in self._scores[: self.students]]
         targets, known = votes / counts.clamp_min(1), counts > 0
         moved = {name: value.detach().clone() for name, value in params.items() if name not in frozen}
         state = self.algorithm.init(moved)
@@ -140,11 +142,13 @@ class Ensemble:
             images, valid = self.images[index].to(votes.device), valid.to(votes.device)
             with torch.enable_grad():
                 leaves = {name: value.requires_grad_() for name, value in moved.items()}
-                given = {f"model.{name}": value for name, value in (params | leaves).items()}
-                found = functional_call(scores, given, (images,)).to(targets.dtype)
+                given = params | leaves
                 counted = known & valid[:, None]
                 wanted = targets[index.to(votes.device)]
-                loss = soft_binary(found, wanted, counted, valid, options.temperature).sum()
+                loss = votes.new_zeros(())
+                for scores in students:
+                    found = functional_call(scores, scores.own(given), (images,)).to(targets.dtype)
+                    loss = loss + soft_binary(found, wanted, counted, valid, options.temperature).sum()
                 grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
             moved = {name: value.detach() for name, value in moved.items()}
             factor = (1 + math.cos(math.pi * step / options.steps)) / 2
@@ -159,6 +163,10 @@ class _Scores(nn.Module):
     def __init__(self, model: HardSharing, objective: Objective) -> None:
         super().__init__()
         self.model, self.objective = model, objective
+
+    def own(self, params: Params) -> Params:
+        """Those that the model has, as a call of this module takes them."""
+        return {f"model.{name}": params[name] for name, _ in self.model.named_parameters()}
 
     def forward(self, images: Tensor) -> Tensor:
         return self.objective.decide(self.model, self.objective.features(self.model, images))

@@ -59,7 +59,7 @@ class FleetSampling:
                 advice += ", and fleet.memory=shrink gives them a narrower model"
             raise ValueError(
                 f"client {small[0]} on {self.profile(small[0]).name} needs {workload.memory[small[0]]:,.0f} bytes for a training step "
-                + ("at the narrowest of widths.levels " if fleet.memory == "shrink" else "")
+                + ("of the least of the models that it may train " if fleet.memory == "shrink" else "")
                 + f"and has {memory[small[0]]:,.0f}; {len(small)} of {len(workload)} clients do not hold theirs"
                 + (f"; {advice}" if self.able else "")
             )

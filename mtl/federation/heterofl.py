@@ -1,4 +1,5 @@
-"""HeteroFL (Diao, Ding & Tarokh, ICLR 2021): clients train models of several widths, each a part of the global one (`edge.widths`).
+"""HeteroFL (Diao, Ding & Tarokh, ICLR 2021): clients train models of several widths, each a part of the global one (`edge.widths`), or of
+several architectures with the same heads (`models.peers`), which are parts of a model that has them all.
 
     x_i <- x_i + sum_k w_k (x_ki - x_i) / sum_k w_k        over the clients k that came back and train coordinate i
 
@@ -9,6 +10,7 @@ over the rounds (the paper's "fix" rather than "dynamic"). Its masked loss is wh
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,11 +27,15 @@ from mtl.types import Params
 
 
 class Levels:
-    """The widths of a federation, the whole model first, and whose they are. of: int64 [C], the place of each client's."""
+    """The widths of a federation, the whole model first, or its architectures, the server's own first; and whose they are. of: int64 [C],
+    the place of each client's.
+    """
 
     def __init__(self, levels: Sequence[Level], of: Tensor) -> None:
         self.levels, self.of = tuple(levels), of.tolist()
         self._index = [level.index for level in levels]
+        names = [set(level.model.params()) for level in levels]
+        self._absent = [set().union(*names) - own for own in names]
 
     def __len__(self) -> int:
         return len(self.levels)
@@ -39,6 +45,18 @@ class Levels:
         """The share of the channels that each client trains."""
         return [self.levels[level].ratio for level in self.of]
 
+    @property
+    def told(self) -> dict[str, list[Any]]:
+        """What a run says of its clients: the `trunks` that they train, or the `widths`."""
+        if self.levels[0].trunk is None:
+            return {"widths": self.widths}
+        return {"trunks": [self.levels[level].trunk for level in self.of]}
+
+    @property
+    def students(self) -> int:
+        """How many of the levels, from the first, no other contains."""
+        return 1 if self.levels[0].trunk is None else len(self)
+
     def index(self, level: int, device: torch.device) -> Params:
         """Where the coordinates of the parameters of a level lie in the whole ones, on `device`."""
         if any(place.device != device for place in self._index[level].values()):
@@ -47,7 +65,7 @@ class Levels:
 
     def take(self, level: int, params: Params) -> Params:
         """A level's part of whole parameters, stacked [K, ...], which are the same for all clients where they are cut."""
-        taken = dict(params)
+        taken = {name: value for name, value in params.items() if name not in self._absent[level]}
         for name, place in self.index(level, next(iter(params.values())).device).items():
             taken[name] = params[name][0].flatten()[place].expand(len(params[name]), *place.shape)
         return taken
@@ -55,7 +73,8 @@ class Levels:
     def client_bytes(self, travelling: Params, assignment: Tensor) -> Tensor:
         """As `message.client_bytes`, of what each client's level has of the whole parameters that travel."""
         own = [level.model.params() for level in self.levels]
-        lengths = torch.stack([client_bytes({name: params[name] for name in travelling}, assignment) for params in own])
+        sent = [{name: params[name] for name in travelling if name in params} for params in own]
+        lengths = torch.stack([client_bytes(params, assignment) for params in sent])
         return self._each(lengths)
 
     def covered(self, travelling: Params, weights: Tensor, clients: Sequence[int]) -> Params:
@@ -63,10 +82,12 @@ class Levels:
         of = torch.tensor([self.of[client] for client in clients], dtype=torch.long)
         total = [float(weights[of == level].sum()) for level in range(len(self))]
         found: Params = {}
-        for name in travelling.keys() & {name for index in self._index for name in index}:
+        for name in travelling.keys() & {name for part in (*self._index, *self._absent) for name in part}:
             like = travelling[name]
             found[name] = torch.zeros(like.numel(), dtype=torch.float64, device=like.device)
             for level, weight in enumerate(total):
+                if name in self._absent[level]:
+                    continue
                 place = self.index(level, like.device).get(name)
                 found[name][slice(None) if place is None else place.flatten()] += weight
             found[name] = found[name].view_as(like)
@@ -122,8 +143,8 @@ class LevelsBackend:
         return lambda clients: self.levels.take(level, whole(clients))
 
 
-def widest_that_fit(workloads: Sequence[Workload], room: Tensor) -> Tensor:
-    """The place of the widest level whose training step each client holds, int64 [C]; the narrowest where none is. room: bytes [C]."""
-    fits = torch.stack([work.memory <= room for work in workloads])
-    fits[-1] = True
-    return fits.long().argmax(0)
+def largest_that_fit(workloads: Sequence[Workload], room: Tensor) -> Tensor:
+    """The place of the largest level whose training step each client holds, int64 [C]; the smallest where none is. room: bytes [C]."""
+    memory = torch.stack([work.memory for work in workloads])
+    fits = memory <= room
+    return torch.where(fits.any(0), torch.where(fits, memory, -1).argmax(0), memory.argmin(0))

@@ -112,6 +112,8 @@ class RunningMean:
         coordinates of the parameters lie that the clients train in part, see `widths.Level`.
         """
         for name, total in self.sums.items():
+            if name not in update:  # of another architecture than these clients'
+                continue
             value, weight = update[name], weights.to(total)
             if is_head(name):
                 counted = (weight[:, None] * tasks).view(*tasks.shape, *[1] * (value.dim() - 2))

@@ -19,6 +19,7 @@ from mtl.federation.rounds import Setting, State, check_health, run_round
 from mtl.federation.workload import TrainingCost, training_cost
 from mtl.learning.learner import Learner
 from mtl.models.hard_sharing import HardSharing
+from mtl.models.peers import Peers
 from mtl.types import Params
 
 
@@ -80,11 +81,12 @@ class FederatedLearning(Learner):
         return super().validation_step(index, batch_idx)
 
     def training_cost(self) -> TrainingCost:
-        training = self.setting.training
-        return training_cost(self.model, training.objective, training.algorithm, training.work, self.federated_data)
+        training, levels = self.setting.training, self.setting.levels
+        model = self.model if levels is None else levels.levels[0].model
+        return training_cost(model, training.objective, training.algorithm, training.work, self.federated_data)
 
     def costs(self) -> dict[str, float]:
-        """Those of the whole model, and of each level of width; flops_total: as the clients trained."""
+        """Those of the server's model, and of each level of width or architecture; flops_total: as the clients trained."""
         costs = super().costs()
         if self.setting.levels is None:
             return costs
@@ -92,14 +94,24 @@ class FederatedLearning(Learner):
         for level, samples in zip(self.setting.levels.levels, self._samples_of_levels(), strict=True):
             cost = training_cost(level.model, training.objective, training.algorithm, training.work, self.federated_data)
             own = cost.summary(self.federated_data.num_tasks)
-            costs |= {f"{name}_{_at(level.ratio)}": value for name, value in own.items()}
+            costs |= {f"{name}_{level.name}": value for name, value in own.items()}
             total += own["flops_training"] * self.account[samples]
         return costs | {"flops_total": total}
 
     def _samples_of_levels(self) -> list[str]:
         """What the account calls the images that clients of each level see."""
         levels = self.setting.levels
-        return [] if levels is None else [f"samples_{_at(level.ratio)}" for level in levels.levels]
+        return [] if levels is None else [f"samples_{level.name}" for level in levels.levels]
+
+    def test_step(self, index: Tensor, batch_idx: int) -> STEP_OUTPUT:
+        """Of the server's architecture; and the totals of the others."""
+        super().test_step(index, batch_idx)
+        if isinstance(trunk := self.model.trunk, Peers):
+            for name in trunk.names[1:]:
+                with trunk.choosing(name):
+                    metrics, _ = self._evaluate(index)
+                self.test_metrics |= {f"trunk_{name}/{key}": value for key, value in metrics.items() if "/" not in key}
+        return None
 
     def scores(self, index: Tensor) -> Tensor:
         """Each rank scores a part of the images."""
@@ -128,7 +140,3 @@ class FederatedLearning(Learner):
         self.bank.load_state_dict(checkpoint["bank"])
         if isinstance(self.setting.backend, AutoBackend | LevelsBackend):
             self.setting.backend.settle(checkpoint["backend"])
-
-
-def _at(ratio: float) -> str:
-    return f"width_{ratio:g}"

@@ -2,6 +2,8 @@
 hard parameter sharing (Caruana 1997), one trunk and one head per subtask; other architectures fill the two places otherwise.
 """
 
+import copy
+
 from torch import Tensor, nn
 
 from mtl.models.architecture import Parts, Representation
@@ -47,6 +49,10 @@ class HardSharing(nn.Module):
         """What each image costs a subtask besides its loss, [B, T] or [1, T]; None where that is nothing."""
         own = getattr(self.heads, "penalty", None)
         return None if own is None else own(representation)
+
+    def with_trunk(self, trunk: nn.Module) -> "HardSharing":
+        """The same heads and the same loss, of one's own, on another trunk."""
+        return copy.deepcopy(HardSharing(trunk, self.heads, self.loss, self.detector))
 
     def step_buffers(self, keys: Tensor, valid: Tensor) -> Params:
         """What changes from step to step without being trained, by name. keys: int32 [L, 2], one for each dropout layer; valid: [B]."""

@@ -57,14 +57,14 @@ class CosineHeads(nn.Module):
         return self.score(self.project(features))
 
     def project(self, features: Tensor) -> Tensor:
-        return F.normalize(features, dim=-1)
+        return _unit(features)
 
     def score(self, projected: Tensor) -> Tensor:
         return _products(projected, self.directions()) if projected.ndim == 3 else F.linear(projected, self.directions())
 
     def directions(self) -> Tensor:
         """[T, h], of length 1."""
-        return F.normalize(self.weight, dim=-1)
+        return _unit(self.weight)
 
 
 class FixedCodes(nn.Module):
@@ -83,14 +83,14 @@ class FixedCodes(nn.Module):
             raise ValueError(f"heads.kind must be one of {', '.join(get_args(Kind))}, got {kind}")
         codes = torch.empty(num_tasks, width)
         codes = nn.init.orthogonal_(codes) if kind == "orthogonal" else nn.init.normal_(codes)
-        self.register_buffer("codes", F.normalize(codes, dim=-1))
+        self.register_buffer("codes", _unit(codes))
 
     def forward(self, features: Tensor) -> Tensor:
         """features: [B, h] or [B, T, h]; returns cosines [B, T]."""
         return self.score(self.project(features))
 
     def project(self, features: Tensor) -> Tensor:
-        return F.normalize(features, dim=-1)
+        return _unit(features)
 
     def score(self, projected: Tensor) -> Tensor:
         return _products(projected, self.codes) if projected.ndim == 3 else F.linear(projected, self.codes)
@@ -103,3 +103,9 @@ class FixedCodes(nn.Module):
 def _products(features: Tensor, directions: Tensor) -> Tensor:
     """features: [B, T, h]; directions: [T, h]; returns [B, T]."""
     return torch.einsum("bth,th->bt", features, directions)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Of length 1 along the last axis; `normalize` of torch would be six operations more in an exported file."""
+    lengths: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return vectors / lengths.clamp_min(1e-12)

@@ -20,13 +20,13 @@ from mtl.trained import load_run
 from tests.edge.conftest import Train
 
 
-def test_weights_are_int8_with_a_scale_for_each_channel(exported_int8: Exported) -> None:
-    done = exported_int8
+def test_weights_are_int8_with_a_scale_for_each_channel(trained: Train, tmp_path: Path) -> None:
+    done = export_run(trained("mode=centralised", "trunk.channels=[8,8]"), int8=True, out=tmp_path / "model.onnx")
     graph = onnx.load(done.path).graph
     weights = {
         tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.INT8 and len(tensor.dims) > 1
     }
-    assert len(weights) == 2  # the convolution and the embedding; the heads stay float
+    assert len(weights) == 2  # the second convolution and the embedding; the first and the heads stay float
     scales = {node.input[0]: node.input[1] for node in graph.node if node.op_type == "DequantizeLinear"}
     by_name = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     for name in weights:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mtl.edge.fleet import Fleet
+from mtl.edge.fleet import Fleet, deal_out
 from mtl.edge.widths import Level, Widths, narrow
 from mtl.losses.bce import BCE
 from mtl.models.cnn import ImageShape, Trunk, classic_cnn, flat, lenet, separable_cnn, small_cnn
@@ -120,8 +120,8 @@ def test_what_cannot_be_narrowed_is_refused() -> None:
 
 
 def test_levels_are_dealt_out_like_devices() -> None:
-    assert Widths([1.0, 0.5], [2, 3]).assign(5, seed=3).bincount().tolist() == [2, 3]
-    drawn = Widths([1.0, 0.5, 0.1], [0.2, 0.8, 0.0]).assign(1000, seed=0).bincount(minlength=3).tolist()
+    assert deal_out("widths.shares", [2, 3], 5, seed=3, purpose="widths").bincount().tolist() == [2, 3]
+    drawn = deal_out("widths.shares", [0.2, 0.8, 0.0], 1000, seed=0, purpose="widths").bincount(minlength=3).tolist()
     assert drawn[2] == 0
     assert abs(drawn[0] - 200) < 50  # deviation 12.6
     for widths, message in (
@@ -135,9 +135,5 @@ def test_levels_are_dealt_out_like_devices() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             Widths(**widths)
-    with pytest.raises(ValueError, match=r"widths.shares must be whole numbers that add up to the 4 clients, or shares"):
-        Widths([1.0, 0.5], [1, 2]).assign(4, seed=0)
-    with pytest.raises(ValueError, match=r"need widths.shares, or a fleet with fleet.memory=shrink"):
-        Widths([1.0, 0.5]).assign(4, seed=0)
     with pytest.raises(ValueError, match=r"fleet.memory=shrink needs devices"):
         Fleet(memory="shrink")

@@ -19,7 +19,7 @@ from mtl.edge.ledger import Workload
 from mtl.edge.widths import Level, narrow
 from mtl.federation.auto import AutoBackend
 from mtl.federation.for_each_client import Backend, CohortJob, LoopBackend, Training
-from mtl.federation.heterofl import Levels, LevelsBackend, widest_that_fit
+from mtl.federation.heterofl import Levels, LevelsBackend, largest_that_fit
 from mtl.federation.local_sgd import LocalSGD
 from mtl.federation.message import message, pack
 from mtl.federation.personalise import Bank
@@ -257,11 +257,11 @@ def test_auto_chooses_once_for_all_widths_and_waits_for_a_client() -> None:
     assert made[-1].name == "auto"
 
 
-def test_the_widest_that_fits() -> None:
+def test_the_largest_that_fits() -> None:
     memory = [[100.0, 100.0, 100.0], [50.0, 40.0, 60.0], [10.0, 10.0, 30.0]]
     nothing = torch.zeros(3)
     workloads = [Workload(nothing, nothing, nothing, torch.tensor(row)) for row in memory]
-    assert widest_that_fit(workloads, torch.tensor([100.0, 99.0, 20.0])).tolist() == [0, 1, 2]
+    assert largest_that_fit(workloads, torch.tensor([100.0, 99.0, 20.0])).tolist() == [0, 1, 2]
 
 
 MIXED = [
@@ -330,7 +330,8 @@ def test_a_fleet_gives_each_client_the_widest_model_that_it_holds(class_folders:
         assert float(row["flops"]) == steps * (summary[f"cost/flops_training_width_{row['width']}"] or 0)
     config.fleet.profiles.little.memory_bytes = 10
     with pytest.raises(
-        ValueError, match=r"on little needs [\d,]+ bytes for a training step at the narrowest of widths.levels and has 10"
+        ValueError,
+        match=r"on little needs [\d,]+ bytes for a training step of the least of the models that it may train and has 10",
     ):
         build_sampling(config, data, model, objective, build_levels(config, data, model, objective))
 
@@ -351,12 +352,18 @@ def test_a_width_that_nobody_trains_is_told(class_folders: Path, caplog: pytest.
         (["keep=all"], "need a trunk that is sent: keep=nothing or heads, got all"),
         (["transfer=features"], "need a trunk that is trained whole: transfer.trained must be null, got 0"),
         (["server=conflict_averse"], "need a server that need not compare whole updates: server.balancer must be null"),
-        (["fusion=platt"], "need fusion=argmax, as narrow clients cannot score with the whole model, got platt"),
+        (["fusion=platt"], "need fusion=argmax, as no client could score with the models of others, got platt"),
         (["balancer=moco"], "change what is trained, and balancer MoCo remembers the gradients of all of it"),
         (["architecture=mmoe"], "need architecture=hard_sharing, a model with one trunk, got "),
-        (["widths.shares=null"], "need widths.shares, or a fleet with fleet.memory=shrink"),
+        (
+            ["widths.shares=null"],
+            "widths.shares must say how many clients have which, or a fleet with fleet.memory=shrink; got null",
+        ),
         (["fleet=boards", "fleet.memory=shrink"], "widths.shares must be null where fleet.memory=shrink says who trains which"),
-        (["fleet=boards", "fleet.memory=shrink", "widths=whole"], "fleet.memory=shrink needs widths.levels below 1"),
+        (
+            ["fleet=boards", "fleet.memory=shrink", "widths=whole"],
+            "fleet.memory=shrink needs trunk=peers, or widths.levels below 1",
+        ),
     ],
 )
 def test_what_does_not_go_with_widths_is_refused(class_folders: Path, tmp_path: Path, overrides: list[str], message: str) -> None:

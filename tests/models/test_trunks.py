@@ -18,6 +18,7 @@ from mtl.models.cnn import Trunk
 from mtl.models.dropout import KeyedDropout
 from mtl.models.hard_sharing import HardSharing
 from mtl.models.norm import replace_batch_norm
+from mtl.models.sphereface import ResidualUnit, sphereface_cnn
 from mtl.models.weights import adapt_channels, load_weights
 from mtl.types import Params
 
@@ -130,6 +131,45 @@ def test_a_multiplier_below_one_makes_the_trunk_smaller(make: Make, multiplier: 
     whole, part = make((1, 32, 32)), make((1, 32, 32), multiplier=multiplier)
     assert sum(p.numel() for p in part.parameters()) < sum(p.numel() for p in whole.parameters())
     assert part.eval()(torch.rand(2, 1, 32, 32)).shape == (2, part.width)
+
+
+def test_sphereface_has_the_layers_of_the_paper() -> None:
+    # Table 2: 3x3 convolutions of 64, 128, 256 and 512 channels at 112x96, the embedding behind 7x6 places.
+    for depth, convolutions in (
+        (4, [1, 1, 1, 1]),
+        (10, [1, 3, 5, 1]),
+        (20, [3, 5, 9, 3]),
+        (36, [5, 9, 17, 5]),
+        (64, [7, 17, 33, 7]),
+    ):
+        trunk = sphereface_cnn((3, 112, 96), depth=depth, width=512)
+        found = [layer.out_channels for layer in trunk.modules() if isinstance(layer, nn.Conv2d)]
+        assert found == [c for c, n in zip((64, 128, 256, 512), convolutions, strict=True) for _ in range(n)]
+        assert len(found) == depth
+        *_, embedding = trunk.modules()
+        assert isinstance(embedding, nn.Linear)
+        assert embedding.in_features == 512 * 7 * 6
+
+
+def test_sphereface_units_start_as_the_identity_and_learn() -> None:
+    trunk = sphereface_cnn((1, 28, 23), multiplier=0.25, width=16)
+    shallow = sphereface_cnn((1, 28, 23), depth=4, multiplier=0.25, width=16)
+    shallow.load_state_dict(trunk.state_dict(), strict=False)
+    images = torch.randn(3, 1, 28, 23)
+    torch.testing.assert_close(trunk(images), shallow(images))
+    trunk(images).square().sum().backward()
+    unit = next(layer for layer in trunk.modules() if isinstance(layer, ResidualUnit))
+    norm = unit.body[4]
+    assert isinstance(norm, nn.GroupNorm)
+    assert norm.weight.grad is not None
+    assert bool((norm.weight.grad != 0).any())
+    for options, message in (
+        ({"depth": 18}, "trunk.depth must be one of 4, 10, 20, 36, 64, got 18"),
+        ({"multiplier": 0.0}, "trunk.multiplier must be > 0, got 0"),
+        ({"width": 0}, "trunk.width and trunk.groups must be >= 1, got 0 and 8"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sphereface_cnn((1, 28, 23), **options)
 
 
 def test_separable_cnn_scales_whole_groups() -> None:

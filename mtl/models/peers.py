@@ -1,0 +1,67 @@
+"""Trunks of different architectures side by side, which give features of one width and share the heads (FedDF's prototypes: Lin et al.,
+NeurIPS 2020, Algorithm 3). A client of a federation trains one of them; one is the server's own, by which it is evaluated.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from mtl.models.cnn import ImageShape, Trunk
+
+
+class Peers(Trunk):
+    """Named trunks of which one is called: `chosen`, at the start the server's. shares: see `peers`."""
+
+    def __init__(self, trunks: Mapping[str, Trunk], server: str, shares: Mapping[str, float] | None = None) -> None:
+        widths = {name: trunk.width for name, trunk in trunks.items()}
+        if len(set(widths.values())) > 1:
+            raise ValueError(f"trunk.trunks must give features of one width, for heads that all share, got {widths}")
+        super().__init__(nn.ModuleDict(trunks), widths[server])
+        self.names = (server, *(name for name in trunks if name != server))
+        self.chosen, self.shares = server, shares
+
+    @property
+    def dealt(self) -> list[float] | None:
+        """`shares`, in the order of `names`."""
+        return None if self.shares is None else [self.shares.get(name, 0) for name in self.names]
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.peer(self.chosen)(images)
+        return features
+
+    def peer(self, name: str) -> Trunk:
+        """One of the trunks."""
+        assert isinstance(self.features, nn.ModuleDict)
+        found = self.features[name]
+        assert isinstance(found, Trunk)
+        return found
+
+    def alone(self, name: str) -> "Peers":
+        """With one of the trunks only: the parameters have the same names and are the same."""
+        return Peers({name: self.peer(name)}, name)
+
+    @contextmanager
+    def choosing(self, name: str) -> Iterator[None]:
+        """Another trunk is called for a while."""
+        before, self.chosen = self.chosen, name
+        try:
+            yield
+        finally:
+            self.chosen = before
+
+
+def peers(image_shape: ImageShape, *, trunks: dict[str, Any], server: str, shares: dict[str, float] | None = None) -> Peers:
+    """trunks: at least two members of `trunk` by names of one's own (+trunk@trunk.trunks.NAME=MEMBER); server: the name of the
+    server's own; shares: by name, how many clients, or which share of them, train each; null where `fleet.memory=shrink` gives each
+    the largest that its device holds.
+    """
+    if len(trunks) < 2:
+        raise ValueError(f"trunk.trunks must name at least 2 trunks, as +trunk@trunk.trunks.NAME=MEMBER does, got {len(trunks)}")
+    if server not in trunks:
+        raise ValueError(f"trunk.server must be one of trunk.trunks, {', '.join(trunks)}, got {server}")
+    if shares is not None and not set(shares) <= set(trunks):
+        raise ValueError(f"trunk.shares must be of trunk.trunks, {', '.join(trunks)}, got {', '.join(shares)}")
+    # In an order that does not depend on how the configuration was written down.
+    return Peers({name: trunks[name](image_shape) for name in sorted(trunks)}, server, shares)
