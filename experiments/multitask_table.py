@@ -44,11 +44,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows[place].name,
             str(rows[place].num_runs),
             *rows[place].cells,
-            *(f"{group_delta_m(groups[place], one):+.2f}" for one in alone),
+            *(_delta_m(groups[place], one) for one in alone),
         ]
         for place in order
     ]
     print("".join("| " + " | ".join(line) + " |\n" for line in lines), end="")
+
+
+def _delta_m(group: Group, alone: Group) -> str:
+    """A dash where no run of the group came to its end."""
+    return f"{group_delta_m(group, alone):+.2f}" if group.spread("test/auroc") else "–"
 
 
 def _mean(group: Group) -> float:
