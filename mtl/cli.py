@@ -253,9 +253,11 @@ def _compress(words: list[str]) -> int:
         return _fail(str(error), 1)
     except Interrupted as stop:
         return _fail(str(stop), 130)
-    table = Table("step", *("rank-1 %", "balanced accuracy %", "parameters", "MFLOPs", "bytes", "p50 ms", "p90 ms"))
+    rates = ("rank-1 %", "AUROC %", "worst task", "worst clients", "balanced accuracy %")
+    table = Table("step", *rates, *("parameters", "MFLOPs", "bytes", "p50 ms", "p90 ms"))
     for row in rows:
-        accuracies = ["" if value is None else f"{100 * value:.1f}" for value in (row.rank1, row.balanced_accuracy)]
+        values = (row.rank1, row.auroc, row.worst_task_auroc, row.worst_clients_auroc, row.balanced_accuracy)
+        accuracies = ["" if value is None else f"{100 * value:.1f}" for value in values]
         sizes = [f"{row.parameters:,}", f"{row.flops / 1e6:.2f}", f"{row.num_bytes:,}"]
         table.add_row(row.step, *accuracies, *sizes, f"{row.p50:.3f}", f"{row.p90:.3f}")
     for column in table.columns[1:]:

@@ -22,6 +22,8 @@ from mtl.edge.latency import file_call, measure
 from mtl.edge.prune import Pruning
 from mtl.files import write_json
 from mtl.models.flops import count_forward, num_parameters
+from mtl.report.style import figure_style, save_figure
+from mtl.report.tradeoff import Model, draw_tradeoff
 from mtl.train import train
 from mtl.trained import load_run
 
@@ -30,12 +32,15 @@ STEPS = ("distil", "prune", "int8")
 
 @dataclass(frozen=True)
 class Row:
-    """The model after a step: metrics of the test images by its file, in 0..1; parameters; flops of one image as the graph is before it is
-    quantised; bytes of the file; milliseconds of one image.
+    """The model after a step: metrics of the test images by its file, in 0..1, None where they are undefined; parameters; flops of one
+    image as the graph is before it is quantised; bytes of the file; milliseconds of one image.
     """
 
     step: str
     rank1: float | None
+    auroc: float | None
+    worst_task_auroc: float | None
+    worst_clients_auroc: float | None
     balanced_accuracy: float | None
     parameters: int
     flops: int
@@ -60,8 +65,8 @@ def compress(
     """Take the steps of `recipe` in their order, in the new folder `out`; the first row is the run as it is.
 
     student: KEY=VALUE that the student differs by, for distil; ratio: of the channels, for prune; rounds: of each training, None for as
-    many as the run had; finetune_rate: the learning rate after pruning over that of the run. `compress.json` holds the rows. Raises
-    ValueError where the options contradict one another and where a step cannot be taken.
+    many as the run had; finetune_rate: the learning rate after pruning over that of the run. `compress.json` holds the rows,
+    `compress.png` draws them. Raises ValueError where the options contradict one another and where a step cannot be taken.
     """
     _check(recipe, out, student, ratio)
     current, int8 = run_dir, False
@@ -92,6 +97,9 @@ def compress(
             Row(
                 step=step,
                 rank1=made.file.get("rank1"),
+                auroc=made.file["auroc"],
+                worst_task_auroc=made.file["worst_task_auroc"],
+                worst_clients_auroc=made.file["worst_clients_auroc"],
                 balanced_accuracy=made.file["balanced_accuracy"],
                 parameters=num_parameters(run.model),
                 flops=count_forward(device_model(run, run.model), run.image_shape, run.pixels),
@@ -101,7 +109,26 @@ def compress(
             )
         )
     write_json(out / "compress.json", [asdict(row) for row in rows])
+    with figure_style():
+        figure = draw_tradeoff([_model(row) for row in rows])
+        if figure is not None:
+            save_figure(figure, out / "compress.png")
     return rows
+
+
+def _model(row: Row) -> Model:
+    rates = {
+        "rank-1": row.rank1,
+        "AUROC": row.auroc,
+        "worst-task AUROC": row.worst_task_auroc,
+        "AUROC of the worst clients": row.worst_clients_auroc,
+    }
+    costs = {
+        ("file", "B"): float(row.num_bytes),
+        ("an image, measured", "ms"): row.p50,
+        ("FLOPs of an image", ""): float(row.flops),
+    }
+    return Model(row.step, {name: value for name, value in rates.items() if value is not None}, costs)
 
 
 def with_overrides(config: DictConfig, words: Sequence[str]) -> DictConfig:

@@ -18,7 +18,7 @@ from mtl.edge.files import DeviceFacts
 from mtl.edge.quantize import check_calibration, quantize_for_executorch, quantize_onnx
 from mtl.files import atomic_write
 from mtl.learning.quantized import train_quantized
-from mtl.metrics import Metrics, best_thresholds, evaluate_scores
+from mtl.metrics import Metrics, best_thresholds, evaluate_scores, worst_clients
 from mtl.models.hard_sharing import HardSharing
 from mtl.seeding import generator
 from mtl.trained import TrainedRun, load_run
@@ -195,10 +195,11 @@ def _thresholds(run: TrainedRun, data: FederatedData) -> list[float]:
 
 
 def _metrics(run: TrainedRun, data: FederatedData, scores: Tensor) -> Metrics:
-    """Of the test images, over the subtasks that the model has learned."""
+    """Of the test images, over the subtasks that the model has learned; and of the clients that are served worst."""
     own, index = torch.tensor(run.own), data.split.test
     place = torch.full((len(run.tasks) + 1,), -1)  # the last for an unknown identity, -1
     place[own] = torch.arange(len(own))
     names = tuple(run.tasks[t] for t in run.own)
     truth = data.targets[index][:, own], data.known[index][:, own], place[data.identity[index]]
-    return evaluate_scores(scores, *truth, names, int((own < data.num_exclusive).sum()))
+    metrics = evaluate_scores(scores, *truth, names, int((own < data.num_exclusive).sum()))
+    return metrics | {"worst_clients_auroc": worst_clients(metrics, names, data.assignment[:, own])}

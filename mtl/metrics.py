@@ -1,5 +1,7 @@
 """How well the scores answer the subtasks. Scores rise with belief and say yes above zero."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
@@ -30,6 +32,22 @@ def evaluate_scores(
         metrics[f"worst_task_{name}"] = min(defined, default=None)
         metrics |= {f"{task}/{name}": value if value == value else None for task, value in zip(names, of_tasks, strict=True)}
     return metrics
+
+
+def worst_clients(metrics: Metrics, tasks: Sequence[str], assignment: Tensor) -> float | None:
+    """Mean AUROC of the tenth of the clients, at least one, that are served worst, a client's being the mean over the subtasks that it
+    trains (the worst 10 % of devices, as in q-FFL, Li et al., ICLR 2020).
+
+    metrics: of `evaluate_scores`; assignment: bool [C, T], which client trains which of `tasks`.
+    """
+    areas = [metrics[f"{task}/auroc"] for task in tasks]
+    of_clients = []
+    for trained in assignment.tolist():
+        own = [area for area, mine in zip(areas, trained, strict=True) if mine and area is not None]
+        if own:
+            of_clients.append(sum(own) / len(own))
+    worst = sorted(of_clients)[: max(len(of_clients) // 10, 1)]
+    return sum(worst) / len(worst) if worst else None
 
 
 def rank1(scores: Tensor, identity: Tensor) -> float:

@@ -44,7 +44,7 @@ from mtl.learning.profiling import ProfileRounds
 from mtl.learning.progress import RoundProgress
 from mtl.learning.pruning import PruneWeights
 from mtl.memory import keep_freed_memory
-from mtl.metrics import Metrics
+from mtl.metrics import Metrics, worst_clients
 from mtl.models.hard_sharing import HardSharing
 from mtl.report.page import write_report
 from mtl.spawn import inside_rank, run_ranks
@@ -159,7 +159,9 @@ def _fit_and_test(
     if chosen is not None:
         summary["fit/best_round"] = chosen.round
     trainer.test(learner, loaders, ckpt_path=None if chosen is None else chosen.path, verbose=False)
-    return summary | {f"test/{name}": value for name, value in learner.test_metrics.items()}
+    tested, metrics = data.num_tested, learner.test_metrics
+    metrics["worst_clients_auroc"] = worst_clients(metrics, data.tasks[:tested], data.assignment[:, :tested])
+    return summary | {f"test/{name}": value for name, value in metrics.items()}
 
 
 def build_learner(config: DictConfig, data: FederatedData, run_dir: Path) -> tuple[Learner, int]:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from mtl.metrics import auroc, balanced_accuracy, best_thresholds, evaluate_scores, rank1
+from mtl.metrics import auroc, balanced_accuracy, best_thresholds, evaluate_scores, rank1, worst_clients
 
 RNG = torch.Generator().manual_seed(0)
 SCORES = torch.randn(60, 3, generator=RNG) * 20
@@ -79,3 +79,12 @@ def test_no_threshold_is_better_than_the_best() -> None:
     assert best_thresholds(torch.tensor([[-3.0], [5.0]]), torch.tensor([[False], [True]]), torch.ones(2, 1).bool()).tolist() == [
         0.0
     ]
+
+
+def test_the_worst_tenth_of_the_clients_by_hand() -> None:
+    metrics = {"a/auroc": 0.9, "b/auroc": 0.5, "c/auroc": None}
+    trains = [[True, False, False]] * 18 + [[True, True, False], [False, True, True], [False, False, True]]
+    # Twenty clients have a value: the worst two have .5 (c is undefined) and .7.
+    assert worst_clients(metrics, ("a", "b", "c"), torch.tensor(trains)) == pytest.approx(0.6)
+    assert worst_clients(metrics, ("a", "b", "c"), torch.tensor(trains[18:20])) == pytest.approx(0.5)
+    assert worst_clients(metrics, ("c",), torch.tensor([[True]])) is None

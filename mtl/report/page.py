@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from mtl.report import curves, maps, multitask, style
+from mtl.report import curves, maps, multitask, style, tradeoff
 from mtl.report.groups import Group, flatten, group_runs
 from mtl.report.runs import Run, read_run
 from mtl.report.tables import UNKNOWN, columns_of, comparison_rows, scaled_unit
@@ -23,6 +23,11 @@ MAX_DETAILED_GROUPS = 6
 COSTS_CAPTION = (
     "The judged rate against what it had cost until then. Bytes are counted; seconds and joules are modelled from device profiles, "
     "not measured."
+)
+
+TRADEOFF = (
+    "Each group at its end, means over the seeds; filled where no other is both cheaper and better. The worst clients are the tenth of "
+    "them whose subtasks are served worst. Seconds and joules are modelled from device profiles, not measured."
 )
 
 # File name, title, drawing, caption, and what the caption adds where there are several seeds.
@@ -191,6 +196,10 @@ def _write_comparison(groups: Sequence[Group], folder: Path) -> tuple[str, str]:
             _write_figure(folder / "learning.png", curves.draw_learning_by_group(groups), "Learning curves by group", lines),
             "<h2>What it costs</h2>",
             _write_figure(folder / "costs.png", curves.draw_costs(groups), "Judged rate against cost by group", COSTS_CAPTION),
+            "<h2>What accuracy costs</h2>",
+            _write_figure(
+                folder / "tradeoff.png", tradeoff.draw_tradeoff(tradeoff.models_of(groups)), "Accuracy against cost", TRADEOFF
+            ),
             "<h2>How evenly the tasks are served</h2>",
             _write_figure(folder / "profiles.png", curves.draw_profiles(groups), "Sorted AUROC of the tasks by group", profiles),
         ]

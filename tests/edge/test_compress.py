@@ -34,6 +34,9 @@ def test_a_recipe_becomes_a_table_from_one_run(trained: Train, tmp_path: Path, c
     pruned = load_run(out / "prune")
     assert pruned.config.distil.teacher == str(run_dir)  # it still learns from the run
     assert [p.shape[0] for n, p in pruned.model.trunk.named_parameters() if n.endswith("weight")] == [4, 4, 16]
+    assert rows[0]["worst_clients_auroc"] == summary["test/worst_clients_auroc"]
+    assert rows[0]["worst_task_auroc"] == summary["test/worst_task_auroc"]
+    assert (out / "compress.png").read_bytes().startswith(b"\x89PNG")
     assert "rank-1 %" in capsys.readouterr().out
 
 

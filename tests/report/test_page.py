@@ -97,7 +97,9 @@ def test_a_comparison_lies_in_the_common_parent_and_names_groups_by_what_differs
     text = Page(comparison).text
     assert (comparison.parent / "federated0" / "config.yaml").exists()
     assert all(words in text for words in ("4 runs in 2 groups", "mode=federated", "mode=local"))
-    assert {"comparison.png", "learning.png", "profiles.png"} <= {file.name for file in (comparison.parent / "figures").iterdir()}
+    assert {"comparison.png", "learning.png", "profiles.png", "tradeoff.png"} <= {
+        file.name for file in (comparison.parent / "figures").iterdir()
+    }
 
 
 def test_modelled_costs_are_drawn_and_called_so_where_there_is_a_fleet(tmp_path: Path, fabricate, single: Path) -> None:

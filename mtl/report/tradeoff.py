@@ -1,0 +1,118 @@
+"""Accuracy against what it costs, one point per model, with the Pareto front marked: the models that no other beats in both."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from mtl.report.groups import Group
+from mtl.report.style import GREY, Drawing, pick_colour, shorten
+from mtl.report.tables import PREFIXES
+
+RATES = (
+    ("rank-1", "test/rank1"),
+    ("AUROC", "test/auroc"),
+    ("worst-task AUROC", "test/worst_task_auroc"),
+    ("AUROC of the worst clients", "test/worst_clients_auroc"),
+)
+COSTS = (
+    ("parameters", ("cost/parameters",), ""),
+    ("FLOPs of an image", ("cost/flops_forward",), ""),
+    ("sent and received by a client", ("fit/bytes_up_per_client", "fit/bytes_down_per_client"), "B"),
+    ("modelled time of a round", ("cost/modelled_seconds_per_round",), "s"),
+    ("modelled energy of a client", ("cost/modelled_joules_per_client",), "J"),
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    """rates: in 0..1, more is better, by what they are called; costs: by what they are called and their unit, less is better."""
+
+    name: str
+    rates: Mapping[str, float]
+    costs: Mapping[tuple[str, str], float]
+
+
+def pareto_front(costs: Sequence[float], rates: Sequence[float]) -> list[int]:
+    """The places of the points that no other is as good as in both and better in one, from the cheapest to the dearest."""
+
+    def beaten(place: int) -> bool:
+        cost, rate = costs[place], rates[place]
+        return any(c <= cost and r >= rate and (c < cost or r > rate) for c, r in zip(costs, rates, strict=True))
+
+    return sorted((place for place in range(len(costs)) if not beaten(place)), key=lambda place: costs[place])
+
+
+def models_of(groups: Sequence[Group]) -> list[Model]:
+    """A model for each group of runs, with the means over their seeds of what their summaries hold."""
+
+    def mean(group: Group, metric: str) -> float | None:
+        spread = group.spread(metric)
+        return None if spread is None else spread.mean
+
+    models = []
+    for group in groups:
+        rates = {title: value for title, metric in RATES if (value := mean(group, metric)) is not None}
+        costs = {}
+        for title, metrics, unit in COSTS:
+            values = [value for metric in metrics if (value := mean(group, metric)) is not None]
+            if len(values) == len(metrics):
+                costs[title, unit] = sum(values)
+        models.append(Model(group.name, rates, costs))
+    return models
+
+
+def draw_tradeoff(models: Sequence[Model]) -> Drawing:
+    """A panel for each rate and each cost that at least two models have and in which they differ; None without any."""
+    rates = [rate for rate in dict.fromkeys(rate for model in models for rate in model.rates) if _differs(models, "rates", rate)]
+    if "rank-1" in rates and "AUROC" in rates:
+        rates.remove("AUROC")
+    costs = [cost for cost in dict.fromkeys(cost for model in models for cost in model.costs) if _differs(models, "costs", cost)]
+    if not rates or not costs:
+        return None
+    figure = Figure(figsize=(2.5 * len(costs) + 0.8, 2.0 * len(rates) + 0.4 + 0.07 * len(models)))
+    grid = figure.subplots(len(rates), len(costs), squeeze=False, sharex="col", sharey="row")
+    for row, rate in enumerate(rates):
+        for column, cost in enumerate(costs):
+            _draw_panel(grid[row][column], models, rate, cost)
+            if row == len(rates) - 1:
+                title, unit = cost
+                grid[row][column].set_xlabel(f"{title}, {unit}" if unit else title)
+        grid[row][0].set_ylabel(rate)
+    for place, model in enumerate(models):
+        figure.axes[0].plot([], [], "o", color=pick_colour(place), markersize=5, label=shorten(model.name, 48))
+    figure.axes[0].plot([], [], color=GREY, linewidth=0.8, label="Pareto front")
+    figure.legend(loc="outside upper left", ncols=min(3, len(models) + 1))
+    return figure
+
+
+def _draw_panel(axes: Axes, models: Sequence[Model], rate: str, cost: tuple[str, str]) -> None:
+    known = [place for place, model in enumerate(models) if rate in model.rates and cost in model.costs]
+    xs, ys = [models[place].costs[cost] for place in known], [models[place].rates[rate] for place in known]
+    front = pareto_front(xs, ys)
+    axes.step([xs[place] for place in front], [ys[place] for place in front], where="post", color=GREY, linewidth=0.8, zorder=1)
+    for place, (model, x, y) in enumerate(zip(known, xs, ys, strict=True)):
+        # Filled where it is on the front.
+        look: dict[str, Any] = {"markerfacecolor": pick_colour(model) if place in front else "white", "markersize": 5}
+        axes.plot(x, y, "o", color=pick_colour(model), zorder=2, **look)
+    if min(xs) > 0 and max(xs) > 10 * min(xs):
+        axes.set_xscale("log")
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_formatter(lambda value, _: _short(value))
+    axes.margins(0.12)
+    axes.grid()
+
+
+def _short(value: float) -> str:
+    power = 0
+    while power < len(PREFIXES) - 1 and abs(value) >= 1000 ** (power + 1):
+        power += 1
+    return f"{value / 1000**power:g} {PREFIXES[power]}".rstrip()
+
+
+def _differs(models: Sequence[Model], kind: str, name: Any) -> bool:
+    return len({values[name] for model in models if name in (values := getattr(model, kind))}) > 1
