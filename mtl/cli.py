@@ -221,9 +221,14 @@ def _latency(words: list[str]) -> int:
 def _compress(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="mtl compress", description="A run made smaller step by step, as a table.")
     parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
-    parser.add_argument("--recipe", nargs="+", required=True, metavar="STEP", help="of distil, prune, int8, in this order")
+    parser.add_argument(
+        "--recipe", nargs="+", required=True, metavar="STEP", help="of distil, prune, sparsify, int8, in this order"
+    )
     parser.add_argument("--student", nargs="+", default=[], metavar="KEY=VALUE", help="what the distilled student differs by")
     parser.add_argument("--ratio", type=float, default=0.5, help="of the channels that are cut; default 0.5")
+    parser.add_argument(
+        "--sparsity", type=float, default=0.8, help="share of the weights that sparsify sets to zero; default 0.8"
+    )
     parser.add_argument("--rounds", type=int, help="of each training; default: as many as the run had")
     parser.add_argument("--threads", type=int, default=1, help="for the latency; default 1")
     parser.add_argument("--data-root", metavar="DIR", help="where the data of the run lie now, if elsewhere")
@@ -243,6 +248,7 @@ def _compress(words: list[str]) -> int:
             out=out,
             student=options.student,
             ratio=options.ratio,
+            sparsity=options.sparsity,
             rounds=options.rounds,
             threads=options.threads,
             data_root=options.data_root,
@@ -254,11 +260,11 @@ def _compress(words: list[str]) -> int:
     except Interrupted as stop:
         return _fail(str(stop), 130)
     rates = ("rank-1 %", "AUROC %", "worst task", "worst clients", "balanced accuracy %")
-    table = Table("step", *rates, *("parameters", "MFLOPs", "bytes", "p50 ms", "p90 ms"))
+    table = Table("step", *rates, *("parameters", "zeros %", "MFLOPs", "bytes", "p50 ms", "p90 ms"))
     for row in rows:
         values = (row.rank1, row.auroc, row.worst_task_auroc, row.worst_clients_auroc, row.balanced_accuracy)
         accuracies = ["" if value is None else f"{100 * value:.1f}" for value in values]
-        sizes = [f"{row.parameters:,}", f"{row.flops / 1e6:.2f}", f"{row.num_bytes:,}"]
+        sizes = [f"{row.parameters:,}", f"{100 * row.zeros:.0f}", f"{row.flops / 1e6:.2f}", f"{row.num_bytes:,}"]
         table.add_row(row.step, *accuracies, *sizes, f"{row.p50:.3f}", f"{row.p90:.3f}")
     for column in table.columns[1:]:
         column.justify = "right"

@@ -2,6 +2,7 @@
 
     distil    a student with other options of the configuration learns from the run
     prune     channels are cut out of the model so far, which is then trained on
+    sparsify  weights of the model so far are set to zero while it is trained on; its file gets neither smaller nor faster
     int8      the file of the model so far gets 8-bit weights and activations
 
 Each step that trains is a run directory of its own; each step ends in a file, exported and checked as by `mtl export`.
@@ -22,18 +23,19 @@ from mtl.edge.latency import file_call, measure
 from mtl.edge.prune import Pruning
 from mtl.files import write_json
 from mtl.models.flops import count_forward, num_parameters
+from mtl.models.hard_sharing import HardSharing
 from mtl.report.style import figure_style, save_figure
 from mtl.report.tradeoff import Model, draw_tradeoff
 from mtl.train import train
 from mtl.trained import load_run
 
-STEPS = ("distil", "prune", "int8")
+STEPS = ("distil", "prune", "sparsify", "int8")
 
 
 @dataclass(frozen=True)
 class Row:
-    """The model after a step: metrics of the test images by its file, in 0..1, None where they are undefined; parameters; flops of one
-    image as the graph is before it is quantised; bytes of the file; milliseconds of one image.
+    """The model after a step: metrics of the test images by its file, in 0..1, None where they are undefined; parameters; the share
+    of them that is zero; flops of one image as the graph is before it is quantised; bytes of the file; milliseconds of one image.
     """
 
     step: str
@@ -43,6 +45,7 @@ class Row:
     worst_clients_auroc: float | None
     balanced_accuracy: float | None
     parameters: int
+    zeros: float
     flops: int
     num_bytes: int
     p50: float
@@ -56,6 +59,7 @@ def compress(
     out: Path,
     student: Sequence[str] = (),
     ratio: float = 0.5,
+    sparsity: float = 0.8,
     rounds: int | None = None,
     finetune_rate: float = 0.3,
     threads: int = 1,
@@ -64,14 +68,17 @@ def compress(
 ) -> list[Row]:
     """Take the steps of `recipe` in their order, in the new folder `out`; the first row is the run as it is.
 
-    student: KEY=VALUE that the student differs by, for distil; ratio: of the channels, for prune; rounds: of each training, None for as
-    many as the run had; finetune_rate: the learning rate after pruning over that of the run. `compress.json` holds the rows,
-    `compress.png` draws them. Raises ValueError where the options contradict one another and where a step cannot be taken.
+    student: KEY=VALUE that the student differs by, for distil; ratio: of the channels, for prune; sparsity: share of zeros, for
+    sparsify; rounds: of each training, None for as many as the run had; finetune_rate: the learning rate after pruning over that of the
+    run. `compress.json` holds the rows, `compress.png` draws them.
+
+    Raises ValueError where the options contradict one another and where a step cannot be taken.
     """
-    _check(recipe, out, student, ratio)
+    _check(recipe, out, student, ratio, sparsity)
     current, int8 = run_dir, False
     config = read_config(run_dir)
     student_config = with_overrides(config, student)
+    trained_at = config.client.learning_rate
     out.mkdir(parents=True, exist_ok=True)
     if data_root is not None:
         config.data.root = student_config.data.root = data_root
@@ -80,12 +87,16 @@ def compress(
         if step == "distil":
             config = student_config
             config.distil.teacher = str(run_dir)
-        elif step == "prune":
-            config.start, config.prune = str(current), compose(["prune=channels", f"prune.ratio={ratio}"]).prune
-            config.client.learning_rate *= finetune_rate
+            trained_at = config.client.learning_rate
+        elif step in ("prune", "sparsify"):
+            words = (
+                ["prune=channels", f"prune.ratio={ratio}"] if step == "prune" else ["prune=weights", f"prune.ratio={sparsity}"]
+            )
+            config.start, config.prune = str(current), compose(words).prune
+            config.client.learning_rate = finetune_rate * trained_at
         elif step == "int8":
             int8 = True
-        if step in ("distil", "prune"):
+        if step in ("distil", "prune", "sparsify"):
             current = _train(config, out / step, rounds)
         path = out / f"{len(done)}_{step.replace(' ', '_')}.onnx"
         done.append((step, current, export_run(current, int8=int8, out=path, data_root=data_root)))
@@ -102,6 +113,7 @@ def compress(
                 worst_clients_auroc=made.file["worst_clients_auroc"],
                 balanced_accuracy=made.file["balanced_accuracy"],
                 parameters=num_parameters(run.model),
+                zeros=_share_of_zeros(run.model),
                 flops=count_forward(device_model(run, run.model), run.image_shape, run.pixels),
                 num_bytes=made.num_bytes,
                 p50=times[step].p50,
@@ -157,8 +169,14 @@ def _train(config: DictConfig, run_dir: Path, rounds: int | None) -> Path:
     return run_dir
 
 
-def _check(recipe: Sequence[str], out: Path, student: Sequence[str], ratio: float) -> None:
+def _share_of_zeros(model: HardSharing) -> float:
+    parameters = list(model.parameters())
+    return sum(int((values == 0).sum()) for values in parameters) / sum(values.numel() for values in parameters)
+
+
+def _check(recipe: Sequence[str], out: Path, student: Sequence[str], ratio: float, sparsity: float) -> None:
     Pruning("channels", ratio=ratio)
+    Pruning("weights", ratio=sparsity)
     unknown = [step for step in recipe if step not in STEPS]
     if unknown or not recipe:
         raise ValueError(f"recipe must be steps of {', '.join(STEPS)}, got {', '.join(unknown) or 'none'}")

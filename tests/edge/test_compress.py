@@ -19,15 +19,30 @@ TRUNK = ("mode=centralised", "trunk=classic_cnn", "trunk.channels=[8,16]", "trun
 @pytest.mark.slow
 def test_a_recipe_becomes_a_table_from_one_run(trained: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_dir, out = trained(*TRUNK), tmp_path / "out"
-    words = ["--recipe", "distil", "prune", "int8", "--student", "trunk.channels=[8,8]", "--rounds", "2", "--out", str(out)]
+    words = [
+        "--recipe",
+        "distil",
+        "prune",
+        "sparsify",
+        "int8",
+        "--student",
+        "trunk.channels=[8,8]",
+        "--rounds",
+        "2",
+        "--out",
+        str(out),
+    ]
     assert main(["compress", str(run_dir), *words]) == 0
     rows = json.loads((out / "compress.json").read_text())
-    assert [row["step"] for row in rows] == ["as it is", "distil", "prune", "int8"]
+    assert [row["step"] for row in rows] == ["as it is", "distil", "prune", "sparsify", "int8"]
     assert [row["num_bytes"] for row in rows] == [path.stat().st_size for path in sorted(out.glob("*.onnx"))]
     sizes = [row["parameters"] for row in rows]
-    assert sizes[0] > sizes[1] > sizes[2] == sizes[3]
-    assert rows[0]["flops"] > rows[1]["flops"] > rows[2]["flops"] == rows[3]["flops"]
-    assert rows[2]["num_bytes"] > rows[3]["num_bytes"]
+    assert sizes[0] > sizes[1] > sizes[2] == sizes[3] == sizes[4]
+    assert rows[0]["flops"] > rows[1]["flops"] > rows[2]["flops"] == rows[3]["flops"] == rows[4]["flops"]
+    # Zeros take as much room as other numbers; the files name their runs.
+    assert rows[3]["num_bytes"] - rows[2]["num_bytes"] == len("sparsify") - len("prune")
+    assert rows[3]["num_bytes"] > rows[4]["num_bytes"]
+    assert rows[2]["zeros"] < 0.1 < 0.5 < rows[3]["zeros"] == rows[4]["zeros"]
     assert all(0 < row["p50"] <= row["p90"] and 0 <= row["rank1"] <= 1 for row in rows)
     summary = json.loads((run_dir / "summary.json").read_text())
     assert rows[0]["rank1"] == summary["test/rank1"]
@@ -65,11 +80,12 @@ def test_each_step_starts_from_the_one_before(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--recipe", "shrink"], "recipe must be steps of distil, prune, int8, got shrink"),
-        (["--recipe", "int8", "prune"], "in the order distil, prune, int8, got int8, prune"),
+        (["--recipe", "shrink"], "recipe must be steps of distil, prune, sparsify, int8, got shrink"),
+        (["--recipe", "int8", "prune"], "in the order distil, prune, sparsify, int8, got int8, prune"),
         (["--recipe", "int8", "--student", "trunk.width=8"], "student needs the step distil"),
         (["--recipe", "distil", "--student", "trunk.depth=8"], "student must be KEY=VALUE with a key of the run's configuration"),
         (["--recipe", "prune", "--ratio", "1"], r"prune.ratio must be in \(0, 1\)"),
+        (["--recipe", "sparsify", "--sparsity", "0"], r"prune.ratio must be in \(0, 1\)"),
     ],
 )
 def test_contradictory_recipes_end_with_a_message(
