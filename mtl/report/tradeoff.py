@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from mtl.report.groups import Group
 from mtl.report.style import GREY, Drawing, pick_colour, shorten
@@ -100,9 +100,11 @@ def _draw_panel(axes: Axes, models: Sequence[Model], rate: str, cost: tuple[str,
         axes.plot(x, y, "o", color=pick_colour(model), zorder=2, **look)
     if min(xs) > 0 and max(xs) > 10 * min(xs):
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.xaxis.set_minor_locator(NullLocator())
     else:
         axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.xaxis.set_major_formatter(lambda value, _: _short(value))
+    axes.xaxis.set_major_formatter(lambda value, _: _short(value))
     axes.margins(0.12)
     axes.grid()
 
