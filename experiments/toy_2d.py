@@ -19,6 +19,7 @@ with the authors' own solvers. Takes about five minutes on one core; exits with 
 """
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -46,7 +47,9 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Method:
-    """expected: the measured endpoints, by start; x2 is that of the Pareto set unless said; slack: how far x1 may be from them."""
+    """expected: the measured endpoints, by start; x2 is that of the Pareto set unless said, nan where it is not known;
+    slack: how far x1 may be from them.
+    """
 
     name: str
     balancer: Balancer
@@ -88,7 +91,8 @@ NASH = Setting(
     35_000,
     NASH_STARTS,
     (
-        Method("sum", Equal(), (*on_front(-5.727, -5.727), (5.0, 4.0))),
+        # From the first start it is on its way down when the run ends; how far it was elsewhere is not told.
+        Method("sum", Equal(), ((-5.727, math.nan), *on_front(-5.727), (5.0, 4.0))),
         Method("MGDA", MGDA(), on_front(-1.92, 6.10, 6.98)),
         Method("PCGrad", PCGrad()),
         Method("CAGrad", CAGrad(c=0.4)),
@@ -163,7 +167,7 @@ def verdicts(setting: Setting, ends: Tensor) -> list[tuple[str, bool]]:
             row = f"| {setting.name} | {method.name} | ({origin[0]:g}, {origin[1]:g}) | ({x1:.3f}, {x2:.3f}) |"
             if j < len(method.expected):
                 expected = method.expected[j]
-                near = abs(x1 - expected[0]) <= method.slack[j] and abs(x2 - expected[1]) <= TOLERANCE
+                near = abs(x1 - expected[0]) <= method.slack[j] and not abs(x2 - expected[1]) > TOLERANCE
                 rows.append(
                     (f"{row} ({expected[0]:g}, {expected[1]:g}) | {method.slack[j]:g} | {'yes' if near else 'NO'} |", near)
                 )

@@ -4,12 +4,14 @@ The graph is the one that `torch.export` captures; the number of images is left 
 write about the machine they ran on (source paths, stack traces) is left out.
 """
 
+import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtl.edge.device_model import DeviceModel
@@ -19,6 +21,7 @@ from mtl.models.cnn import ImageShape
 
 OPSET = 20
 TOLERANCE = 1e-4  # float against eager: absolute, and of the largest value where that is above one, whose rounding grows with it
+UNIT = 1e-5  # what a BatchNorm adds to a variance of 1 - UNIT
 Predict = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
@@ -45,7 +48,7 @@ def to_onnx(model: DeviceModel, image_shape: ImageShape, pixels: torch.dtype, fa
     """
     require("onnxscript", "onnxscript")
     onnx = require("onnx", "onnx")
-    captured = capture(model, image_shape, pixels, batch=None)
+    captured = capture(_with_quick_norms(model), image_shape, pixels, batch=None)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of deprecations inside the exporter
@@ -67,6 +70,34 @@ def to_onnx(model: DeviceModel, image_shape: ImageShape, pixels: torch.dtype, fa
     onnx.checker.check_model(proto)
     content: bytes = proto.SerializeToString()
     return content
+
+
+class _QuickGroupNorm(nn.Module):
+    """A GroupNorm whose weight and bias ONNX Runtime applies in one operation, as those of a BatchNorm, rather than in two."""
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__()
+        self.num_groups, self.eps = norm.num_groups, norm.eps
+        self.weight, self.bias = norm.weight, norm.bias
+        self.register_buffer("mean", torch.zeros(norm.num_channels))
+        self.register_buffer("variance", torch.full((norm.num_channels,), 1 - UNIT))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        groups = F.instance_norm(maps.flatten(2).reshape(maps.shape[0], self.num_groups, -1), eps=self.eps)
+        return F.batch_norm(groups.view(maps.shape), self.mean, self.variance, self.weight, self.bias, eps=UNIT)
+
+
+def _with_quick_norms(model: DeviceModel) -> DeviceModel:
+    """A copy of the model with such norms."""
+    quick = copy.deepcopy(model)
+    for parent in list(quick.modules()):
+        for name, layer in list(parent.named_children()):
+            if type(layer) is nn.GroupNorm and layer.affine:
+                setattr(parent, name, _QuickGroupNorm(layer))
+    return quick
 
 
 def capture(model: nn.Module, image_shape: ImageShape, pixels: torch.dtype, *, batch: int | None) -> torch.export.ExportedProgram:
