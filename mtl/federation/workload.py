@@ -9,7 +9,8 @@ with the rows of the client's own heads, and nothing for the framework, its work
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -23,18 +24,19 @@ from mtl.federation.message import client_bytes
 from mtl.federation.objective import Objective
 from mtl.federation.personalise import travels
 from mtl.losses.pairs import TaskCounts
-from mtl.models.flops import StepCost, count_step
+from mtl.models.flops import Line, StepCost, count_step
 from mtl.models.hard_sharing import HardSharing
 from mtl.types import Params
 
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """step: of a client; parameters: their number; held: what it keeps from step to step but for buffers, [C, T] tasks to bytes [C];
-    buffers: bytes; batch_size: of the work.
+    """step: of a client; forward: of the model, without a teacher that its step may ask; parameters: their number; held: what it keeps
+    from step to step but for buffers, [C, T] tasks to bytes [C]; buffers: bytes; batch_size: of the work.
     """
 
     step: StepCost
+    forward: Line
     parameters: int
     held: Callable[[Tensor], Tensor]
     buffers: int
@@ -51,7 +53,7 @@ class TrainingCost:
         full = torch.tensor([self.batch_size])
         return {
             "parameters": self.parameters,
-            "flops_forward": self.step.forward(self.batch_size) / self.batch_size,
+            "flops_forward": self.forward(self.batch_size) / self.batch_size,
             "flops_training": self.step.training(self.batch_size) / self.batch_size,
             "modelled_activation_bytes": self.step.saved(self.batch_size),
             "modelled_memory_bytes": float(self.memory(torch.ones(1, num_tasks, dtype=torch.bool), full)),
@@ -71,7 +73,7 @@ def training_cost(
 
     dtype = next(model.parameters()).dtype
 
-    def loss(module: nn.Module, images: int) -> Tensor:
+    def loss(module: nn.Module, images: int, objective: Objective = objective) -> Tensor:
         assert isinstance(module, HardSharing)
         pairs = torch.ones(images, data.num_tasks, dtype=torch.bool)
         valid = torch.ones(images, dtype=torch.bool)
@@ -88,8 +90,11 @@ def training_cost(
     def held(assignment: Tensor) -> Tensor:
         return 2 * client_bytes(params, assignment) + client_bytes(state, assignment)
 
+    step = count_step(model, loss)
+    untaught = partial(loss, objective=replace(objective, distil=None))
     return TrainingCost(
-        step=count_step(model, loss),
+        step=step,
+        forward=step.forward if objective.distil is None else count_step(model, untaught).forward,
         parameters=sum(value.numel() for value in params.values()),
         held=held,
         buffers=tree.num_bytes(dict(model.named_buffers())),

@@ -1,6 +1,7 @@
 """Learning from a teacher: each part against an implementation of its own, and whole runs."""
 
 import itertools
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -127,6 +128,10 @@ def test_every_kind_trains(trained: Train, pictures: Path, tmp_path: Path, kind:
     summary = train(small(pictures, *words, f"distil={kind}", f"distil.teacher={trained(CENTRALISED)}"), tmp_path / kind)
     assert 0 <= (summary["test/rank1"] or 0) <= 1
     assert numbers(tmp_path / kind) != numbers(trained(*words))
+    # A step asks the teacher, the model does not.
+    alone = json.loads((trained(*words) / "summary.json").read_text())
+    assert summary["cost/flops_forward"] == alone["cost/flops_forward"]
+    assert (summary["cost/flops_training"] or 0) > alone["cost/flops_training"]
 
 
 def test_clients_learn_from_a_teacher_too(trained: Train, pictures: Path, tmp_path: Path) -> None:
