@@ -21,7 +21,7 @@ from mtl.edge.ledger import Workload
 from mtl.edge.widths import Level
 from mtl.federation.auto import AutoBackend
 from mtl.federation.for_each_client import Backend, CohortJob, Start, Trained, Training
-from mtl.federation.message import client_bytes
+from mtl.federation.message import message_bytes
 from mtl.federation.ranks import Ranks
 from mtl.types import Params
 
@@ -70,12 +70,14 @@ class Levels:
             taken[name] = params[name][0].flatten()[place].expand(len(params[name]), *place.shape)
         return taken
 
-    def client_bytes(self, travelling: Params, assignment: Tensor) -> Tensor:
-        """As `message.client_bytes`, of what each client's level has of the whole parameters that travel."""
-        own = [level.model.params() for level in self.levels]
-        sent = [{name: params[name] for name in travelling if name in params} for params in own]
-        lengths = torch.stack([client_bytes(params, assignment) for params in sent])
-        return self._each(lengths)
+    def message_bytes(self, travelling: Params, assignment: Tensor, clients: Sequence[int]) -> int:
+        """As `message.message_bytes`, of what each client's level has of the whole parameters that travel."""
+        total = 0
+        for number, level in enumerate(self.levels):
+            params = level.model.params()
+            sent = {name: params[name] for name in travelling if name in params}
+            total += message_bytes(sent, assignment, [client for client in clients if self.of[client] == number])
+        return total
 
     def covered(self, travelling: Params, weights: Tensor, clients: Sequence[int]) -> Params:
         """What `RunningMean` wants to know. weights: [K], of the clients that came back."""

@@ -11,7 +11,7 @@ from mtl.data.federated_data import FederatedData
 from mtl.federation.feddf import Ensemble
 from mtl.federation.for_each_client import Backend, CohortJob, Trained, Training
 from mtl.federation.heterofl import Levels
-from mtl.federation.message import client_bytes
+from mtl.federation.message import message_bytes
 from mtl.federation.personalise import Bank
 from mtl.federation.ranks import Ranks
 from mtl.federation.sampling import Draws
@@ -23,7 +23,8 @@ from mtl.types import Diverged, Params
 @dataclass(frozen=True)
 class Setting:
     """What does not change over the rounds. frozen: by round, the parameters that rest in it: they are neither trained nor sent; levels:
-    of width, None where all clients train the whole model; ensemble: of the clients' models, from which the server learns, or None.
+    of width or architecture, None where all clients train the same model; ensemble: of the clients' models, from which the server
+    learns, or None.
     """
 
     data: FederatedData
@@ -83,7 +84,7 @@ def run_round(setting: Setting, state: State, round: int) -> tuple[State, RoundL
     samples = torch.tensor([setting.training.work.num_samples(size) for size in sizes], dtype=torch.float64)
     weights = torch.tensor([setting.server.weight(size) for size in sizes], dtype=torch.float64)
     mean = RunningMean(travelling, weights, assigned, None if levels is None else levels.covered(travelling, weights, returned))
-    lengths = (client_bytes if levels is None else levels.client_bytes)(travelling, data.assignment)
+    sent_by = message_bytes if levels is None else levels.message_bytes
     tasks, weights = assigned.to(like.device), weights.to(like)
     together = setting.server.collect(travelling, len(returned))
     balance = setting.training.balance
@@ -140,8 +141,8 @@ def run_round(setting: Setting, state: State, round: int) -> tuple[State, RoundL
         finite=health.isfinite(),
         learning_rate=rate,
         num_samples=int(samples.sum()),
-        bytes_up=int(lengths[returned].sum()),
-        bytes_down=int(lengths[cohort].sum()),
+        bytes_up=sent_by(travelling, data.assignment, returned),
+        bytes_down=sent_by(travelling, data.assignment, cohort),
         pairs=pairs,
     )
     if kept:

@@ -107,7 +107,7 @@ def test_the_backends_agree() -> None:
 def test_a_client_is_sent_its_own_trunk_to_the_byte() -> None:
     data = uneven([5, 1, 7], 1)
     model, levels = peers_of(data)
-    lengths = levels.client_bytes(model.params(), data.assignment).tolist()
+    lengths = [levels.message_bytes(model.params(), data.assignment, [client]) for client in range(3)]
     sent = [pack(message(levels.levels[level].model.params(), data.assignment[k])) for k, level in enumerate(OF)]
     assert lengths == [len(content) for content in sent]
     _, log = one_round(data, model, levels)
