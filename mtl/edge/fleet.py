@@ -22,8 +22,8 @@ class Fleet:
     profiles: the user's own, a YAML file or its content.
     deadline: modelled seconds after which a round ends, None for never; wait_for: it ends when so many have come back, None for all of
     the cohort: with `sampling.cohort` above it, the cohort is over-selected. Whoever is late is left out of the aggregation.
-    memory: a client whose device does not hold the training step is refused, or skipped, which is never drawn, or it trains the widest of
-    `widths.levels` that its device holds (shrink).
+    memory: a client whose device does not hold the training step is refused, or skipped, which is never drawn, or it trains the largest of
+    `widths.levels` or of the trunks of trunk=peers that its device holds (shrink).
     """
 
     mix: dict[str, Any] | None = None

@@ -2,7 +2,6 @@
 
 from collections import OrderedDict
 
-import torch
 from torch import Tensor, nn
 
 from mtl.models.cnn import ImageShape, Trunk, check_multiplier
@@ -54,6 +53,5 @@ def sphereface_cnn(
 
 def _layer(before: int, after: int, groups: int, *, stride: int = 1) -> list[nn.Module]:
     convolution = nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False)
-    with torch.no_grad():
-        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", a=0.25)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", a=0.25)
     return [convolution, nn.GroupNorm(groups, after), nn.PReLU(after)]
