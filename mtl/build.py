@@ -19,6 +19,7 @@ from mtl.edge.widths import Level, narrow
 from mtl.federation.heterofl import Levels, largest_that_fit
 from mtl.federation.objective import Objective
 from mtl.federation.workload import client_workload, training_cost
+from mtl.losses.by_kind import ByKind
 from mtl.models.architecture import Parts
 from mtl.models.centre import map_layers, map_stride
 from mtl.models.cnn import ImageShape, Trunk
@@ -71,8 +72,8 @@ def data_fingerprint(config: DictConfig, data: FederatedData, *further: Tensor) 
     return fingerprint(plain, *(part.numpy().tobytes() for part in (data.images, data.targets, data.known, *further)))
 
 
-def build_model(config: DictConfig, image_shape: ImageShape, tasks: tuple[str, ...]) -> HardSharing:
-    """The model at its start, which depends on the seed and on `weights` alone."""
+def build_model(config: DictConfig, image_shape: ImageShape, tasks: tuple[str, ...], num_exclusive: int) -> HardSharing:
+    """The model at its start, which depends on the seed and on `weights` alone. num_exclusive: as in `Subtasks`."""
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(config.seed, "model"))
         parts = Parts(
@@ -83,7 +84,8 @@ def build_model(config: DictConfig, image_shape: ImageShape, tasks: tuple[str, .
             image_shape=image_shape,
         )
         trunk, heads = instantiate(config.architecture)(parts)
-        loss, detector = instantiate(config.loss)(len(tasks)), None
+        make_loss, detector = instantiate(config.loss), None
+        loss = make_loss(len(tasks), num_exclusive=num_exclusive) if make_loss.func is ByKind else make_loss(len(tasks))
         if config.mode == "detection":
             channels, _ = map_stride(map_layers(trunk), image_shape[0])
             detector = instantiate(config.detector)(channels)
@@ -176,6 +178,10 @@ def _with_source(config: DictConfig, transfer: Transfer, there: DictConfig, data
     """With training images of the run that `there` configures, read in the size and the colours of the data's own."""
     if config.weights is None:
         raise ValueError("transfer.source compares images by the embedding of a source trunk: weights must say which, got null")
+    if "attribute_weight" in config.loss:
+        raise ValueError(
+            "transfer.source adds people after all other subtasks, and loss=by_kind takes what comes last for attributes"
+        )
     if config.mode == "single_task":
         raise ValueError(
             "transfer.source adds subtasks, and mode=single_task trains one alone: use mode=local, federated or centralised"

@@ -52,6 +52,7 @@ from mtl.federation.schedule import Schedule
 from mtl.federation.server import FedAvg
 from mtl.losses.asymmetric import Asymmetric
 from mtl.losses.bce import BCE
+from mtl.losses.by_kind import ByKind
 from mtl.losses.class_balanced import ClassBalanced
 from mtl.losses.focal import Focal
 from mtl.losses.hinge import Hinge
@@ -235,6 +236,16 @@ PARTIAL: dict[str, dict[str, Any]] = {
         "hinge": Hinge,
         "sphereface2": SphereFace2,
         "uniface": UniFace,
+        # Others with loss@loss.classes=NAME and loss@loss.attributes=NAME.
+        "by_kind": (
+            ByKind,
+            {
+                "classes": MISSING,
+                "attributes": MISSING,
+                "zen_exclude": ["num_exclusive"],
+                "hydra_defaults": ["_self_", {"/loss@classes": "sphereface2"}, {"/loss@attributes": "bce"}],
+            },
+        ),
     },
 }
 DEFAULTS = {

@@ -15,8 +15,8 @@ def evaluate_scores(
     """scores: [N, T]; targets, known: bool [N, T]; identity: int64 [N], which of the first `num_exclusive` subtasks, that exclude one
     another, an image is a positive of, or -1.
 
-    Returns `rank1` (where identities are known), `auroc`, `balanced_accuracy`, their `worst_task_` and their values per subtask as
-    `<task>/auroc`. A subtask without a known positive or without a known negative has no AUROC and no balanced accuracy: its value
+    Returns `rank1` (where identities are known), `auroc`, `balanced_accuracy`, their `worst_task_`, their means over the `attributes_`
+    that stand beside identities, and their values per subtask as `<task>/auroc`. A subtask without a known positive or without a known negative has no AUROC and no balanced accuracy: its value
     is None, and means and worst leave it out.
     """
     values: dict[str, list[float]] = {
@@ -30,6 +30,9 @@ def evaluate_scores(
         defined = [value for value in of_tasks if value == value]
         metrics[name] = sum(defined) / len(defined) if defined else None
         metrics[f"worst_task_{name}"] = min(defined, default=None)
+        beside = [value for value in of_tasks[num_exclusive:] if value == value]
+        if num_exclusive and beside:
+            metrics[f"attributes_{name}"] = sum(beside) / len(beside)
         metrics |= {f"{task}/{name}": value if value == value else None for task, value in zip(names, of_tasks, strict=True)}
     return metrics
 

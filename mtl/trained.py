@@ -28,15 +28,17 @@ from mtl.types import Params
 @dataclass(frozen=True)
 class TrainedRun:
     """model: on the CPU, in evaluation mode, with the parameters that the run was tested with: those of the best round where it has chosen
-    one, else of the last one saved; tasks: T names; own: the places of the tested subtasks whose heads are trained, none of them where
-    heads stay on the clients and no client is named; pixels: the type of a stored image [c, H, W] of `image_shape`; checkpoint: the file
-    that was read; round: after how many it was written; fingerprint: of the configuration and the data.
+    one, else of the last one saved; tasks: T names; num_exclusive: as in `Subtasks`; own: the places of the tested subtasks whose heads
+    are trained, none of them where heads stay on the clients and no client is named; pixels: the type of a stored image [c, H, W] of
+    `image_shape`; checkpoint: the file that was read; round: after how many it was written; fingerprint: of the configuration and the
+    data.
     """
 
     config: DictConfig
     model: HardSharing
     objective: Objective
     tasks: tuple[str, ...]
+    num_exclusive: int
     own: tuple[int, ...]
     image_shape: ImageShape
     pixels: torch.dtype
@@ -59,10 +61,11 @@ def load_run(run_dir: Path, *, client: int | None = None) -> TrainedRun:
     channels, height, width = checkpoint["image_shape"]
     image_shape, tasks = (channels, height, width), tuple(checkpoint["tasks"])
     state: Params = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
-    model = untrained(config, image_shape, tasks)
+    num_exclusive = int(checkpoint["num_exclusive"])
+    model = untrained(config, image_shape, tasks, num_exclusive)
     if config.start or config.prune.kind == "channels":
         take_shapes(model, state)
-    tested = len(tasks) - checkpoint.get("num_source", 0)
+    tested = len(tasks) - checkpoint["num_source"]
     own = tuple(range(tested))
     bank = checkpoint.get("bank", {})
     keep = kept(config)
@@ -89,6 +92,7 @@ def load_run(run_dir: Path, *, client: int | None = None) -> TrainedRun:
         model=model.eval(),
         objective=build_objective(config),
         tasks=tasks,
+        num_exclusive=num_exclusive,
         own=own,
         image_shape=image_shape,
         pixels=getattr(torch, checkpoint["pixels"]),
@@ -98,11 +102,11 @@ def load_run(run_dir: Path, *, client: int | None = None) -> TrainedRun:
     )
 
 
-def untrained(config: DictConfig, image_shape: ImageShape, tasks: tuple[str, ...]) -> HardSharing:
+def untrained(config: DictConfig, image_shape: ImageShape, tasks: tuple[str, ...], num_exclusive: int) -> HardSharing:
     """The model as the run's seed draws it, without the weights it may have started from."""
     config = config.copy()
     config.weights = None
-    return build_model(config, image_shape, tasks)
+    return build_model(config, image_shape, tasks, num_exclusive)
 
 
 def build_start(config: DictConfig, data: FederatedData) -> tuple[HardSharing, Objective]:
@@ -110,7 +114,7 @@ def build_start(config: DictConfig, data: FederatedData) -> tuple[HardSharing, O
     a teacher where there is one. Raises ValueError where they do not fit together.
     """
     pruning, distilling = instantiate(config.prune), instantiate(config.distil)
-    model, objective = build_model(config, data.image_shape, data.tasks), build_objective(config)
+    model, objective = build_model(config, data.image_shape, data.tasks, data.num_exclusive), build_objective(config)
     if config.start:
         if config.weights is not None:
             raise ValueError(f"weights must be null where start={config.start} gives the whole model, got {config.weights}")

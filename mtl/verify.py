@@ -52,7 +52,7 @@ def verify_run(
         raise ValueError(f"the run must be trained on pictures of 1 or 3 channels, got {channels}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     objective = replace(build_objective(run.config), mirror=flip)
-    start = untrained(run.config, run.image_shape, run.tasks)
+    start = untrained(run.config, run.image_shape, run.tasks, run.num_exclusive)
     embeddings = {
         "trained": objective.embed(run.model.to(device), at_hand.images),
         "untrained": objective.embed(start.to(device), at_hand.images),

@@ -41,6 +41,14 @@ def test_rank1_is_among_the_subtasks_that_exclude_one_another() -> None:
     assert metrics["rank1"] == 0.5
 
 
+def test_attributes_beside_identities_have_means_of_their_own() -> None:
+    beside = evaluate_scores(SCORES, TARGETS, KNOWN, torch.full((60,), -1), ("a", "smiling", "bald"), 1)
+    alone = evaluate_scores(SCORES[:, 1:], TARGETS[:, 1:], KNOWN[:, 1:], torch.full((60,), -1), ("smiling", "bald"), 0)
+    for name in ("auroc", "balanced_accuracy"):
+        assert beside[f"attributes_{name}"] == alone[name]
+        assert f"attributes_{name}" not in alone
+
+
 def test_a_one_sided_task_is_undefined_and_left_out_of_mean_and_worst() -> None:
     targets = TARGETS.clone()
     targets[:, 1] = False

@@ -321,6 +321,10 @@ def test_the_source_comes_in_the_size_and_colours_of_the_target(
             [*ALONG, "transfer.source=SOURCE", "mode=single_task"],
             "transfer.source adds subtasks, and mode=single_task trains one alone",
         ),
+        (
+            [*ALONG, "transfer.source=SOURCE", "loss=by_kind"],
+            "transfer.source adds people after all other subtasks, and loss=by_kind takes what comes last for attributes",
+        ),
         ([*ALONG, "transfer.source=/nowhere"], "run directory must hold config.yaml, got /nowhere without one"),
         ([*ALONG], "transfer.source"),
     ],

@@ -35,7 +35,7 @@ FACES, SIZE, CROP = 4, (480, 640), (1, 56, 46)
 def build(overrides: Sequence[str]) -> FaceFinder:
     """The experiment's model at its start."""
     config = compose(["+experiment=detect", *overrides], experiments=EXPERIMENTS)
-    model = build_model(config, CROP, ("a", "b")).to(memory_format=torch.channels_last).eval()
+    model = build_model(config, CROP, ("a", "b"), 2).to(memory_format=torch.channels_last).eval()
     assert model.detector is not None
     normalise, margin = instantiate(config.normalise), config.detection.margin
     return FaceFinder(model.trunk, model.detector, normalise, crop_shape=CROP, margin=margin, mirror=config.mirror)

@@ -207,6 +207,7 @@ class Learner(LightningModule):
         checkpoint["image_shape"] = list(self.image_shape)
         checkpoint["pixels"] = str(self.pixels).removeprefix("torch.")
         checkpoint["tasks"] = list(self.federated_data.tasks)
+        checkpoint["num_exclusive"] = self.federated_data.num_exclusive
         checkpoint["num_source"] = self.federated_data.num_source
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

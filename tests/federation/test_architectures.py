@@ -138,7 +138,7 @@ def test_the_entropy_of_gates_counts_where_a_label_is_known() -> None:
 def test_each_is_built_from_its_defaults(class_folders: Path, name: str) -> None:
     config = small(class_folders, f"architecture={name}")
     data = build_data(config)
-    model = build_model(config, data.image_shape, data.tasks)
+    model = build_model(config, data.image_shape, data.tasks, data.num_exclusive)
     assert model(torch.rand(2, *data.image_shape)).shape == (2, 4)
 
 
@@ -151,7 +151,7 @@ def test_a_whole_run(class_folders: Path, tmp_path: Path, mode: str) -> None:
 def test_the_default_is_hard_sharing_with_its_names(class_folders: Path) -> None:
     config = small(class_folders)
     data = build_data(config)
-    model = build_model(config, data.image_shape, data.tasks)
+    model = build_model(config, data.image_shape, data.tasks, data.num_exclusive)
     layers = {"0.weight", "1.weight", "1.bias", "4.weight", "4.bias"}
     assert set(model.params()) == {f"trunk.features.{name}" for name in layers} | {"heads.weight", "loss.bias"}
 
@@ -160,7 +160,7 @@ def test_groups_found_from_gradients_train(class_folders: Path, tmp_path: Path) 
     words = [*SMALL, f"data.root={class_folders}", "heads=linear", "loss=bce"]
     config = compose(words)
     data = build_data(config)
-    model = build_model(config, data.image_shape, data.tasks)
+    model = build_model(config, data.image_shape, data.tasks, data.num_exclusive)
     inputs = Objective(Augmentation(), Normalise()).inputs(data.images[data.split.train])
     logits = model(inputs)
     errors = torch.sigmoid(logits) - data.targets[data.split.train].float()

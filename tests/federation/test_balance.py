@@ -275,7 +275,7 @@ def test_what_cannot_be_is_refused(federation) -> None:  # type: ignore[no-untyp
 @pytest.mark.parametrize("architecture", ["mmoe", "cross_stitch", "mtan"])
 def test_architectures_are_balanced_on_exact_gradients(federation, architecture: str) -> None:  # type: ignore[no-untyped-def]
     words = [f"architecture={architecture}", "trunk.channels=[8]", "trunk.width=8", "heads=linear", "loss=bce"]
-    model = build_model(compose(words), federation.image_shape, federation.tasks).double().eval()
+    model = build_model(compose(words), federation.image_shape, federation.tasks, federation.num_exclusive).double().eval()
     batch = a_batch()
     with pytest.raises(ValueError, match=r"balance\.level=representation cannot be: the tasks do not read the same features"):
         make_balance(MGDA(), model, level="representation")

@@ -19,6 +19,7 @@ from mtl.data.scenes import TEST, SceneSet
 from mtl.launch import experiments_folder
 from mtl.learning.detection import DetectionLearning
 from mtl.learning.learner import Learner
+from mtl.losses.by_kind import ByKind
 from mtl.seeding import random_uniform
 from mtl.train import build_data, build_learner, train
 from mtl.trained import load_run
@@ -187,14 +188,18 @@ def test_people_attributes_and_detection_share_one_trunk(tmp_path: Path) -> None
     (base / "identity_CelebA.txt").write_text("\n".join(lists[0]) + "\n")
     (base / "list_attr_celeba.txt").write_text("18\nMale Young\n" + "\n".join(lists[1]) + "\n")
     words = ["data=celeba", f"data.root={tmp_path}", "data.grey=true", "subtasks=classes_and_attributes", "split=fractions"]
-    config = tiny(*words, "split.val=0", "split.test=0.34", "balancer=uw", "rounds=1", "evaluate_every=1", "write_report=true")
+    words += ["loss=by_kind", "loss.attributes.scale=16", "split.val=0", "split.test=0.34", "balancer=uw"]
+    config = tiny(*words, "rounds=1", "evaluate_every=1", "write_report=true")
     summary = train(config, tmp_path / "run")
-    assert {f"test/{name}" for name in ("rank1", "2/auroc", "Male/auroc", "Young/auroc", "ap50")} <= set(summary)
+    assert {f"test/{name}" for name in ("rank1", "2/auroc", "Male/auroc", "Young/auroc", "attributes_auroc", "ap50")} <= set(summary)
     assert "test/named" not in summary  # the scenes show other people
     assert summary["cost/flops_training"] > 0  # type: ignore[operator]
     with np.load(tmp_path / "run" / "predictions.npz") as file:
         assert (file["tasks"].tolist(), int(file["num_exclusive"])) == (["0", "1", "2", "Male", "Young"], 3)
     assert (tmp_path / "run" / "report.html").is_file()
+    loss = load_run(tmp_path / "run").model.loss
+    assert isinstance(loss, ByKind)
+    assert loss.num_exclusive == 3
 
 
 def test_the_cost_of_a_step_grows_with_its_scenes() -> None:

@@ -13,6 +13,7 @@ from torch.func import functional_call, grad, vmap
 from mtl.configs import PARTIAL
 from mtl.losses.bce import BCE
 from mtl.losses.pairs import PairLoss, TaskCounts, reduce_pairs
+from mtl.losses.sphereface2 import SphereFace2
 
 # Both kinds of label, one of them, the other, none.
 POSITIVES, NEGATIVES = torch.tensor([2.0, 0.0, 5.0, 0.0]), torch.tensor([6.0, 8.0, 0.0, 0.0])
@@ -24,6 +25,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("focal", {"gamma": 0.3, "alpha": None}),
     ("asymmetric", {"gamma_positive": 0.3, "gamma_negative": 0.05, "clip": [0.0, 0.05, 0.5, 0.9]}),
     ("asymmetric", {"gamma_negative": 0.05, "clip": 0.0}),
+    ("bce", {"scale": 16.0}),
     ("hinge", {"squared": True}),
     ("ldam", {"defer": 0.0, "scale": 1.0}),
 ]
@@ -32,6 +34,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 def make(name: str, num_tasks: int = T, **options: Any) -> PairLoss:
     member = PARTIAL["loss"][name]
     target, changed = member if isinstance(member, tuple) else (member, {})
+    if name == "by_kind":
+        changed = {"num_exclusive": 2, "classes": SphereFace2, "attributes": BCE}
     loss: PairLoss = target(num_tasks, **{**changed, **options})
     return loss
 
@@ -171,7 +175,7 @@ def test_padding_and_unknown_labels_have_no_influence_even_if_not_finite(name: s
 
 @pytest.mark.parametrize("name", PARTIAL["loss"])
 def test_tasks_in_another_order_give_losses_in_that_order(name: str) -> None:
-    loss, order = make(name), torch.tensor([2, 0, 3, 1])
+    loss, order = make(name), torch.tensor([1, 0, 3, 2])  # kinds stay together
     logits = torch.rand(5, T)
     straight = loss.terms(logits, COUNTS)
     permuted = loss.terms(logits[:, order], TaskCounts(POSITIVES[order], NEGATIVES[order]))

@@ -1,0 +1,54 @@
+"""Two losses in one model: of identities or classes, which exclude one another, and of the subtasks beside them, such as attributes.
+
+A margin on cosines tells hundreds of people apart, but leaves hardly a decision in the middle for who is smiling; and the other way
+round. Each kind has a loss of its own here, with parameters of its own; all heads are of one kind, so that on cosines the loss of the
+attributes needs a `scale`.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mtl.losses.pairs import PairLoss, TaskCounts
+
+
+class ByKind(PairLoss):
+    """classes: makes the loss of the first `num_exclusive` subtasks from their number; attributes: that of the others; attribute_weight:
+    what an attribute counts, > 0, where a class counts 1.
+    """
+
+    def __init__(
+        self,
+        num_tasks: int,
+        *,
+        num_exclusive: int,
+        classes: Callable[[int], PairLoss],
+        attributes: Callable[[int], PairLoss],
+        attribute_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if not 0 < num_exclusive < num_tasks:
+            raise ValueError(
+                "loss=by_kind needs classes and attributes, such as subtasks=classes_and_attributes has, "
+                f"got {num_exclusive} classes among {num_tasks} subtasks"
+            )
+        if not attribute_weight > 0:
+            raise ValueError(f"loss.attribute_weight must be > 0, got {attribute_weight}")
+        self.num_exclusive, self.attribute_weight = num_exclusive, attribute_weight
+        self.classes, self.attributes = classes(num_exclusive), attributes(num_tasks - num_exclusive)
+
+    def terms(self, logits: Tensor, counts: TaskCounts) -> tuple[Tensor, Tensor]:
+        first, last = slice(None, self.num_exclusive), slice(self.num_exclusive, None)
+        classes, attributes = (
+            loss.terms(logits[:, part], TaskCounts(counts.positives[part], counts.negatives[part], counts.progress))
+            for loss, part in ((self.classes, first), (self.attributes, last))
+        )
+        positive, negative = (
+            torch.cat([one, self.attribute_weight * other], 1) for one, other in zip(classes, attributes, strict=True)
+        )
+        return positive, negative
+
+    def decision(self, logits: Tensor) -> Tensor:
+        classes, attributes = logits[:, : self.num_exclusive], logits[:, self.num_exclusive :]
+        return torch.cat([self.classes.decision(classes), self.attributes.decision(attributes)], 1)
