@@ -16,8 +16,8 @@ def evaluate_scores(
     another, an image is a positive of, or -1.
 
     Returns `rank1` (where identities are known), `auroc`, `balanced_accuracy`, their `worst_task_`, their means over the `attributes_`
-    that stand beside identities, and their values per subtask as `<task>/auroc`. A subtask without a known positive or without a known negative has no AUROC and no balanced accuracy: its value
-    is None, and means and worst leave it out.
+    that stand beside identities, and their values per subtask as `<task>/auroc`. A subtask without a known positive or without a known
+    negative has no AUROC and no balanced accuracy: its value is None, and means and worst leave it out.
     """
     values: dict[str, list[float]] = {
         "auroc": auroc(scores, targets, known).tolist(),

@@ -76,7 +76,9 @@ def read_metrics(run_dir: Path) -> dict[str, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.together", description="What one trunk for all costs.")
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.benchmarks.together", description="What one trunk for all costs."
+    )
     parser.add_argument("joint", type=Path, metavar="JOINT")
     parser.add_argument("alone", type=Path, nargs="+", metavar="ALONE")
     parser.add_argument("--turns", type=int, default=15)
@@ -91,7 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 run.seconds.append(seconds)
     for run in runs:
         told = "  ".join(f"{name} {100 * value:.1f}" for name, value in run.metrics.items())
-        print(f"{run.name:12} {run.parameters:9,} parameters  {1000 * run.step_seconds:5.0f} ms a step  {run.number} steps  {told}")
+        print(
+            f"{run.name:12} {run.parameters:9,} parameters  {1000 * run.step_seconds:5.0f} ms a step  {run.number} steps  {told}"
+        )
     results = {
         "parameters_ratio": joint.parameters / sum(run.parameters for run in alone),
         "step_ratio": joint.step_seconds / sum(run.step_seconds for run in alone),

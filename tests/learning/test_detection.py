@@ -191,7 +191,9 @@ def test_people_attributes_and_detection_share_one_trunk(tmp_path: Path) -> None
     words += ["loss=by_kind", "loss.attributes.scale=16", "split.val=0", "split.test=0.34", "balancer=uw"]
     config = tiny(*words, "rounds=1", "evaluate_every=1", "write_report=true")
     summary = train(config, tmp_path / "run")
-    assert {f"test/{name}" for name in ("rank1", "2/auroc", "Male/auroc", "Young/auroc", "attributes_auroc", "ap50")} <= set(summary)
+    assert {f"test/{name}" for name in ("rank1", "2/auroc", "Male/auroc", "Young/auroc", "attributes_auroc", "ap50")} <= set(
+        summary
+    )
     assert "test/named" not in summary  # the scenes show other people
     assert summary["cost/flops_training"] > 0  # type: ignore[operator]
     with np.load(tmp_path / "run" / "predictions.npz") as file:
