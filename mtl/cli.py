@@ -96,13 +96,18 @@ def _verify(words: list[str]) -> int:
         "--crop", type=int, nargs=4, metavar=("TOP", "LEFT", "HEIGHT", "WIDTH"), help="cut from every picture first"
     )
     parser.add_argument("--no-flip", action="store_true", help="embed the picture alone, not the mean with its mirror image")
+    parser.add_argument(
+        "--beside", type=Path, nargs="+", default=[], metavar="RUN", help="runs whose embeddings are joined with this one's"
+    )
     options = parser.parse_args(words)
     from rich.console import Console
 
     from mtl.verify import verification_table, verify_run
 
     try:
-        result = verify_run(options.run, options.pairs, options.root, crop=options.crop, flip=not options.no_flip)
+        result = verify_run(
+            options.run, options.pairs, options.root, crop=options.crop, flip=not options.no_flip, beside=options.beside
+        )
     except (ValueError, OSError) as error:
         return _fail(str(error))
     Console(width=None if sys.stdout.isatty() else 150).print(verification_table(result))

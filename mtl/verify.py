@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from rich.table import Table
+from torch import Tensor
 
 from mtl.build import build_objective
 from mtl.data import faces
 from mtl.data.pairs import Pairs, lfw_pairs, unseen_pairs
 from mtl.files import write_arrays, write_json
+from mtl.models.hard_sharing import HardSharing
 from mtl.report.style import figure_style, save_figure
 from mtl.report.verification import draw_verification
 from mtl.trained import load_run, untrained
@@ -24,7 +26,9 @@ BATCH = 500
 
 @dataclass(frozen=True)
 class VerifiedRun:
-    """results: of the trained trunk, of one as drawn by the run's seed, and of the pixels; file, picture: what was written."""
+    """results: of the trained trunk joined with those of other runs, where there are any, of the trained trunk, of one as drawn by the
+    run's seed, and of the pixels; file, picture: what was written.
+    """
 
     pairs: Pairs
     results: dict[str, Verification]
@@ -33,32 +37,40 @@ class VerifiedRun:
 
 
 def verify_run(
-    run_dir: Path, pairs: str = "lfw", root: str = "data", *, crop: Sequence[int] | None = None, flip: bool = True
+    run_dir: Path,
+    pairs: str = "lfw",
+    root: str = "data",
+    *,
+    crop: Sequence[int] | None = None,
+    flip: bool = True,
+    beside: Sequence[Path] = (),
 ) -> VerifiedRun:
     """Verify, and write `verification-<pairs>.json`, the scores and curves beside it as `.npz`, and `figures/verification-<pairs>.png`.
 
     pairs: lfw, ten folds of 600 pairs as its authors drew them; or celeba, ten folds of at most 600 drawn from the people of the test
     part of its official partition. crop: (top, left, height, width), cut from every picture before it is brought to the size that the
-    run was trained on. flip: the embedding is the mean over a picture and its mirror image. Raises ValueError where the pictures are
-    not there, and where the run may have been trained on the people of the pairs.
+    run was trained on. flip: the embedding is the mean over a picture and its mirror image. beside: runs whose embeddings, each brought to
+    length 1, are set beside the run's own, so that a pair scores the mean of their cosines. Raises ValueError where the pictures are
+    not there, and where a run may have been trained on the people of the pairs.
     """
     if pairs not in PAIRS:
         raise ValueError(f"--pairs must be one of {', '.join(PAIRS)}, got {pairs}")
-    run = load_run(run_dir)
-    _check_unseen(run.config, pairs)
-    channels, *image_size = run.image_shape
-    at_hand = _read(pairs, root, image_size, crop, grey=channels == 1)
-    if at_hand.images.shape[1] != channels:
-        raise ValueError(f"the run must be trained on pictures of 1 or 3 channels, got {channels}")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    objective = replace(build_objective(run.config), mirror=flip)
+    first = _Embedder(run_dir, pairs, root, crop, flip)
+    run, at_hand = first.run, first.at_hand
     start = untrained(run.config, run.image_shape, run.tasks, run.num_exclusive)
-    embeddings = {
-        "trained": objective.embed(run.model.to(device), at_hand.images),
-        "untrained": objective.embed(start.to(device), at_hand.images),
-        "pixels": torch.cat([objective.inputs(part).flatten(1) for part in at_hand.images.split(BATCH)]),
+    scores = {
+        "trained": first.scores(run.model),
+        "untrained": first.scores(start),
+        "pixels": pair_scores(
+            torch.cat([first.objective.inputs(part).flatten(1) for part in at_hand.images.split(BATCH)]),
+            at_hand.first,
+            at_hand.second,
+        ),
     }
-    scores = {name: pair_scores(values, at_hand.first, at_hand.second) for name, values in embeddings.items()}
+    if beside:
+        others = [_Embedder(path, pairs, root, crop, flip) for path in beside]
+        joined = torch.stack([scores["trained"], *(other.scores(other.run.model) for other in others)]).mean(0)
+        scores = {"joined": joined} | scores
     results = {name: verify(values, at_hand.same, at_hand.fold) for name, values in scores.items()}
     stem = f"verification-{pairs}"
     arrays = {"same": at_hand.same, "fold": at_hand.fold} | {f"{name}_scores": values for name, values in scores.items()}
@@ -72,6 +84,7 @@ def verify_run(
         "num_folds": len(at_hand.fold.unique()),
         "crop": None if crop is None else list(crop),
         "flip": flip,
+        "beside": [str(path) for path in beside],
         "checkpoint": run.checkpoint.name,
         "round": run.round,
         "results": {name: _plain(result) for name, result in results.items()},
@@ -106,6 +119,25 @@ def verification_table(verified: VerifiedRun) -> Table:
             *(f"{100 * values[f'tar@far={far:g}']:.1f}" for far in fars),
         )
     return table
+
+
+class _Embedder:
+    """A run, and the pictures of the pairs as its trunk takes them."""
+
+    def __init__(self, run_dir: Path, pairs: str, root: str, crop: Sequence[int] | None, flip: bool) -> None:
+        self.run = load_run(run_dir)
+        _check_unseen(self.run.config, pairs)
+        channels, *image_size = self.run.image_shape
+        self.at_hand = _read(pairs, root, image_size, crop, grey=channels == 1)
+        if self.at_hand.images.shape[1] != channels:
+            raise ValueError(f"the run must be trained on pictures of 1 or 3 channels, got {channels} in {run_dir}")
+        self.objective = replace(build_objective(self.run.config), mirror=flip)
+
+    def scores(self, model: HardSharing) -> Tensor:
+        """The cosine of each pair."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        embeddings = self.objective.embed(model.to(device), self.at_hand.images)
+        return pair_scores(embeddings, self.at_hand.first, self.at_hand.second)
 
 
 def _read(pairs: str, root: str, image_size: Sequence[int], crop: Sequence[int] | None, *, grey: bool) -> Pairs:

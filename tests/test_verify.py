@@ -86,6 +86,23 @@ def test_mirrored_pictures_embed_alike_with_flip(run_dir: Path, people: Path) ->
         assert arrays["trained_scores"] == pytest.approx(before, abs=0.02)  # but for the rounding of the file format
 
 
+def test_joined_runs_score_as_their_unit_embeddings_side_by_side(
+    run_dir: Path, class_folders: Path, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(small(class_folders, "seed=1", "data.image_size=[12,12]"), tmp_path / "other")
+    scores = []
+    for run in (tmp_path / "other", run_dir):
+        assert main(["verify", str(run), "--root", str(people)]) == 0
+        with np.load(run / "verification-lfw.npz") as arrays:
+            assert "joined_scores" not in arrays
+            scores.append(arrays["trained_scores"])
+    assert main(["verify", str(run_dir), "--root", str(people), "--beside", str(tmp_path / "other")]) == 0
+    assert "joined" in capsys.readouterr().out
+    with np.load(run_dir / "verification-lfw.npz") as arrays:
+        assert arrays["joined_scores"] == pytest.approx((scores[0] + scores[1]) / 2, abs=1e-6)
+        assert np.array_equal(arrays["trained_scores"], scores[1])
+
+
 def test_what_cannot_be_verified_is_refused(
     run_dir: Path, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,6 +117,10 @@ def test_what_cannot_be_verified_is_refused(
     for (run, pairs, root), message in cases.items():
         assert main(["verify", run, "--pairs", pairs, "--root", root]) == 2
         assert message in capsys.readouterr().err
+    for name in ("Bo_0001", "Bo_0003"):
+        (people / "lfw" / "Bo" / f"{name}.jpg").write_bytes((people / "lfw" / "Bo" / "Bo_0002.jpg").read_bytes())
+    assert main(["verify", str(run_dir), "--root", str(people), "--beside", str(tmp_path / "none")]) == 2
+    assert "must hold config.yaml" in capsys.readouterr().err
     assert not list(run_dir.glob("verification*"))
 
 
