@@ -367,6 +367,7 @@ def _top_level() -> Any:
         rounds=ZenField(int, 80),
         evaluate_every=ZenField(int, 10),
         checkpoint_every=ZenField(int, 5),
+        best_by=ZenField(str | None, None),
         seed=ZenField(int, 0),
         start=ZenField(str | None, None),
         name=ZenField(str | None, None),

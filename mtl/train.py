@@ -203,7 +203,7 @@ def build_learner(config: DictConfig, data: FederatedData, run_dir: Path) -> tup
         raise ValueError(
             f"widths.levels below 1 and trunk=peers change what is trained, and balancer {name} remembers the gradients of all of it"
         )
-    told = {"per_task": config.tracking.per_task, "log_every": config.tracking.log_every}
+    told = {"best_by": config.best_by, "per_task": config.tracking.per_task, "log_every": config.tracking.log_every}
     if config.mode in ("centralised", "detection", "single_task"):
         # As many gradient steps in all as the clients that come back make together, spread evenly over the rounds.
         cohorts = (sampling.draw(data.num_clients, seed=seed, round=r)[1] for r in range(config.rounds))

@@ -58,7 +58,7 @@ def test_train_help_lists_groups_members_and_defaults(capfd: pytest.CaptureFixtu
     printed = capfd.readouterr().out
     for text in (
         "partition: by_class, dirichlet, iid",
-        "loss: asymmetric, bce, class_balanced",
+        "loss: asymmetric, bce, by_kind",
         "learning_rate: 0.05",
         "experiment:",
     ):

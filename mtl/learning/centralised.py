@@ -40,11 +40,12 @@ class CentralisedLearning(Learner):
         num_rounds: int,
         seed: int,
         balance: Balance | None = None,
+        best_by: str | None = None,
         per_task: bool = True,
         log_every: int = 1,
         frozen: Callable[[int], frozenset[str]] = lambda round: frozenset(),
     ) -> None:
-        super().__init__(data, per_task=per_task, log_every=log_every)
+        super().__init__(data, best_by=best_by, per_task=per_task, log_every=log_every)
         self.frozen = frozen
         self.model, self.objective, self.client, self.work = model.to(memory_format=torch.channels_last), objective, client, work
         self.schedule, self.num_rounds, self.seed = schedule, num_rounds, seed

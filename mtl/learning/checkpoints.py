@@ -75,7 +75,10 @@ class SaveBest(Checkpoint):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Learner)
-        value = pl_module.latest[pl_module.chosen_by]
+        value = pl_module.latest.get(pl_module.chosen_by)
+        if value is None:
+            at_hand = [name.removeprefix("val/") for name in pl_module.latest if name.startswith("val/")]
+            raise ValueError(f"best_by must be one of {', '.join(at_hand)}, got {pl_module.chosen_by.removeprefix('val/')}")
         if value > self.value:
             self.value, self.round = value, trainer.current_epoch + 1
             trainer.save_checkpoint(self.path, weights_only=False)

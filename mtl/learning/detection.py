@@ -71,6 +71,7 @@ class DetectionLearning(CentralisedLearning):
         num_rounds: int,
         seed: int,
         balance: Balance | None = None,
+        best_by: str | None = None,
         per_task: bool = True,
         log_every: int = 1,
         frozen: Callable[[int], frozenset[str]] = lambda round: frozenset(),
@@ -91,6 +92,7 @@ class DetectionLearning(CentralisedLearning):
             schedule,
             num_rounds=num_rounds,
             seed=seed,
+            best_by=best_by,
             per_task=per_task,
             log_every=log_every,
             frozen=frozen,
@@ -128,8 +130,8 @@ class DetectionLearning(CentralisedLearning):
         return (*self.federated_data.tasks, "detection")
 
     @property
-    def chosen_by(self) -> str:
-        return f"{self.watched}/named" if self._named else f"{self.watched}/ap50"
+    def judged_by(self) -> str:
+        return "named" if self._named else "ap50"
 
     @property
     def further_data(self) -> tuple[Tensor, ...]:

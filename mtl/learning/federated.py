@@ -33,10 +33,11 @@ class FederatedLearning(Learner):
         inference: Inference,
         bank: Bank,
         *,
+        best_by: str | None = None,
         per_task: bool = True,
         log_every: int = 1,
     ) -> None:
-        super().__init__(setting.data, per_task=per_task, log_every=log_every)
+        super().__init__(setting.data, best_by=best_by, per_task=per_task, log_every=log_every)
         self.automatic_optimization = False
         self.model, self.setting, self.inference, self.bank = model, setting, inference, bank
         self.server_state = setting.server.init(self._travelling())

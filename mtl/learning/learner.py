@@ -49,17 +49,20 @@ class Learner(LightningModule):
 
     `log_round(round, metrics)` receives the numbers of a round, counted from 1; `run` is the fingerprint that checkpoints carry. The
     numbers of `log_every` rounds are read from the compute device at once, so that it need not wait for the host. The validation split
-    is called `val`; where there is none the test images are watched under the name `monitor` and never used to choose.
+    is called `val`; where there is none the test images are watched under the name `monitor` and never used to choose. best_by: the
+    validation metric that says which round is best, None for `judged_by`.
     """
 
     model: HardSharing
 
-    def __init__(self, data: FederatedData, *, per_task: bool = True, log_every: int = 1) -> None:
+    def __init__(self, data: FederatedData, *, best_by: str | None = None, per_task: bool = True, log_every: int = 1) -> None:
         super().__init__()
         self.federated_data = data
         # Others where the data hold features in place of images.
         self.image_shape, self.pixels = data.image_shape, data.images.dtype
-        self.per_task, self.log_every = per_task, log_every
+        if best_by is not None and not len(data.split.val):
+            raise ValueError(f"best_by={best_by} needs validation images to choose by, and split leaves none")
+        self.best_by, self.per_task, self.log_every = best_by, per_task, log_every
         self.log_round: Log = lambda round, metrics: None
         self.run = ""
         self.latest: dict[str, float] = {}
@@ -106,9 +109,14 @@ class Learner(LightningModule):
     @property
     def chosen_by(self) -> str:
         """The metric that says which round is best."""
+        return f"{self.watched}/{self.best_by or self.judged_by}"
+
+    @property
+    def judged_by(self) -> str:
+        """The metric that says most, of those that a run has."""
         data = self.federated_data
         index = data.split.val if len(data.split.val) else data.split.test
-        return f"{self.watched}/rank1" if bool((data.identity[index] >= 0).any()) else f"{self.watched}/auroc"
+        return "rank1" if bool((data.identity[index] >= 0).any()) else "auroc"
 
     def setup(self, stage: str) -> None:
         self.federated_data = self.federated_data.to(self.device)

@@ -281,3 +281,19 @@ def test_the_best_round_is_chosen_by_the_faces_named_in_validation_scenes(tmp_pa
     assert summary["fit/best_round"] in (2, 4)
     learner: Learner = build(tiny("scenes.scenes=[16,5,6]", "scenes.photographs=[5,2,3]"))
     assert learner.chosen_by == "val/named"
+
+
+def test_the_best_round_is_chosen_by_the_metric_that_is_asked_for(tmp_path: Path) -> None:
+    words = ("scenes.scenes=[16,5,6]", "scenes.photographs=[5,2,3]", "rounds=3", "evaluate_every=1", "best_by=balanced_accuracy")
+    summary = train(tiny(*words), tmp_path / "run")
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        of_rounds = [float(row["value"]) for row in csv.DictReader(file) if row["metric"] == "val/balanced_accuracy"]
+    assert summary["fit/best_round"] == 1 + of_rounds.index(max(of_rounds))
+
+
+def test_a_metric_that_validation_has_not_is_refused_and_so_is_one_without_validation(tmp_path: Path) -> None:
+    words = ("scenes.scenes=[16,5,6]", "scenes.photographs=[5,2,3]", "evaluate_every=1", "best_by=nonsense")
+    with pytest.raises(ValueError, match=r"best_by must be one of .*ap50.*, got nonsense"):
+        train(tiny(*words), tmp_path / "run")
+    with pytest.raises(ValueError, match="best_by=ap50 needs validation images to choose by, and split leaves none"):
+        build(tiny("best_by=ap50"))
