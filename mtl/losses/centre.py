@@ -60,9 +60,11 @@ def centre_targets(boxes: Tensor, valid: Tensor, map_size: tuple[int, int], stri
     size = (corners[..., 2:] - corners[..., :2]).clamp_min(1e-3)
     sigma = (2 * splat_radius(size) + 1) / 6
     x, y = torch.arange(width, device=boxes.device), torch.arange(height, device=boxes.device)
-    column = (x - cell[..., :1]).square()[..., None, :]
-    row = (y - cell[..., 1:]).square()[..., None]
-    splat = torch.exp(-(column + row) / (2 * sigma.square())[..., None, None]) * valid[..., None, None]
+    # The exponential of a sum is a product: of a row and a column, which are few, not of every cell.
+    spread = 2 * sigma.square()[..., None]
+    column = torch.exp(-(x - cell[..., :1]).square() / spread) * valid[..., None]
+    row = torch.exp(-(y - cell[..., 1:]).square() / spread)
+    splat = row[..., :, None] * column[..., None, :]
     heat = splat.amax(1) if splat.shape[1] else boxes.new_zeros(len(boxes), height, width)
     place = (cell[..., 1] * width + cell[..., 0]).long()
     return CentreTargets(heat, torch.where(valid, place, 0), centre - cell, size.log(), valid)
