@@ -178,7 +178,7 @@ def _with_source(config: DictConfig, transfer: Transfer, there: DictConfig, data
     """With training images of the run that `there` configures, read in the size and the colours of the data's own."""
     if config.weights is None:
         raise ValueError("transfer.source compares images by the embedding of a source trunk: weights must say which, got null")
-    if "attribute_weight" in config.loss:
+    if instantiate(config.loss).func is ByKind:
         raise ValueError(
             "transfer.source adds people after all other subtasks, and loss=by_kind takes what comes last for attributes"
         )

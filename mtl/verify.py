@@ -55,7 +55,7 @@ def verify_run(
     """
     if pairs not in PAIRS:
         raise ValueError(f"--pairs must be one of {', '.join(PAIRS)}, got {pairs}")
-    first = _Embedder(run_dir, pairs, root, crop, flip)
+    first, *others = [_Embedder(path, pairs, root, crop, flip) for path in (run_dir, *beside)]
     run, at_hand = first.run, first.at_hand
     start = untrained(run.config, run.image_shape, run.tasks, run.num_exclusive)
     scores = {
@@ -67,8 +67,7 @@ def verify_run(
             at_hand.second,
         ),
     }
-    if beside:
-        others = [_Embedder(path, pairs, root, crop, flip) for path in beside]
+    if others:
         joined = torch.stack([scores["trained"], *(other.scores(other.run.model) for other in others)]).mean(0)
         scores = {"joined": joined} | scores
     results = {name: verify(values, at_hand.same, at_hand.fold) for name, values in scores.items()}

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from omegaconf import open_dict
 
 from mtl.build import build_data, read_config
 from mtl.learning.detection import DetectionLearning
@@ -33,8 +32,6 @@ class Steps:
 
     def __init__(self, run_dir: Path) -> None:
         config = read_config(run_dir)
-        with open_dict(config):
-            config.resume = False
         learner, _ = build_learner(config, build_data(config), run_dir)
         if not isinstance(learner, DetectionLearning):
             raise SystemExit(f"runs must have mode=detection, got {config.mode} in {run_dir}")
@@ -67,12 +64,9 @@ class Steps:
 
 
 def read_metrics(run_dir: Path) -> dict[str, float]:
-    """Those of the test images that the run was trained for, as far as its summary tells."""
+    """Those of the test images."""
     summary = json.loads((run_dir / "summary.json").read_text())
-    # Where attributes stand alone their mean is that of all subtasks.
-    alone = {name: name.removeprefix("attributes_") for name in METRICS} if "test/rank1" not in summary else {}
-    found = {name: summary.get(f"test/{name}", summary.get(f"test/{alone.get(name)}")) for name in METRICS}
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: summary[f"test/{name}"] for name in METRICS}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -102,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "time_ratio": joint.number * joint.step_seconds / sum(run.number * run.step_seconds for run in alone),
     }
     for name, value in joint.metrics.items():
-        results[f"{name}_points"] = 100 * (value - max(run.metrics[name] for run in alone if name in run.metrics))
+        results[f"{name}_points"] = 100 * (value - max(run.metrics[name] for run in alone))
     print(json.dumps({name: round(value, 3) for name, value in results.items()}))
 
 
