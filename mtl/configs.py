@@ -15,6 +15,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from mtl.balancing.aligned_mtl import AlignedMTL
 from mtl.balancing.cagrad import CAGrad
 from mtl.balancing.conflict_free import ConFIG
+from mtl.balancing.cr_mogm import CRMOGM
 from mtl.balancing.db_mtl import DBMTL
 from mtl.balancing.dualproj import DualProj
 from mtl.balancing.dwa import DWA
@@ -29,6 +30,7 @@ from mtl.balancing.log_losses import GLS, SI
 from mtl.balancing.mgda import MGDA
 from mtl.balancing.moco import MoCo
 from mtl.balancing.nash_mtl import NashMTL
+from mtl.balancing.pcd import PCD
 from mtl.balancing.pcgrad import PCGrad
 from mtl.balancing.stch import STCH, LogSTCH
 from mtl.balancing.uncertainty import IMTLL, UW
@@ -141,9 +143,12 @@ WHOLE: dict[str, dict[str, Any]] = {
         "dualproj": DualProj,
         "config": ConFIG,
         "db_mtl": DBMTL,
+        "pcd": PCD,
         "graddrop": GradDrop,
         "excess_mtl": ExcessMTL,
         "moco": MoCo,
+        # Around another with balancer@balancer.of=NAME.
+        "cr_mogm": (CRMOGM, {"of": MISSING, "hydra_defaults": ["_self_", {"/balancer@of": "mgda"}]}),
     },
     "schedule": {shape: (Schedule, {"shape": shape}) for shape in ("constant", "cosine", "linear")},
     "sampling": {"all": Sampling, "cohort": (Sampling, {"cohort": 10})},
@@ -323,13 +328,16 @@ class EngineOptions:
 @dataclass
 class BalanceOptions:
     """What every balancer works with. level: representation or parameters, auto for the cheapest that serves; heads: whether weights reach
-    the heads, null as the method's authors do it; normalise: scale the weights to sum to the number of tasks, so that a learning rate
-    means the same with every method; conflict: log how far the tasks' gradients point against each other.
+    the heads, null as the method's authors do it; normalise: length scales the update to the length of the plain sum's, so that a learning
+    rate means the same with every method, weights scales the task weights to sum to the number of tasks, none takes what the method gives;
+    gradient_scale: what the gradients are divided by before a method that works on their Gramian sees them: none, l2 (their length), loss
+    (their task's) or loss+ (both); conflict: log how far the tasks' gradients point against each other.
     """
 
     level: str = "auto"
     heads: bool | None = None
-    normalise: bool = False
+    normalise: str = "length"
+    gradient_scale: str = "none"
     conflict: bool = False
 
 

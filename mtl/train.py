@@ -16,6 +16,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from mtl.build import build_data, build_levels, build_workloads, data_fingerprint, kept
+from mtl.balancing.weighting import Equal
 from mtl.data.client_batches import LocalWork
 from mtl.data.datamodule import FederatedDataModule
 from mtl.data.federated_data import FederatedData
@@ -180,12 +181,26 @@ def build_learner(config: DictConfig, data: FederatedData, run_dir: Path) -> tup
     levels, seed = build_levels(config, data, model, objective), config.seed
     sampling = build_sampling(config, data, model, objective, levels)
     options = config.balance
+    pooled = config.mode in ("centralised", "detection", "single_task")
+    method, total, returns = instantiate(config.balancer), 0, 0
+    if pooled or not isinstance(method, Equal):
+        for cohort in (sampling.draw(data.num_clients, seed=seed, round=round)[1] for round in range(config.rounds)):
+            total += sum(work.num_steps(data.clients.size(client)) for client in cohort)
+            returns += len(cohort)
+    # As many gradient steps in all as the clients that come back make together, spread evenly over the rounds.
+    steps = max(round(total / config.rounds), 1)
+    if pooled:
+        work, returns, num_trained = LocalWork(batch_size=work.batch_size, steps=steps), config.rounds, 1
+    else:
+        num_trained = data.num_clients
+    method = method.for_run(steps_per_round=total / max(returns, 1), num_rounds=returns / num_trained)
     balance = make_balance(
-        instantiate(config.balancer),
+        method,
         model,
         level=options.level,
         heads=options.heads,
         normalise=options.normalise,
+        gradient_scale=options.gradient_scale,
         conflict=options.conflict,
     )
     if balance is not None and objective.distil is not None:
@@ -204,12 +219,6 @@ def build_learner(config: DictConfig, data: FederatedData, run_dir: Path) -> tup
             f"widths.levels below 1 and trunk=peers change what is trained, and balancer {name} remembers the gradients of all of it"
         )
     told = {"best_by": config.best_by, "per_task": config.tracking.per_task, "log_every": config.tracking.log_every}
-    if config.mode in ("centralised", "detection", "single_task"):
-        # As many gradient steps in all as the clients that come back make together, spread evenly over the rounds.
-        cohorts = (sampling.draw(data.num_clients, seed=seed, round=r)[1] for r in range(config.rounds))
-        total = sum(work.num_steps(data.clients.size(client)) for cohort in cohorts for client in cohort)
-        steps = max(round(total / config.rounds), 1)
-        work = LocalWork(batch_size=work.batch_size, steps=steps)
     if config.mode == "single_task":
         data, sampling = data.single_tasks(), Sampling()
     if config.mode in ("centralised", "detection"):

@@ -101,7 +101,7 @@ def test_the_modes_make_the_same_number_of_gradient_steps(class_folders: Path, t
         ["mode=centralised", "trunk=classic_cnn"],
         ["mode=federated", "engine.backend=vmap", "trunk=classic_cnn", "keep=heads", "sampling.dropout=0.4"],
         ["mode=federated", "tracking.log_every=3"],
-        ["mode=federated", "balancer=famo", "balance.conflict=true", "balance.normalise=true"],
+        ["mode=federated", "balancer=famo", "balance.conflict=true", "balance.normalise=weights"],
         ["mode=centralised", "balancer=moco"],
         ["mode=centralised", "balancer=famo", "balance.conflict=true"],
         ["mode=federated", "server=conflict_averse", "server.momentum=.5"],

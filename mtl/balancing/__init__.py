@@ -2,7 +2,8 @@
 
 from losses       weighting (Equal, Fixed, RLW)  uncertainty (UW, IMTL-L)  log_losses (GLS, SI)  dwa  stch  famo
 from a Gramian    mgda  pcgrad  gradvac  cagrad  imtl_g  aligned_mtl  nash_mtl  fairgrad  upgrad  dualproj
-                  conflict_free (ConFIG)  gradnorm  db_mtl
+                  conflict_free (ConFIG)  gradnorm  db_mtl  pcd
 from gradients    graddrop  excess_mtl  moco  db_mtl with memory
-mathematics       gramian  active  complementarity  dual_cone  fairness  eigen
+around another    cr_mogm
+mathematics       gramian  active  preference  complementarity  dual_cone  fairness  eigen
 """

@@ -3,10 +3,19 @@
 import torch
 from torch import Tensor
 
+SMALLEST = 1e-8  # added to losses that are divided by; a loss that is not above it is solved
+
 
 def only_active(values: Tensor, active: Tensor) -> Tensor:
     """Zero where not active, even if the value there is not finite."""
     return torch.where(active, values, torch.zeros((), dtype=values.dtype, device=values.device))
+
+
+def unsolved(losses: Tensor, active: Tensor) -> Tensor:
+    """The active tasks with a loss above SMALLEST, bool [..., T], or one that is NaN. The others have no gradient, and dividing by
+    their loss would give them all the weight.
+    """
+    return active & ~(losses <= SMALLEST)
 
 
 def count(active: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Aligned-MTL: gradients turned and scaled to be orthogonal and equally long.
 
-    a = sqrt(l_min) V L^(-1/2) V^T p,    p = (1 / T, ..., 1 / T),    G = V L V^T
+    a = sqrt(l_min) V L^(-1/2) V^T p,    G = V L V^T,    p: preference, 1 / T each unless given
 
 Senushkin et al., "Independent Component Alignment for Multi-Task Learning", CVPR 2023, algorithm 1, with the smallest non-zero
 eigenvalue, so that the update is as long as the weakest component. Departures: the authors' code sums (p = 1); with no gradient
@@ -13,16 +13,16 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from mtl.balancing.active import count
-from mtl.balancing.contract import Balancer, State
-from mtl.balancing.eigen import significant
+from mtl.balancing.contract import State
+from mtl.balancing.eigen import eigen, significant
 from mtl.balancing.gramian import restrict, rounding
+from mtl.balancing.preference import PreferringBalancer
 
 Scale = Literal["min", "median", "mean"]
 
 
 @dataclass(frozen=True)
-class AlignedMTL(Balancer):
+class AlignedMTL(PreferringBalancer):
     """scale: the eigenvalue that all components get: the smallest non-zero one (the paper), the median or the mean (its code)."""
 
     scale: Scale = "min"
@@ -30,15 +30,16 @@ class AlignedMTL(Balancer):
     heads = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.scale not in get_args(Scale):
             raise ValueError(f"balancer.scale must be one of {', '.join(get_args(Scale))}, got {self.scale}")
 
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
         assert gramian is not None
         square = restrict(gramian, active)
-        preference = active / count(active).double()
-        values, vectors = torch.linalg.eigh(square)
-        kept = significant(values, rounding(gramian))
+        preference = self.preferences(active)
+        values, vectors = eigen(square)
+        kept = significant(values, rounding(losses))
         there = torch.where(kept, values, torch.nan)
         if self.scale == "min":
             scale = torch.where(kept, values, torch.inf).amin(-1, keepdim=True)

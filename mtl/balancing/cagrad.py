@@ -1,9 +1,10 @@
 """CAGrad: the update near the mean gradient g_0 that helps the worst-off task most.
 
-    max_d min_i g_i . d  subject to  |d - g_0| <= c |g_0|        d = g_0 + c |g_0| g_w / |g_w|
+    max_d min_i g_i . d  subject to  |d - g_0| <= c |g_0|        d = g_0 + c |g_0| g_w / |g_w|,    g_0 = J^T p
     w = argmin over the simplex of  g_w . g_0 + c |g_0| |g_w|,    g_w = J^T w
 
-Liu et al., "Conflict-Averse Gradient Descent for Multi-task Learning", NeurIPS 2021, algorithm 1.
+Liu et al., "Conflict-Averse Gradient Descent for Multi-task Learning", NeurIPS 2021, algorithm 1. p: preference,
+1 / T each unless given.
 
 Solved exactly: since |g_w| = min_r (|g_w|^2 / r + r) / 2, the weights for a given r are those of the shortest vector in the hull of
 the gradients shifted by r / c times the direction of g_0, and r is where |g_w| = r, the root of a function of one variable
@@ -20,10 +21,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mtl.balancing.active import count, only_active
-from mtl.balancing.contract import Balancer, State
-from mtl.balancing.gramian import mean_square, restrict, rounding
+from mtl.balancing.active import only_active
+from mtl.balancing.contract import State
+from mtl.balancing.gramian import mean_square, norms, restrict, rounding
 from mtl.balancing.mgda import shortest_in_hull
+from mtl.balancing.preference import PreferringBalancer
 
 SMALLEST = 1e-6
 ROOT_STEPS = 50
@@ -31,7 +33,7 @@ TOLERANCE = 1e-8
 
 
 @dataclass(frozen=True)
-class CAGrad(Balancer):
+class CAGrad(PreferringBalancer):
     """c: how far the update may be from the mean gradient, in its lengths; from 1 on, no task is made worse."""
 
     c: float = 0.4
@@ -39,6 +41,7 @@ class CAGrad(Balancer):
     heads = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.c > 0:
             raise ValueError(f"balancer.c must be > 0, got {self.c}")
 
@@ -46,12 +49,12 @@ class CAGrad(Balancer):
         assert gramian is not None
         square = restrict(gramian, active)
         square = square / mean_square(square, active)
-        square = square + torch.diag_embed(rounding(gramian) * square.diagonal(dim1=-2, dim2=-1))
-        mean = active / count(active).double()
+        square = square + torch.diag_embed(rounding(losses) * square.diagonal(dim1=-2, dim2=-1))
+        mean = self.preferences(active)
         toward_mean = (square @ mean[..., None]).squeeze(-1)
         mean_length = (mean * toward_mean).sum(-1, keepdim=True).clamp_min(0).sqrt()
         along = torch.where(mean_length > 0, toward_mean / mean_length, 0)
-        worst, radius = self._worst_off(square, along, active.double())
+        worst, radius = self._worst_off(square, along, (active & ~(norms(square) == 0)).double())
         return (mean + self.c * mean_length / radius * worst).to(losses.dtype), state
 
     def _worst_off(self, square: Tensor, along: Tensor, one: Tensor) -> tuple[Tensor, Tensor]:

@@ -39,6 +39,12 @@ class Balancer(ABC):
     def needs(self) -> Needs:
         """`losses`: call `weigh` without a Gramian; `gramian`: `weigh` with one, or `combine`; `gradients`: `combine` only."""
 
+    def for_run(self, *, steps_per_round: float, num_rounds: float) -> "Balancer":
+        """The same with what depends on the length of the run, such as a warm-up. steps_per_round: of a client that takes part in one, on
+        average; num_rounds: that a client takes part in, on average.
+        """
+        return self
+
     def init(self, like: Tensor) -> State:
         """The state before the first step, with the leading axes, type and device of `like`: [..., T], or [..., T, P] for gradients."""
         return {}

@@ -3,24 +3,24 @@
     project(u) = argmin_v  v^T G v  subject to  v >= u        J^T project(u) is the point of {d : J d >= 0} nearest to J^T u
 
 Quinton and Rey, "Jacobian Descent for Multi-Objective Optimization", 2024, arXiv 2406.16232, proposition 1. torchjd solves it
-with 1e-4 of the identity added to the scaled Gramian, so that its updates may conflict slightly; here it is the rounding of the
-Gramian's type.
+with 1e-4 of the identity added to the scaled Gramian, so that its updates may conflict slightly; here `tolerance` is added, the rounding
+of the type that the weights are applied in.
 """
 
 import torch
 from torch import Tensor
 
 from mtl.balancing.complementarity import solve_complementarity
-from mtl.balancing.gramian import cosines, restrict, rounding
+from mtl.balancing.gramian import cosines, restrict
 
 
-def project_to_dual_cone(wanted: Tensor, gramian: Tensor, active: Tensor) -> Tensor:
+def project_to_dual_cone(wanted: Tensor, gramian: Tensor, active: Tensor, tolerance: float) -> Tensor:
     """wanted: float64 [..., R, T], R weight vectors over the tasks of each gramian [..., T, T]; returns their projections, [..., R, T].
 
     Solved for unit gradients and offsets about 1, so that neither the tasks' scales nor their ratios matter.
     """
     cosine, norm = cosines(restrict(gramian, active))
-    cosine = cosine * (1 + rounding(gramian) * torch.eye(norm.shape[-1], dtype=norm.dtype, device=norm.device))
+    cosine = cosine * (1 + tolerance * torch.eye(norm.shape[-1], dtype=norm.dtype, device=norm.device))
     norm = norm[..., None, :]
     offset = (wanted * norm) @ cosine
     unit = offset.abs().amax(-1, keepdim=True)

@@ -1,17 +1,27 @@
-"""Functions of a Gramian by its eigenvectors. Eigenvalues within the rounding of the Gramian's type count as zero."""
+"""Functions of a Gramian by its eigenvectors. Eigenvalues within rounding count as zero; those of a matrix that is not finite are NaN."""
 
 import torch
 from torch import Tensor
 
 
+def eigen(square: Tensor) -> tuple[Tensor, Tensor]:
+    """square: symmetric [..., T, T]; returns eigenvalues [..., T] and eigenvectors [..., T, T].
+
+    LAPACK ends a program whose matrix is not finite; here such a matrix gives NaN, which the health check of the round names.
+    """
+    finite = square.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
+    values, vectors = torch.linalg.eigh(torch.where(finite, square, 0))
+    return torch.where(finite.squeeze(-1), values, torch.nan), vectors
+
+
 def significant(values: Tensor, tolerance: float) -> Tensor:
-    """values: eigenvalues [..., T]; tolerance: relative to the largest; returns which are not zero."""
-    return values > tolerance * values.amax(-1, keepdim=True).clamp_min(0)
+    """values: eigenvalues [..., T]; tolerance: relative to the largest; returns which are not zero. NaN is not zero."""
+    return ~(values <= tolerance * values.amax(-1, keepdim=True).clamp_min(0))
 
 
 def apply_pseudo_inverse(square: Tensor, vector: Tensor, tolerance: float) -> Tensor:
     """square: symmetric [..., T, T]; vector: [..., T]; returns square^+ vector."""
-    values, vectors = torch.linalg.eigh(square)
+    values, vectors = eigen(square)
     inverse = torch.where(significant(values, tolerance), 1 / values, 0)
     result: Tensor = vectors @ (inverse[..., None] * (vectors.mT @ vector[..., None]))
     return result.squeeze(-1)

@@ -2,9 +2,10 @@
 
     S_i <- S_i + g_i^2        e_i = sum g_i^2 / sqrt(S_i + 1e-7)        w_i ~ w_i exp(step_size e_i / e_i(first))
 
-He et al., "Robust Multi-Task Learning with Excess Risks", ICML 2024, equations 6, 7 and 9. As in the authors' code, the first
-step takes e_i itself. Weights sum to 1 over the active tasks; a step moves weight among them alone. Departure: no warm-up. S is
-as large as all tasks' gradients.
+He et al., "Robust Multi-Task Learning with Excess Risks", ICML 2024, equations 6, 7 and 9. A task's first step only stores its excess
+e_i(first) and leaves its weight as it is, as in the authors' code. Weights start equal and sum to the number of active tasks; a step
+moves weight among them alone. Departures: no warm-up; a task whose first excess is 0 keeps its weight until it has one. S is as large as
+all tasks' gradients.
 """
 
 from dataclasses import dataclass
@@ -30,12 +31,12 @@ class ExcessMTL(Balancer):
             raise ValueError(f"balancer.step_size must be > 0, got {self.step_size}")
 
     def init(self, like: Tensor) -> State:
-        """squares: [..., T, P]; log_weights: [..., T]; first: [..., T], the excess at a task's first step, -1 before it."""
+        """squares: [..., T, P]; log_weights: [..., T]; first: [..., T], the excess at a task's first step, 0 before it."""
         tasks = like[..., 0]
         return {
             "squares": torch.zeros_like(like),
             "log_weights": torch.zeros_like(tasks),
-            "first": torch.full_like(tasks, -1),
+            "first": torch.zeros_like(tasks),
         }
 
     def combine(
@@ -45,20 +46,19 @@ class ExcessMTL(Balancer):
         square = gradients**2
         squares = state["squares"] + square
         excess = (square / (squares + 1e-7).sqrt()).sum(-1)
-        first = state["first"]
-        relative = torch.where(first < 0, excess, excess / (first + 1e-7))
-        before = state["log_weights"]
-        raised = torch.where(active, before + self.step_size * relative, before)
-        # What the active tasks hold together stays theirs.
+        first, before = state["first"], state["log_weights"]
+        known = active & (first > 0)
+        raised = torch.where(known, before + self.step_size * excess / torch.where(known, first, 1), before)
+        # The active tasks keep the weight that they have in all.
         after = raised + log_total(before, active) - log_total(raised, active)
-        weights = over.softmax(raised, active)
+        weights = over.softmax(raised, active) * over.count(active)
         return (
             weighted_sum(weights, gradients),
             weights,
             {
                 "squares": squares,
                 "log_weights": torch.where(active, after, before),
-                "first": torch.where(active & (first < 0), excess, first),
+                "first": torch.where(active & ~known, excess, first),
             },
         )
 

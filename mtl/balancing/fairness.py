@@ -1,6 +1,6 @@
-"""Weights a > 0 at which every task's gain is a given power of its weight: (G a)_i = a_i^(-1 / alpha).
+"""Weights a > 0 at which every task's gain is a given power of its weight: (G a)_i = (a_i / (T p_i))^(-1 / alpha).
 
-They are the minimum of the convex function  1/2 a^T G a - sum_i u(a_i)  with u' = a^(-1 / alpha). Damped Newton steps on unit
+They are the minimum of the convex function  1/2 a^T G a - sum_i u_i(a_i)  with u_i' the right-hand side. Damped Newton steps on unit
 gradients, taken in log a so that a stays positive, the best of a few step lengths each; quadratic at the end, so that a start
 from the last step's weights takes a few iterations and any start the same end.
 """
@@ -8,7 +8,8 @@ from the last step's weights takes a few iterations and any start the same end.
 import torch
 from torch import Tensor
 
-from mtl.balancing.gramian import cosines, restrict, rounding
+from mtl.balancing.active import count
+from mtl.balancing.gramian import cosines, restrict
 
 ITERATIONS = 60
 TOLERANCE = 1e-7
@@ -16,20 +17,24 @@ NEAR = 0.1
 LONGEST = 2.0
 
 
-def solve_fairness(gramian: Tensor, active: Tensor, *, alpha: float, start: Tensor) -> tuple[Tensor, Tensor]:
-    """gramian: [..., T, T]; active: bool [..., T]; start: [..., T], the second value of an earlier solution, or zeros.
+def solve_fairness(
+    gramian: Tensor, preference: Tensor, *, alpha: float, start: Tensor, tolerance: float
+) -> tuple[Tensor, Tensor]:
+    """gramian: [..., T, T]; preference: p [..., T], summing to 1, 0 for inactive tasks; start: [..., T], the second value of an earlier
+    solution, or zeros; tolerance: added to the diagonal of the Gramian of unit gradients.
 
     Returns the weights, float64 [..., T], and the logarithm of the weights of unit gradients. Tasks without a gradient gain nothing
-    from any update: their weight is 0. Where opposite gradients leave nothing to gain, weights grow to what rounding allows.
+    from any update: their weight is 0. Where opposite gradients leave nothing to gain, weights grow to what the tolerance allows.
     """
+    active = preference > 0
     cosine, norm = cosines(restrict(gramian, active))
     there = norm > 0
-    cosine = cosine + torch.diag_embed(torch.where(there, rounding(gramian), 1).to(norm.dtype))
+    cosine = cosine + torch.diag_embed(torch.where(there, tolerance, 1).to(norm.dtype))
     power = 1 / alpha
-    # For unit gradients b = a |g| the problem reads (C b)_i = k_i b_i^(-power), k_i = |g_i|^(power - 1) up to a common unit.
+    # For unit gradients b = a |g| the problem reads (C b)_i = k_i b_i^(-power), k_i = (T p_i)^power |g_i|^(power - 1) up to a common unit.
     log_norm = torch.where(there, norm, 1).log()
     unit = log_norm.sum(-1, keepdim=True) / there.sum(-1, keepdim=True).clamp_min(1)
-    gain = (torch.where(there, log_norm - unit, 0) * (power - 1)).exp()
+    gain = (torch.where(there, log_norm - unit, 0) * (power - 1)).exp() * (count(active) * preference) ** power
     log_b = torch.where(there, start.double(), 0)
     lengths = torch.tensor([1.0, 0.5, 0.25, 0.1, 0.03], dtype=norm.dtype, device=norm.device)
     last = torch.full_like(unit, torch.inf)

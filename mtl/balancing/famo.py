@@ -6,7 +6,8 @@
 Liu et al., "FAMO: Fast Adaptive Multitask Optimization", NeurIPS 2023, algorithm 2. `observe` takes the losses L' after the step.
 Without it the weights do not learn.
 
-Weights sum to 1 over the active tasks. 1e-8 is added to L - b, which must not be negative. Departures: the moments of Adam and
+Weights sum to 1 over the active tasks. 1e-8 is added to L - b, which must not be negative; a task at its bound is solved: it has no weight
+and its logit stands still. Departures: the moments of Adam and
 its bias correction are per task and stand still while a task is not active; no clipping of the model's gradient at 1.
 """
 
@@ -15,10 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mtl.balancing.active import only_active, share, softmax
+from mtl.balancing.active import SMALLEST, only_active, share, softmax, unsolved
 from mtl.balancing.contract import Balancer, State
 
-SMALLEST = 1e-8
 MEAN_DECAY, SQUARE_DECAY, ADAM_SMALLEST = 0.9, 0.999, 1e-8
 
 
@@ -51,11 +51,13 @@ class FAMO(Balancer):
 
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
         above = height(losses, state["bounds"], active)
-        weights = share(softmax(state["logits"], active) / above, active)
+        there = unsolved(above - SMALLEST, active)
+        weights = share(softmax(state["logits"], there) / above, there)
         return weights, state | {"logs": torch.where(active, above.log(), state["logs"])}
 
     def observe(self, state: State, losses: Tensor, active: Tensor) -> State:
         """losses, active: [..., T] of the batch that `weigh` saw last."""
+        active = unsolved(state["logs"].exp() - SMALLEST, active)  # of those that had weight
         fallen = only_active(state["logs"] - height(losses, state["bounds"], active).log(), active)
         z = softmax(state["logits"], active)
         slope = z * (fallen - (z * fallen).sum(-1, keepdim=True)) + self.decay * state["logits"]

@@ -1,7 +1,7 @@
 """GradNorm: weights learned so that tasks that lag behind get longer gradients.
 
     G_i = w_i |g_i|        r_i = (L_i / L_i(0)) / mean_j (L_j / L_j(0))
-    w <- w - learning_rate d/dw sum_i |G_i - mean_j G_j r_i^alpha|,    then scaled to sum T
+    w <- w - learning_rate d/dw sum_i |G_i - T p_i mean_j G_j r_i^alpha|,    then scaled to sum T;  p: preference, 1 / T each unless given
 
 with the target held constant. Chen et al., "GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep Multitask
 Networks", ICML 2018, algorithm 1, which takes the gradients of the last shared layer; here those of the Gramian given.
@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 
 from mtl.balancing import active as over
-from mtl.balancing.contract import Balancer, State
+from mtl.balancing.contract import State
 from mtl.balancing.gramian import norms, restrict
+from mtl.balancing.preference import PreferringBalancer
 
 LEAST = 1e-3
 
 
 @dataclass(frozen=True)
-class GradNorm(Balancer):
+class GradNorm(PreferringBalancer):
     """alpha: how hard tasks are pulled back to a common pace; learning_rate: of the weights."""
 
     alpha: float = 1.5
@@ -32,6 +33,7 @@ class GradNorm(Balancer):
     heads = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.alpha >= 0:
             raise ValueError(f"balancer.alpha must be >= 0, got {self.alpha}")
         if not self.learning_rate > 0:
@@ -39,7 +41,7 @@ class GradNorm(Balancer):
 
     def init(self, like: Tensor) -> State:
         """weights: [..., T]; first: [..., T], the losses at the tasks' first steps, 0 before them."""
-        return {"weights": torch.ones_like(like), "first": torch.zeros_like(like)}
+        return super().init(like) | {"weights": torch.ones_like(like), "first": torch.zeros_like(like)}
 
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
         assert gramian is not None
@@ -51,7 +53,8 @@ class GradNorm(Balancer):
         pace = over.only_active(torch.where(first > 0, losses / first, 1), active).clamp_min(0)
         mean_pace = over.mean(pace, active)
         rate = torch.where(mean_pace > 0, pace / mean_pace, 1)
-        slope = (lengths - over.mean(lengths, active) * rate**self.alpha).sign() * norm
+        target = over.mean(lengths, active) * rate**self.alpha * (self.preferences(active) * number).to(rate.dtype)
+        slope = (lengths - target).sign() * norm
         learned = over.share((weights - self.learning_rate * slope).clamp_min(LEAST), active)
         held = over.only_active(state["weights"], active).sum(-1, keepdim=True)
         return weights, {"weights": torch.where(active, learned * held, state["weights"]), "first": first}

@@ -6,7 +6,7 @@
 
 Wang et al., "Gradient Vaccine: Investigating and Improving Multi-task Optimization in Massively Multilingual Models", ICLR 2021,
 algorithm 1. Targets start at 0, where this is PCGrad. Rows are moved side by side on the cosines, as in `pcgrad`. Departures: one
-target per pair of tasks and not per layer. Weights sum to T or more.
+target per pair of tasks and not per layer. Weights sum to T or more: d = sum_i T p_i g_i', with a preference p.
 """
 
 from dataclasses import dataclass
@@ -14,15 +14,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mtl.balancing.contract import Balancer, State
+from mtl.balancing.active import count
+from mtl.balancing.contract import State
 from mtl.balancing.gramian import cosines, restrict
 from mtl.balancing.pcgrad import sum_of_rows, visiting_order, visits
+from mtl.balancing.preference import PreferringBalancer
 
 SMALLEST = 1e-12
 
 
 @dataclass(frozen=True)
-class GradVac(Balancer):
+class GradVac(PreferringBalancer):
     """beta: how fast the targets follow."""
 
     beta: float = 0.01
@@ -30,12 +32,13 @@ class GradVac(Balancer):
     heads = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.beta <= 1:
             raise ValueError(f"balancer.beta must be in [0, 1], got {self.beta}")
 
     def init(self, like: Tensor) -> State:
         """targets: [..., T, T], row i for the cosines of the moved g_i with the others."""
-        return {"targets": torch.diag_embed(torch.zeros_like(like))}
+        return super().init(like) | {"targets": torch.diag_embed(torch.zeros_like(like))}
 
     def draw_shape(self, num_tasks: int, num_coordinates: int) -> tuple[int, ...]:
         return (num_tasks, num_tasks)
@@ -66,5 +69,5 @@ class GradVac(Balancer):
             met = torch.zeros_like(cosine).scatter(-1, order, torch.cat(before, -1))
             others = pair & ~torch.eye(norm.shape[-1], dtype=torch.bool, device=norm.device)
             targets = torch.where(others, torch.lerp(targets, met.clamp(-1, 1), self.beta), targets)
-        weights = sum_of_rows(order, added, norm, active)
+        weights = sum_of_rows(order, added, norm, self.preferences(active) * count(active))
         return weights.to(losses.dtype), {"targets": targets.to(state["targets"].dtype)}

@@ -1,9 +1,15 @@
 """The Gramian of the tasks' gradients, G = J J^T, and what it says about their conflicts.
 
-With fused linear heads, logits z = h W^T + b, the gradient of task t with respect to the features is e_t w_t^T, e = dL/dz, so
-that the Gramian at the level of the representation (Sener and Koltun, NeurIPS 2018, section 3.3) needs no backward pass:
+Gramians are accumulated in float64: in float32 the Gramian of opposed gradients of 100,000 coordinates is not positive semidefinite,
+and solvers answer with anything.
 
-    G = (e^T e) * (W W^T)        elementwise
+Heads that are fused in one layer give the Gramian of the gradients by the features without a backward pass (at this level: Sener and
+Koltun, NeurIPS 2018, section 3.3). With e = dL/dz, one column a task:
+
+    linear   z_t = w_t . f + b_t      G = (e^T e) * (W W^T)                                 * elementwise
+    cosine   z_t = w_t . f / |f|      G = (a^T a) * (W W^T) - (a * z)^T (a * z)             a = e / |f|, |w_t| = 1
+
+A cosine does not change with the length of the features, so its gradient has no part along them: the second term takes it out.
 """
 
 from dataclasses import dataclass
@@ -12,6 +18,9 @@ import torch
 from torch import Tensor
 
 from mtl.balancing.active import only_active
+
+CHUNK = 2**16  # coordinates that are converted to float64 at once
+CONFLICT = 1e-5  # cosines closer to zero than this are rounding of gradients in float32, not conflicts
 
 
 @dataclass(frozen=True)
@@ -22,29 +31,77 @@ class Conflict:
     conflicting: Tensor
 
 
-def gramian_of(gradients: Tensor) -> Tensor:
-    """gradients: [..., T, P]; returns [..., T, T]."""
-    return gradients @ gradients.mT
+@dataclass(frozen=True)
+class HeadGeometry:
+    """How the logits of all tasks follow from the features of a batch.
 
-
-def gramian_of_heads(errors: Tensor, weight: Tensor) -> Tensor:
-    """errors: dL/dz [..., B, T], every task's loss by its own logits; weight: [..., T, h]; returns [..., T, T].
-
-    The Gramian of the gradients with respect to the features [B, h].
+    directions: [..., T, h], the heads' weights, of length 1 where logits are cosines; features: [..., B, h]; cosine: whether logits are
+    cosines or linear in the features.
     """
-    return (errors.mT @ errors) * (weight @ weight.mT)
+
+    directions: Tensor
+    features: Tensor
+    cosine: bool
+
+    def gramian(self, errors: Tensor) -> Tensor:
+        """errors: [..., B, T], every task's loss by its own logits. Returns the Gramian of the tasks' gradients by the features,
+        float64 [..., T, T].
+        """
+        errors, directions = errors.double(), self.directions.double()
+        if not self.cosine:
+            return (errors.mT @ errors) * (directions @ directions.mT)
+        unit, length = self._unit(self.features.double())
+        errors = errors / length
+        radial = errors * (unit @ directions.mT)
+        return (errors.mT @ errors) * (directions @ directions.mT) - radial.mT @ radial
+
+    def pull_back(self, errors: Tensor) -> Tensor:
+        """errors: [..., B, T], by the logits; returns the gradient of the same by the features, [..., B, h]."""
+        pulled = errors @ self.directions
+        if not self.cosine:
+            return pulled
+        unit, length = self._unit(self.features)
+        return (pulled - (pulled * unit).sum(-1, keepdim=True) * unit) / length
+
+    def rows(self, errors: Tensor) -> Tensor:
+        """errors: [..., B, T]; returns every task's own gradient by the features, [..., T, B h]."""
+        rows = errors.mT[..., None] * self.directions[..., None, :]
+        if self.cosine:
+            unit, length = self._unit(self.features)
+            unit, length = unit[..., None, :, :], length[..., None, :, :]
+            rows = (rows - (rows * unit).sum(-1, keepdim=True) * unit) / length
+        return rows.flatten(-2)
+
+    @staticmethod
+    def _unit(features: Tensor) -> tuple[Tensor, Tensor]:
+        length = features.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        return features / length, length
+
+
+def gramian_of(gradients: Tensor) -> Tensor:
+    """gradients: [..., T, P]; returns float64 [..., T, T]."""
+    gramian = gradients.new_zeros(*gradients.shape[:-1], gradients.shape[-2], dtype=torch.float64)
+    for part in gradients.split(CHUNK, -1):
+        wide = part.double()
+        gramian += wide @ wide.mT
+    return gramian
 
 
 def conflict(gramian: Tensor, active: Tensor) -> Conflict:
     """gramian: [..., T, T]; active: bool [..., T]. Tasks without a gradient are in no pair; without pairs both are 0."""
+    cosine, against, pair = compare(gramian, active).unbind(-3)
+    pairs = pair.sum((-2, -1)).clamp_min(1)
+    return Conflict(cosine.sum((-2, -1)) / pairs, against.sum((-2, -1)) / pairs)
+
+
+def compare(gramian: Tensor, active: Tensor) -> Tensor:
+    """Float64 [..., 3, T, T] for each pair of tasks: the cosine of their gradients, whether it is below -CONFLICT, whether both have a
+    gradient.
+    """
     cosine, norm = cosines(restrict(gramian, active))
     there = norm > 0
     pair = there[..., :, None] & there[..., None, :] & ~torch.eye(norm.shape[-1], dtype=torch.bool, device=norm.device)
-    pairs = pair.sum((-2, -1)).clamp_min(1)
-    return Conflict(
-        (only_active(cosine, pair).sum((-2, -1)) / pairs).to(gramian.dtype),
-        (((cosine < 0) & pair).sum((-2, -1)) / pairs).to(gramian.dtype),
-    )
+    return torch.stack([only_active(cosine, pair), ((cosine < -CONFLICT) & pair).double(), pair.double()], -3)
 
 
 def restrict(gramian: Tensor, active: Tensor) -> Tensor:
@@ -64,12 +121,21 @@ def norms(gramian: Tensor) -> Tensor:
     return gramian.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
 
 
+def length_of(weights: Tensor, gramian: Tensor) -> Tensor:
+    """weights: [..., T]; gramian: [..., T, T]; returns |sum_t weights_t g_t|, [..., 1]."""
+    square = (weights * (gramian @ weights[..., None]).squeeze(-1)).sum(-1, keepdim=True)
+    return square.clamp_min(0).sqrt()
+
+
 def mean_square(gramian: Tensor, active: Tensor) -> Tensor:
     """The mean squared length of the active gradients, [..., 1, 1]; 1 where all are zero. The unit of scale-free solvers."""
     mean = gramian.diagonal(dim1=-2, dim2=-1).sum(-1) / active.sum(-1).clamp_min(1)
     return torch.where(mean > 0, mean, 1)[..., None, None]
 
 
-def rounding(gramian: Tensor) -> float:
-    """How far a Gramian in this type may be from positive semidefinite, relative to the squared lengths."""
-    return gramian.shape[-1] * torch.finfo(gramian.dtype).eps
+def rounding(losses: Tensor) -> float:
+    """How far the weighted sum of T gradients may be off, relative to their squared lengths, in the type [..., T] that weights are
+    applied in. Solvers add it to the diagonal of a Gramian of unit gradients, or count smaller eigenvalues as zero: weights that could
+    only be told apart more finely would be lost when they are applied.
+    """
+    return losses.shape[-1] * torch.finfo(losses.dtype).eps

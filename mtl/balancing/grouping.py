@@ -5,7 +5,7 @@ cosine between the members of one and of the other become one, until k are left.
 share a trunk (Standley et al., ICML 2020); on the cosines of clients' updates this is how clustered federated learning tells them apart
 (Sattler, Mueller & Samek, IEEE TNNLS 2020, who part in two by the lowest highest cosine instead).
 
-    cosine, _ = cosines(gramian_of_heads(errors, heads.weight))
+    cosine, _ = cosines(HeadGeometry(heads.weight, features, cosine=False).gramian(errors))
     group_tasks(cosine, 4)    # [[0, 3], [1], [2, 4, 5], [6]]: the groups of architecture=grouped and its like
 """
 

@@ -1,9 +1,11 @@
 """IMTL-G: an update with the same projection onto every gradient.
 
-    a ~ G^+ sqrt(diag G),    sum a = 1
+    a ~ D^-1 C^+ p,    sum a = 1        C: the cosines of the gradients, D: their lengths, p: preference, the projections' ratios
 
-Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021; for dependent gradients by the pseudo-inverse, as Quinton and Rey
-(2024, arXiv 2406.16232). Weights may be negative, so a head that gets them may ascend. They are 0 where they sum to 0.
+Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021; p is equal unless given. For dependent gradients by the
+pseudo-inverse, like Quinton and Rey (2024, arXiv 2406.16232), but of the unit gradients: theirs, of the gradients, climbs one of two opposite
+ones that are not equally long. Weights may be negative, so a head that gets them may ascend. They are 0 where they sum to 0 or nearly so
+(within the rounding of the type they are applied in), as for opposite gradients.
 """
 
 from dataclasses import dataclass
@@ -11,21 +13,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mtl.balancing.contract import Balancer, State
+from mtl.balancing.contract import State
 from mtl.balancing.eigen import apply_pseudo_inverse
-from mtl.balancing.gramian import mean_square, norms, restrict, rounding
+from mtl.balancing.gramian import cosines, restrict, rounding
+from mtl.balancing.preference import PreferringBalancer
 
 
 @dataclass(frozen=True)
-class IMTLG(Balancer):
+class IMTLG(PreferringBalancer):
     needs = "gramian"
     heads = False
 
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
         assert gramian is not None
-        square = restrict(gramian, active)
-        square = square / mean_square(square, active)
-        raw = apply_pseudo_inverse(square, norms(square), rounding(gramian))
+        cosine, norm = cosines(restrict(gramian, active))
+        wanted = self.preferences(active) * (norm > 0)
+        unit = apply_pseudo_inverse(cosine, wanted, rounding(losses))
+        raw = torch.where(norm > 0, unit / norm, 0)
         total = raw.sum(-1, keepdim=True)
-        none = total.abs() <= 1e-12 * raw.abs().sum(-1, keepdim=True)
+        none = total.abs() <= rounding(losses) * raw.abs().sum(-1, keepdim=True)
+        none = none | ((wanted * unit).sum(-1, keepdim=True) <= rounding(losses) * (wanted**2).sum(-1, keepdim=True))
         return torch.where(none, 0, raw / torch.where(none, 1, total)).to(losses.dtype), state

@@ -6,7 +6,8 @@ Sener and Koltun, "Multi-Task Learning as Multi-Objective Optimization", NeurIPS
 level of the representation it is their MGDA-UB.
 
 Solved exactly instead of by Frank-Wolfe: x = argmin_{x >= 0} |J^T x|^2 + (sum x - 1)^2 has w = x / sum x. Weights sum to 1; the
-authors' sum T times less than a plain sum's, so the same learning rate takes smaller steps.
+authors' sum T times less than a plain sum's, so the same learning rate takes smaller steps. Departure: a task without a gradient gets no
+weight instead of all of it, which would stop the others.
 """
 
 from dataclasses import dataclass
@@ -49,9 +50,10 @@ class MGDA(Balancer):
             divisor = divisor * only_active(losses, active).abs()
         inverse = torch.where(divisor > 0, 1 / divisor, 1)
         square = square * inverse[..., :, None] * inverse[..., None, :]
-        square = square / mean_square(square, active)
-        square = square + torch.diag_embed(rounding(gramian) * square.diagonal(dim1=-2, dim2=-1))
-        weights, _ = shortest_in_hull(square, active.double(), active)
+        there = active & ~(norms(square) == 0)
+        square = square / mean_square(square, there)
+        square = square + torch.diag_embed(rounding(losses) * square.diagonal(dim1=-2, dim2=-1))
+        weights, _ = shortest_in_hull(square, there.double(), there)
         return weights.to(losses.dtype), state
 
 

@@ -61,7 +61,7 @@ class MoCo(Balancer):
         smooth = torch.where(active[..., None], newest, state["smooth"])
         taken = over.only_active(smooth, active[..., None])
         before = over.share(state["weights"], active)
-        pull = (gramian_of(taken) @ before[..., None]).squeeze(-1) + self.rho * before
+        pull = (gramian_of(taken) @ before[..., None].double()).squeeze(-1).to(before.dtype) + self.rho * before
         weights = project_to_simplex(before - self.gamma / often**self.gamma_decay * pull, active)
         held = over.only_active(state["weights"], active).sum(-1, keepdim=True)
         return (

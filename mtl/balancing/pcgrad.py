@@ -1,8 +1,8 @@
 """PCGrad: each gradient loses what conflicts with the others, one after another in random order; the results are summed.
 
-    for every i, over j in random order:    g_i' <- g_i' - (g_i' . g_j)_- / |g_j|^2  g_j
+    for every i, over j in random order:    g_i' <- g_i' - (g_i' . g_j)_- / |g_j|^2  g_j        d = sum_i T p_i g_i'
 
-Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020, algorithm 1.
+Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020, algorithm 1. p: preference, 1 / T each unless given.
 
 All rows i are projected side by side, each in an order of its own, on the cosines: for unit gradients g_i' . g_k is kept for every k,
 so a projection adds a multiple of one row. Weights sum to T or more.
@@ -13,12 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mtl.balancing.contract import Balancer, State
+from mtl.balancing.active import count
+from mtl.balancing.contract import State
 from mtl.balancing.gramian import cosines, restrict
+from mtl.balancing.preference import PreferringBalancer
 
 
 @dataclass(frozen=True)
-class PCGrad(Balancer):
+class PCGrad(PreferringBalancer):
     needs = "gramian"
     heads = False
 
@@ -34,7 +36,7 @@ class PCGrad(Balancer):
         for visited, rows in visits(cosine, order):
             added.append(dots.gather(-1, visited).clamp_max_(0).neg_())
             dots.addcmul_(added[-1], rows)
-        return sum_of_rows(order, added, norm, active).to(losses.dtype), state
+        return sum_of_rows(order, added, norm, self.preferences(active) * count(active)).to(losses.dtype), state
 
 
 def visiting_order(draw: Tensor) -> Tensor:
@@ -50,13 +52,13 @@ def visits(cosine: Tensor, order: Tensor) -> list[tuple[Tensor, Tensor]]:
     return list(zip(steps.unbind(-3), rows.unbind(-3), strict=True))
 
 
-def sum_of_rows(order: Tensor, added: list[Tensor], norm: Tensor, active: Tensor) -> Tensor:
-    """The weights of sum_i g_i', [..., T], where row i added `added[step]` [..., T, 1] times the unit gradient that it visited.
+def sum_of_rows(order: Tensor, added: list[Tensor], norm: Tensor, emphasis: Tensor) -> Tensor:
+    """The weights of sum_i emphasis_i g_i', [..., T], where row i added `added[step]` [..., T, 1] times the unit gradient that it visited.
 
     Row i stands for a unit gradient, so that its multiples are scaled by |g_i| / |g_j|.
     """
     total = torch.zeros_like(norm)
     if added:
-        scaled = torch.cat(added, -1) * norm[..., :, None]
+        scaled = torch.cat(added, -1) * (norm * emphasis)[..., :, None]
         total = total.scatter_add(-1, order.flatten(-2), scaled.flatten(-2))
-    return active + torch.where(norm > 0, total / norm, 0)
+    return emphasis + torch.where(norm > 0, total / norm, 0)

@@ -1,27 +1,27 @@
 """Smooth Tchebycheff scalarisation: a soft maximum of the tasks' losses.
 
-    STCH       mu ln sum_i exp((L_i - z_i) / (T mu))          w_i = softmax_i((L - z) / (T mu)) / T
-    LogSTCH    T mu ln sum_i exp(ln(L_i / nadir_i) / mu)      w_i = T softmax_i(ln(L / nadir) / mu) / L_i
+    STCH       mu ln sum_i exp(p_i (L_i - z_i) / mu)                w_i = p_i softmax_i(p (L - z) / mu)
+    LogSTCH    T mu ln sum_i exp(T p_i ln(L_i / nadir_i) / mu)      w_i = T^2 p_i softmax_i(T p ln(L / nadir) / mu) / L_i
 
 Lin et al., "Smooth Tchebycheff Scalarization for Multi-Objective Optimization", ICML 2024: STCH is its equation 7 with equal
-preferences, LogSTCH what its multi-task experiments run. That descends the sum of the log-losses for `warmup` steps, the last
-`nadir_steps` of which give the nadir, the mean loss. STCH's weights sum to 1 / T, LogSTCH's to anything. Departure: steps instead
-of epochs.
+preferences unless p is given, LogSTCH what its multi-task experiments run. That descends the sum of the log-losses for `warmup` steps,
+the last `nadir_steps` of which give the nadir, the mean loss. STCH's weights sum to 1 / T, LogSTCH's to anything. 1e-8 is added to
+LogSTCH's losses, and a task whose loss is 0 gets no weight. Departure: the authors warm up for 4 epochs of 200; here it is the twentieth part
+of the run, and the nadir is taken over the last fifth of that.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from mtl.balancing.active import count, only_active, softmax
-from mtl.balancing.contract import Balancer, State
-
-SMALLEST = 1e-8
+from mtl.balancing.active import SMALLEST, count, only_active, softmax, unsolved
+from mtl.balancing.contract import State
+from mtl.balancing.preference import PreferringBalancer
 
 
 @dataclass(frozen=True)
-class STCH(Balancer):
+class STCH(PreferringBalancer):
     """mu: how soft the maximum is; reference: the ideal loss z, the same for every task."""
 
     mu: float = 1.0
@@ -30,42 +30,58 @@ class STCH(Balancer):
     heads = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_mu(self.mu)
 
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
-        number = count(active)
+        preference = self.preferences(active).to(losses.dtype)
         above = only_active(losses, active) - self.reference
-        return softmax(above / (number * self.mu), active) / number, state
+        return preference * softmax(preference * above / self.mu, active), state
 
 
 @dataclass(frozen=True)
-class LogSTCH(Balancer):
-    """mu: how soft the maximum is; warmup: steps before it, of which the last nadir_steps are averaged."""
+class LogSTCH(PreferringBalancer):
+    """mu: how soft the maximum is; warmup: steps before it, null for a twentieth of those a client makes in the run; nadir_steps: the last of
+    them, whose losses are averaged, null for a fifth.
+    """
 
     mu: float = 1.0
-    warmup: int = 500
-    nadir_steps: int = 100
+    warmup: int | None = None
+    nadir_steps: int | None = None
     needs = "losses"
     heads = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_mu(self.mu)
-        if self.nadir_steps < 1:
+        if self.nadir_steps is not None and self.nadir_steps < 1:
             raise ValueError(f"balancer.nadir_steps must be >= 1, got {self.nadir_steps}")
-        if self.warmup < self.nadir_steps:
-            raise ValueError(f"balancer.warmup must be >= nadir_steps {self.nadir_steps}, got {self.warmup}")
+        least = self.nadir_steps or 1
+        if self.warmup is not None and self.warmup < least:
+            raise ValueError(f"balancer.warmup must be >= nadir_steps {least}, got {self.warmup}")
+
+    def for_run(self, *, steps_per_round: float, num_rounds: float) -> "LogSTCH":
+        nadir = self.nadir_steps or 1
+        warmup = max(round(steps_per_round * num_rounds / 20), nadir) if self.warmup is None else self.warmup
+        return replace(self, warmup=warmup, nadir_steps=self.nadir_steps or max(warmup // 5, 1))
 
     def init(self, like: Tensor) -> State:
         """total, number: [..., T], of the losses that give the nadir; step: [..., 1], the steps done."""
-        return {"total": torch.zeros_like(like), "number": torch.zeros_like(like), "step": torch.zeros_like(like[..., :1])}
+        if self.warmup is None or self.nadir_steps is None:
+            raise ValueError("balancer.warmup and nadir_steps must be numbers of steps where no run sets them, got null")
+        return super().init(like) | {"total": torch.zeros_like(like), "number": torch.zeros_like(like), "step": torch.zeros_like(like[..., :1])}
 
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
         total, number, step = state["total"], state["number"], state["step"]
-        positive = only_active(losses, active).clamp_min(0) + SMALLEST
-        # A task that had no label while the nadir was taken is held against 1.
+        assert self.warmup is not None
+        assert self.nadir_steps is not None
+        there = unsolved(losses, active)
+        positive = only_active(losses, there) + SMALLEST
+        preference = self.preferences(there).to(losses.dtype) * count(there)
+        # The nadir of a task that had no label while it was taken is 1.
         nadir = torch.where(number > 0, total / number.clamp_min(1), 1).clamp_min(SMALLEST)
-        soft = count(active) * softmax((positive / nadir).log() / self.mu, active)
-        weights = torch.where(step < self.warmup, active.to(losses.dtype), soft) / positive
+        soft = count(there) * softmax(preference * (positive / nadir).log() / self.mu, there)
+        weights = preference * torch.where(step < self.warmup, there.to(losses.dtype), soft) / positive
         averaged = active & (step >= self.warmup - self.nadir_steps) & (step < self.warmup)
         return weights, {
             "total": total + only_active(losses, averaged),

@@ -6,7 +6,8 @@
 Kendall et al., "Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and Semantics", CVPR 2018; Liu et al.,
 "Towards Impartial Multi-task Learning", ICLR 2021. The scales follow their own gradient, one plain step at a time after the
 weights are taken, whatever optimiser the model has; both start at s = 0. They are the same method up to a factor 2 and the sign
-of s, and rest where w_i is 1 / (2 L_i) or 1 / L_i: SI is their limit. The weights sum to anything.
+of s, and rest where w_i is 1 / (2 L_i) or 1 / L_i: SI is their limit. The scale of a task whose loss is 0 stands still, where it would grow
+without end. The weights sum to anything.
 """
 
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mtl.balancing.active import unsolved
 from mtl.balancing.contract import Balancer, State
 
 
@@ -36,7 +38,7 @@ class UW(Balancer):
         log_variances = state["log_variances"]
         weights = (-log_variances).exp() / 2
         learned = log_variances - self.learning_rate * (0.5 - weights * losses)
-        return weights * active, {"log_variances": torch.where(active, learned, log_variances)}
+        return weights * active, {"log_variances": torch.where(unsolved(losses, active), learned, log_variances)}
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class IMTLL(Balancer):
         log_scales = state["log_scales"]
         weights = log_scales.exp()
         learned = log_scales - self.learning_rate * (weights * losses - 1)
-        return weights * active, {"log_scales": torch.where(active, learned, log_scales)}
+        return weights * active, {"log_scales": torch.where(unsolved(losses, active), learned, log_scales)}
 
 
 def check_learning_rate(learning_rate: float) -> None:

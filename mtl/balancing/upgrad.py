@@ -1,8 +1,8 @@
 """UPGrad: the mean of the gradients, each projected onto the dual cone of all, where no task gets worse.
 
-    weights = sum_i project(e_i / T)
+    weights = sum_i project(p_i e_i)        p_i: preference, 1 / T unless given
 
-Quinton and Rey, "Jacobian Descent for Multi-Objective Optimization", 2024, arXiv 2406.16232. Weights are at least 1 / T each and
+Quinton and Rey, "Jacobian Descent for Multi-Objective Optimization", 2024, arXiv 2406.16232. Weights are at least p_i each and
 sum to 1 where nothing conflicts.
 """
 
@@ -11,17 +11,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mtl.balancing.active import count
-from mtl.balancing.contract import Balancer, State
+from mtl.balancing.contract import State
 from mtl.balancing.dual_cone import project_to_dual_cone
+from mtl.balancing.gramian import rounding
+from mtl.balancing.preference import PreferringBalancer
 
 
 @dataclass(frozen=True)
-class UPGrad(Balancer):
+class UPGrad(PreferringBalancer):
     needs = "gramian"
     heads = False
 
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
         assert gramian is not None
-        wanted = torch.diag_embed(active / count(active).double())
-        return project_to_dual_cone(wanted, gramian, active).sum(-2).to(losses.dtype), state
+        wanted = torch.diag_embed(self.preferences(active))
+        return project_to_dual_cone(wanted, gramian, active, rounding(losses)).sum(-2).to(losses.dtype), state

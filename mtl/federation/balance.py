@@ -1,13 +1,20 @@
 """Task balancing inside a local step, of one client or of a stack of clients.
 
-At the level of the `representation`, the features that all heads read, the gradient of task t is e_t w_t, the error of its logits times its
-head's direction: the tasks' Gramian, and with it their weights, cost no backward pass, and one goes through the trunk. At the level
-of the `parameters` the gradients of the trunk are exact, at one backward pass for each task.
+At the level of the `representation`, the features that all heads read, the gradients of the tasks follow from the errors of their logits
+(`HeadGeometry`): their Gramian, and with it the tasks' weights, cost no backward pass, and one goes through the trunk. At the level of the
+`parameters` the gradients of the trunk are exact, at one backward pass for each task.
+
+What a method's weights sum to differs between methods, and with it the learning rate that serves. `normalise` scales what a method gives:
+
+    none       as the method gives it
+    weights    sum_t |a_t| = T, as in a plain sum; a task with a small gradient and a large weight then makes the whole update short
+    length     |sum_t a_t g_t| = |sum_t g_t|, the length of the plain sum's update; with weights that sum to T it is at most LONGEST times
+               what `weights` makes it, so that what is left of gradients that cancel is not blown up
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +22,7 @@ from torch.func import functional_call, vmap
 
 from mtl.balancing.active import only_active
 from mtl.balancing.contract import Balancer, Level, State, weighted_sum
-from mtl.balancing.gramian import cosines, gramian_of, gramian_of_heads, restrict
+from mtl.balancing.gramian import HeadGeometry, compare, gramian_of, length_of, norms, restrict
 from mtl.balancing.weighting import Equal
 from mtl.federation.objective import Objective, pair_loss
 from mtl.losses.pairs import TaskCounts
@@ -26,25 +33,30 @@ from mtl.types import Params
 
 OWN = "balancer."  # what a balancer remembers stays on the client, among its parameters, under this name
 LOSS = "loss."
+LONGEST = 100.0
+Normalise = Literal["none", "weights", "length"]
+GradientScale = Literal["none", "l2", "loss", "loss+"]
 
 
 @dataclass(frozen=True)
 class Balance:
-    """level: where gradients are compared; heads: whether the weights reach the heads too, or only the shared part;
-    normalise: scale what a method gives so that the sizes of its weights sum to the number of active tasks, as in a plain sum: what they
-    sum to differs between methods, and with it the learning rate; conflict: whether cosines of the tasks' gradients are summed up.
+    """level: where gradients are compared; heads: whether the weights reach the heads too, or only the shared part; normalise: how what a
+    method gives is scaled (see above); gradient_scale: what the gradients are divided by before a method that works on their Gramian sees
+    them: nothing, their length (l2), their task's loss, or both (loss+); conflict: whether cosines of the tasks' gradients are summed up.
     """
 
     method: Balancer
     level: Level
     heads: bool
-    normalise: bool = False
+    normalise: Normalise = "none"
+    gradient_scale: GradientScale = "none"
     conflict: bool = False
 
     @property
     def compares(self) -> bool:
         """Whether the tasks' gradients are needed one by one."""
-        return self.conflict or self.method.needs != "losses"
+        lengths = self.normalise == "length" and self.level == "representation"  # where they cost nothing
+        return self.conflict or lengths or self.method.needs != "losses"
 
     @property
     def remembers_gradients(self) -> bool:
@@ -74,13 +86,42 @@ class Balance:
             draw = self._draw(draw_key, losses, *rows.shape[-2:])
             direction, weights, own = method.combine(own, losses, rows, active, draw)
         else:
-            weights, own = method.weigh(own, losses, gramian, active, self._draw(draw_key, losses, losses.shape[-1], 0))
-        if self.normalise:
-            total = weights.abs().sum(-1, keepdim=True)
-            scale = torch.where(total > 0, active.sum(-1, keepdim=True) / total, 0)
-            weights = weights * scale
-            direction = None if direction is None else direction * scale
-        return weights, direction, own
+            unit = self._unit(losses, gramian, active) if method.needs == "gramian" else torch.ones_like(losses)
+            seen = None if gramian is None else gramian * unit[..., :, None] * unit[..., None, :]
+            weights, own = method.weigh(own, losses, seen, active, self._draw(draw_key, losses, losses.shape[-1], 0))
+            weights = (weights * unit).to(losses.dtype)
+        if gramian is None and self.normalise == "length":
+            return weights, direction, own  # the caller measures what it makes of them: `scale`
+        lengths = None
+        if gramian is not None and self.normalise == "length":
+            square = restrict(gramian, active)
+            update = length_of(weights.double(), square) if direction is None else direction.double().norm(dim=-1, keepdim=True)
+            lengths = update, length_of(active.double(), square)
+        scale = self.scale(weights, active, lengths).to(losses.dtype)
+        return weights * scale, None if direction is None else direction * scale, own
+
+    def scale(self, weights: Tensor, active: Tensor, lengths: tuple[Tensor, Tensor] | None) -> Tensor:
+        """The factor of a method's weights and update, [..., 1]. weights: [..., T]; active: bool [..., T]; lengths: of the method's update
+        and of the plain sum of the tasks' gradients, [..., 1] each, where normalise=length.
+        """
+        if self.normalise == "none":
+            return torch.ones_like(weights[..., :1])
+        total = weights.abs().sum(-1, keepdim=True)
+        as_sum = torch.where(total > 0, active.sum(-1, keepdim=True) / torch.where(total > 0, total, 1), 0)
+        if self.normalise == "weights" or lengths is None:
+            return as_sum
+        update, plain = lengths
+        return torch.where(update > 0, torch.minimum(plain / torch.where(update > 0, update, 1), LONGEST * as_sum), 0)
+
+    def _unit(self, losses: Tensor, gramian: Tensor | None, active: Tensor) -> Tensor:
+        """One over what the gradients are divided by, float64 [..., T]; 1 where that is 0."""
+        divisor = torch.ones_like(losses, dtype=torch.float64)
+        if self.gradient_scale in ("l2", "loss+"):
+            assert gramian is not None
+            divisor = divisor * norms(restrict(gramian, active))
+        if self.gradient_scale in ("loss", "loss+"):
+            divisor = divisor * only_active(losses, active).abs()
+        return torch.where(divisor > 0, 1 / divisor, 1)
 
     def _draw(self, key: Tensor, like: Tensor, num_tasks: int, num_coordinates: int) -> Tensor:
         """The balancer's uniform random numbers, [..., *draw_shape]."""
@@ -96,10 +137,12 @@ def make_balance(
     *,
     level: str = "auto",
     heads: bool | None = None,
-    normalise: bool = False,
+    normalise: str = "none",
+    gradient_scale: str = "none",
     conflict: bool = False,
 ) -> Balance | None:
-    """level: auto takes the cheapest that the method and the model allow; heads: None as the method's authors do it.
+    """level: auto takes the cheapest that the method and the model allow; heads: None as the method's authors do it; the rest as in
+    `Balance`.
 
     Returns None for a plain sum. Raises ValueError where the method or the model cannot work at this level.
     """
@@ -107,6 +150,13 @@ def make_balance(
         return None
     if level not in ("auto", *get_args(Level)):
         raise ValueError(f"balance.level must be auto or one of {', '.join(get_args(Level))}, got {level}")
+    for option, value, choices in (("normalise", normalise, Normalise), ("gradient_scale", gradient_scale, GradientScale)):
+        if value not in get_args(choices):
+            raise ValueError(f"balance.{option} must be one of {', '.join(get_args(choices))}, got {value}")
+    if gradient_scale != "none" and method.needs != "gramian":
+        raise ValueError(
+            f"balance.gradient_scale={gradient_scale} is for methods on the Gramian of the gradients, and {type(method).__name__} is none"
+        )
     if hasattr(model.heads, "penalty"):
         raise ValueError(
             f"balancer must be equal, without balance.conflict, for {type(model.heads).__name__}: their penalty is not a task's"
@@ -117,7 +167,8 @@ def make_balance(
     if chosen not in possible:
         why = f"{type(method).__name__} remembers the gradients" if fused else "the tasks do not read the same features"
         raise ValueError(f"balance.level={chosen} cannot be: {why}; use balance.level=parameters")
-    return Balance(method, chosen, method.heads if heads is None else heads, normalise, conflict)
+    reach = method.heads if heads is None else heads
+    return Balance(method, chosen, reach, normalise, gradient_scale, conflict)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -173,7 +224,8 @@ class BalancedStep:
             if apart:
                 features = self._call("represent", named, batch, batch.inputs)
                 logits = self._call("logits", named, batch, features.detach())
-                directions = _wide(self._call("directions", named, batch).detach())
+                directions = self._call("directions", named, batch).detach()
+                geometry = HeadGeometry(_wide(directions), _wide(features.detach()), self._parts.cosine)
             else:
                 logits = self._call("forward_all", named, batch, batch.inputs)
             cut = _wide(logits.detach()).requires_grad_()
@@ -184,29 +236,33 @@ class BalancedStep:
 
         rows = gramian = None
         if apart:
-            gramian = gramian_of_heads(errors, directions)
-            if balance.method.needs == "gradients":
-                rows = (errors.mT[..., None] * directions[..., None, :]).flatten(-2)
+            gramian = geometry.gramian(errors)
+            rows = geometry.rows(errors) if balance.method.needs == "gradients" else None
         elif balance.compares:
             rows = self._exact(logits, trunk, errors, active)
             gramian = gramian_of(rows)
         weights, direction, own = balance.decide(own, losses.detach(), rows, gramian, active, batch.draw_key)
 
+        if not balance.compares:
+            moved = _grad(logits, trunk, (errors * weights[..., None, :]).to(logits.dtype), keep=True)
+            if balance.normalise == "length":
+                plain = _grad(logits, trunk, errors.to(logits.dtype), keep=True)
+                lead = weights.dim() - 1
+                factor = balance.scale(weights, active, (_length(moved, lead), _length(plain, lead))).to(weights)
+                weights, moved = weights * factor, {name: _times(value, factor) for name, value in moved.items()}
         pull = errors * weights[..., None, :]
         if apart:
-            to_features = pull @ directions if direction is None else direction.unflatten(-1, features.shape[-2:])
+            to_features = geometry.pull_back(pull) if direction is None else direction.unflatten(-1, features.shape[-2:])
             moved = _grad(features, trunk, to_features.to(features.dtype))
         elif rows is not None:
             moved = _split(weighted_sum(weights, rows) if direction is None else direction, trunk)
-        else:
-            moved = _grad(logits, trunk, pull.to(logits.dtype), keep=True)
         heads = {name: value for name, value in leaves.items() if is_head(name)}
         moved |= _grad(logits, heads, (pull if balance.heads else errors).to(logits.dtype))
         learned = {name: value for name, value in leaves.items() if name.startswith(LOSS)}
         moved |= _grad(losses, learned, weights if balance.heads else torch.ones_like(weights))
 
         sums = both.detach() if self._parts.objective.reduction == "sum" else both.detach() * batch.valid.sum(-1)[..., None, None]
-        pairs = compare(gramian, active) if balance.conflict and gramian is not None else None
+        pairs = compare(gramian, active).to(losses.dtype) if balance.conflict and gramian is not None else None
         return Gradients({name: moved[name] for name in params}, sums, own, pairs)
 
     @torch.no_grad()
@@ -283,11 +339,15 @@ class BalancedLosses:
         weights, direction, own = balance.decide(own, losses.detach(), rows, gramian, found.active, batch.draw_key)
         if rows is None:
             moved = _grad(losses, trunk, weights, keep=True)
+            if balance.normalise == "length":
+                plain = _grad(losses, trunk, torch.ones_like(weights), keep=True)
+                factor = balance.scale(weights, found.active, (_length(moved, 0), _length(plain, 0))).to(weights)
+                weights, moved = weights * factor, {name: _times(value, factor) for name, value in moved.items()}
         else:
             moved = _split(weighted_sum(weights, rows) if direction is None else direction, trunk)
         rest = {name: value for name, value in params.items() if name not in trunk}
         moved |= _grad(losses, rest, weights if balance.heads else torch.ones_like(weights))
-        pairs = compare(gramian, found.active) if balance.conflict and gramian is not None else None
+        pairs = compare(gramian, found.active).to(losses.dtype) if balance.conflict and gramian is not None else None
         return Gradients({name: moved[name] for name in params}, found.sums, own, pairs)
 
     @torch.no_grad()
@@ -310,20 +370,20 @@ class _Parts(nn.Module):
         return getattr(self, what)(*given)
 
     @property
-    def _heads(self) -> Any:
-        return self.model.heads
+    def cosine(self) -> bool:
+        return bool(getattr(self.model.heads, "cosine", False))
 
     def forward_all(self, inputs: Tensor) -> Any:
         return self.model(inputs)
 
     def represent(self, inputs: Tensor) -> Any:
-        return self._heads.project(self.model.trunk(inputs))
+        return self.model.trunk(inputs)
 
     def logits(self, features: Tensor) -> Any:
-        return self._heads.score(features)
+        return self.model.heads(features)
 
     def directions(self) -> Any:
-        return self._heads.directions()
+        return self.model.heads.directions()  # type: ignore[operator]
 
     def losses(self, logits: Tensor, targets: Tensor, mask: Tensor, valid: Tensor, *counts: Tensor) -> Tensor:
         terms = pair_loss(self.model).terms(logits, TaskCounts(*counts))
@@ -336,12 +396,15 @@ def shared(params: Params) -> list[str]:
     return [name for name in params if not is_head(name) and not name.startswith((LOSS, OWN, DETECTOR))]
 
 
-def compare(gramian: Tensor, active: Tensor) -> Tensor:
-    """[..., 3, T, T] for each pair of tasks: the cosine of their gradients, whether it is negative, whether there is one."""
-    cosine, norm = cosines(restrict(gramian, active))
-    there = norm > 0
-    pair = there[..., :, None] & there[..., None, :] & ~torch.eye(norm.shape[-1], dtype=torch.bool, device=norm.device)
-    return torch.stack([only_active(cosine, pair), (cosine < 0) & pair, pair], -3).to(gramian.dtype)
+def _length(values: Params, lead: int) -> Tensor:
+    """The Euclidean length of all values together, float64 [..., 1]; lead: the number of leading axes."""
+    parts = [value.detach().double().flatten(lead).square().sum(-1, keepdim=True) for value in values.values()]
+    return torch.stack(parts).sum(0).sqrt() if parts else torch.zeros(1, dtype=torch.float64)
+
+
+def _times(value: Tensor, factor: Tensor) -> Tensor:
+    """value: [..., *shape]; factor: [..., 1]."""
+    return value * factor.view(*factor.shape[:-1], *[1] * (value.dim() - factor.dim() + 1))
 
 
 def _wide(values: Tensor) -> Tensor:

@@ -47,6 +47,8 @@ class FedAvg:
         if self.balancer is not None and (self.balancer.observes or self.balancer.init(torch.zeros(2, 2))):
             name = type(self.balancer).__name__
             raise ValueError(f"server.balancer must be one that remembers nothing, as cohorts change; {name} does")
+        if getattr(self.balancer, "preference", None) is not None:
+            raise ValueError("server.balancer.preference must be null: cohorts change, and it is one number per task")
 
     def init(self, params: Params) -> Params:
         """The server's own state: its momentum."""
@@ -74,7 +76,9 @@ class FedAvg:
         draw = random_uniform(key, torch.arange(torch.Size(shape).numel(), dtype=torch.int32, device=flat.device)).view(shape)
         active = torch.ones(len(weights), dtype=torch.bool, device=flat.device)
         direction, shares, _ = self.balancer.combine({}, losses, gradients, active, draw.to(flat))
-        parts = (direction / shares.abs().sum()).split([value[0].numel() for value in updates.values()])
+        # Opposite updates may have no common direction: no weights, and the shared part stays.
+        total = shares.abs().sum()
+        parts = torch.where(total > 0, direction / torch.where(total > 0, total, 1), direction).split([value[0].numel() for value in updates.values()])
         return {name: part.view(value.shape[1:]) for (name, value), part in zip(updates.items(), parts, strict=True)}
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """One head per subtask, all in one fused layer. Every parameter of a head has the subtasks as its first axis.
 
-The features are the same for all subtasks, [B, h], or each has its own, [B, T, h]. Logits are linear in the `project`ed features: `score`
-gives <directions_t, features> and a constant. Task balancing rests on that.
+The features are the same for all subtasks, [B, h], or each has its own, [B, T, h]. Logits are linear in the features, <directions_t, f> and
+a constant, or, where `cosine` is true, the cosine of `directions_t` and f. Task balancing rests on that (`balancing.gramian`).
 """
 
 import math
@@ -17,6 +17,8 @@ Kind = Literal["orthogonal", "random"]
 class LinearHeads(nn.Module):
     """Logit of subtask t: w_t . h + b_t."""
 
+    cosine = False
+
     def __init__(self, width: int, num_tasks: int) -> None:
         super().__init__()
         bound = 1 / math.sqrt(width)
@@ -25,15 +27,7 @@ class LinearHeads(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """features: [B, h] or [B, T, h]; returns logits [B, T]."""
-        return self.score(self.project(features))
-
-    def project(self, features: Tensor) -> Tensor:
-        return features
-
-    def score(self, projected: Tensor) -> Tensor:
-        return (
-            _products(projected, self.weight) + self.bias if projected.ndim == 3 else F.linear(projected, self.weight, self.bias)
-        )
+        return _products(features, self.weight) + self.bias if features.ndim == 3 else F.linear(features, self.weight, self.bias)
 
     def directions(self) -> Tensor:
         """[T, h]."""
@@ -48,19 +42,15 @@ class CosineHeads(nn.Module):
     "Fix your classifier", ICLR).
     """
 
+    cosine = True
+
     def __init__(self, width: int, num_tasks: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(nn.init.orthogonal_(torch.empty(num_tasks, width)))
 
     def forward(self, features: Tensor) -> Tensor:
         """features: [B, h] or [B, T, h]; returns cosines [B, T]."""
-        return self.score(self.project(features))
-
-    def project(self, features: Tensor) -> Tensor:
-        return _unit(features)
-
-    def score(self, projected: Tensor) -> Tensor:
-        return _products(projected, self.directions()) if projected.ndim == 3 else F.linear(projected, self.directions())
+        return _cosines(features, self.directions())
 
     def directions(self) -> Tensor:
         """[T, h], of length 1."""
@@ -75,6 +65,7 @@ class FixedCodes(nn.Module):
     features is as near to it as can be (a tight frame), or random directions.
     """
 
+    cosine = True
     codes: Tensor
 
     def __init__(self, width: int, num_tasks: int, *, kind: str = "orthogonal") -> None:
@@ -87,13 +78,7 @@ class FixedCodes(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """features: [B, h] or [B, T, h]; returns cosines [B, T]."""
-        return self.score(self.project(features))
-
-    def project(self, features: Tensor) -> Tensor:
-        return _unit(features)
-
-    def score(self, projected: Tensor) -> Tensor:
-        return _products(projected, self.codes) if projected.ndim == 3 else F.linear(projected, self.codes)
+        return _cosines(features, self.codes)
 
     def directions(self) -> Tensor:
         """[T, h], of length 1."""
@@ -103,6 +88,12 @@ class FixedCodes(nn.Module):
 def _products(features: Tensor, directions: Tensor) -> Tensor:
     """features: [B, T, h]; directions: [T, h]; returns [B, T]."""
     return torch.einsum("bth,th->bt", features, directions)
+
+
+def _cosines(features: Tensor, directions: Tensor) -> Tensor:
+    """features: [B, h] or [B, T, h]; directions: [T, h], of length 1; returns [B, T]."""
+    unit = _unit(features)
+    return _products(unit, directions) if unit.ndim == 3 else F.linear(unit, directions)
 
 
 def _unit(vectors: Tensor) -> Tensor:

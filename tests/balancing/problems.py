@@ -9,6 +9,7 @@ from mtl.balancing.aligned_mtl import AlignedMTL
 from mtl.balancing.cagrad import CAGrad
 from mtl.balancing.conflict_free import ConFIG
 from mtl.balancing.contract import Balancer, State
+from mtl.balancing.cr_mogm import CRMOGM
 from mtl.balancing.db_mtl import DBMTL
 from mtl.balancing.dualproj import DualProj
 from mtl.balancing.dwa import DWA
@@ -23,6 +24,7 @@ from mtl.balancing.log_losses import GLS, SI
 from mtl.balancing.mgda import MGDA
 from mtl.balancing.moco import MoCo
 from mtl.balancing.nash_mtl import NashMTL
+from mtl.balancing.pcd import PCD
 from mtl.balancing.pcgrad import PCGrad
 from mtl.balancing.stch import STCH, LogSTCH
 from mtl.balancing.uncertainty import IMTLL, UW
@@ -31,6 +33,7 @@ from mtl.balancing.weighting import RLW, Equal, Fixed
 
 TASKS, COORDINATES, STEPS = 5, 7, 4
 GIVEN = (1.0, 0.5, 2.0, 0.0, 3.0)
+GIVEN_PREFERENCE = (1.0, 0.5, 2.0, 0.3, 3.0)
 
 FROM_LOSSES: list[Balancer] = [
     Equal(),
@@ -43,6 +46,8 @@ FROM_LOSSES: list[Balancer] = [
     SI(),
     STCH(mu=0.2),
     LogSTCH(warmup=2, nadir_steps=1),
+    CRMOGM(FAMO(), decay=0.5),
+    STCH(preference=GIVEN_PREFERENCE),
     FAMO(),
     FAMO(lower_bounds=(-0.1, 0.0, -0.3, 0.02, -1.0)),
 ]
@@ -66,6 +71,11 @@ FROM_GRAMIAN: list[Balancer] = [
     ConFIG(),
     DBMTL(),
     GradNorm(),
+    PCD(beta=0.7),
+    CRMOGM(UPGrad(), decay=0.5),
+    UPGrad(preference=GIVEN_PREFERENCE),
+    NashMTL(preference=GIVEN_PREFERENCE),
+    PCGrad(preference=GIVEN_PREFERENCE),
 ]
 FROM_GRADIENTS: list[Balancer] = [GradDrop(leak=0.2), ExcessMTL(), DBMTL(beta=0.9), MoCo()]
 EVERY = FROM_LOSSES + FROM_GRAMIAN + FROM_GRADIENTS
@@ -117,7 +127,9 @@ def make_draws(balancer: Balancer, problem: Problem) -> list[Tensor]:
 
 def chosen(balancer: Balancer, problem: Problem, draws: list[Tensor], tasks: Tensor) -> tuple[Balancer, Problem, list[Tensor]]:
     """The same problem with these tasks only, in this order."""
-    per_task = {"weights", "lower_bounds"} & {field for field in balancer.__dict__ if getattr(balancer, field)}
+    if isinstance(balancer, PCD):
+        balancer = replace(balancer, primary=int(((tasks - balancer.primary) % TASKS).argmin()))
+    per_task = {"weights", "lower_bounds", "preference"} & {field for field in balancer.__dict__ if getattr(balancer, field)}
     if per_task:
         values = {field: tuple(getattr(balancer, field)[t] for t in tasks.tolist()) for field in per_task}
         balancer = replace(balancer, **values)  # type: ignore[type-var]

@@ -16,17 +16,19 @@ from mtl.balancing.aligned_mtl import AlignedMTL
 from mtl.balancing.cagrad import CAGrad
 from mtl.balancing.conflict_free import ConFIG
 from mtl.balancing.contract import Balancer
+from mtl.balancing.cr_mogm import CRMOGM
 from mtl.balancing.dualproj import DualProj
 from mtl.balancing.dwa import DWA
-from mtl.balancing.excess_mtl import ExcessMTL
 from mtl.balancing.fairgrad import FairGrad
 from mtl.balancing.famo import FAMO
 from mtl.balancing.graddrop import GradDrop
 from mtl.balancing.gradvac import GradVac
+from mtl.balancing.gramian import gramian_of
 from mtl.balancing.imtl_g import IMTLG
 from mtl.balancing.log_losses import GLS
 from mtl.balancing.mgda import MGDA
 from mtl.balancing.nash_mtl import NashMTL
+from mtl.balancing.pcd import PCD
 from mtl.balancing.pcgrad import PCGrad
 from mtl.balancing.stch import STCH
 from mtl.balancing.uncertainty import IMTLL, UW
@@ -136,14 +138,41 @@ def test_graddrop_agrees_for_the_same_draw(leak: float) -> None:
     torch.testing.assert_close(direction(GradDrop(leak=leak), gradients, draw), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_excess_mtl_agrees_over_steps() -> None:
-    ours, theirs = ExcessMTL(step_size=0.3), jd.ExcessMTL(robust_step_size=0.3)
+def test_pcd_agrees_over_steps() -> None:
+    ours, theirs = PCD(tau=0.1, beta=0.9), jd.PCD(tau=0.1, beta=0.9)
     losses, everyone = torch.ones(5, dtype=torch.float64), torch.ones(5, dtype=torch.bool)
-    state = ours.init(make_gradients(5, 7))
-    for step in range(4):
+    state = ours.init(losses)
+    for step in range(6):
         gradients = make_gradients(5, 7, seed=step)
         found, _, state = ours.combine(state, losses, gradients, everyone, NOTHING)
-        torch.testing.assert_close(found, theirs(gradients), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(found, theirs(gradients), rtol=1e-9, atol=1e-9)
+
+
+def test_cr_mogm_agrees_over_steps() -> None:
+    ours, theirs = CRMOGM(UPGrad(), decay=0.7), jd.CRMOGMWeighting(jd.UPGradWeighting(projector=PROJECTOR), alpha=0.7)
+    losses, everyone = torch.ones(5, dtype=torch.float64), torch.ones(5, dtype=torch.bool)
+    state = ours.init(losses)
+    for step in range(6):
+        gramian = gramian_of(make_gradients(5, 7, seed=step))
+        found, state = ours.weigh(state, losses, gramian, everyone, NOTHING)
+        torch.testing.assert_close(found, theirs(gramian), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (UPGrad(preference=(3, 1, 1, 2, 0.5)), lambda p: jd.UPGrad(pref_vector=p, projector=PROJECTOR)),
+        (DualProj(preference=(3, 1, 1, 2, 0.5)), lambda p: jd.DualProj(pref_vector=p, projector=PROJECTOR)),
+        (AlignedMTL(preference=(3, 1, 1, 2, 0.5)), lambda p: jd.AlignedMTL(pref_vector=p)),
+        (ConFIG(preference=(3, 1, 1, 2, 0.5)), lambda p: jd.ConFIG(pref_vector=p)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_preferences_agree(ours: Balancer, theirs: Callable[[Tensor], jd.Aggregator]) -> None:
+    preference = torch.tensor([3, 1, 1, 2, 0.5], dtype=torch.float64) / 7.5
+    for seed in range(5):
+        gradients = make_gradients(5, 7, seed)
+        torch.testing.assert_close(direction(ours, gradients), theirs(preference)(gradients), rtol=1e-5, atol=1e-8)
 
 
 def gradient_of(scalarizer: js.Scalarizer, losses: Tensor) -> Tensor:

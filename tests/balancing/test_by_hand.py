@@ -169,6 +169,8 @@ def test_famo_without_looking_back_keeps_the_pace_of_the_log_losses() -> None:
         (lambda: DWA(period=0), "balancer.period must be >= 1, got 0"),
         (lambda: STCH(mu=0), "balancer.mu must be > 0, got 0"),
         (lambda: LogSTCH(mu=0), "balancer.mu must be > 0, got 0"),
+        (lambda: LogSTCH().init(pair(1, 2)), "balancer.warmup and nadir_steps must be numbers of steps where no run sets them, got null"),
+        (lambda: DWA().init(pair(1, 2)), "balancer.period must be a number of steps where no run sets it, got null"),
         (lambda: LogSTCH(nadir_steps=0), "balancer.nadir_steps must be >= 1, got 0"),
         (lambda: LogSTCH(warmup=1, nadir_steps=2), "balancer.warmup must be >= nadir_steps 2, got 1"),
         (lambda: MGDA(normalisation="l3"), r"balancer.normalisation must be one of none, l2, loss, loss\+, got l3"),

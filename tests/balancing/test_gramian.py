@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from mtl.balancing.complementarity import solve_complementarity
-from mtl.balancing.gramian import conflict, gramian_of, gramian_of_heads
+from mtl.balancing.gramian import HeadGeometry, conflict, gramian_of
 
 
 def test_gramian_of_the_heads_is_that_of_the_explicit_gradients() -> None:
@@ -20,9 +20,33 @@ def test_gramian_of_the_heads_is_that_of_the_explicit_gradients() -> None:
     per_task = losses(F.linear(features, weight, bias))
     rows = [torch.autograd.grad(loss, features, retain_graph=True)[0].flatten() for loss in per_task]
     explicit = gramian_of(torch.stack(rows))
-    torch.testing.assert_close(gramian_of_heads(errors, weight), explicit, rtol=1e-5, atol=1e-7)
-    both = gramian_of_heads(errors.expand(2, -1, -1), weight.expand(2, -1, -1))
-    torch.testing.assert_close(both, explicit.expand(2, -1, -1), rtol=1e-5, atol=1e-7)
+    heads = HeadGeometry(weight, features.detach(), cosine=False)
+    torch.testing.assert_close(heads.gramian(errors), explicit, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(heads.rows(errors), torch.stack(rows), rtol=1e-5, atol=1e-7)
+    both = HeadGeometry(weight.expand(2, -1, -1), features.detach().expand(2, -1, -1), cosine=False)
+    torch.testing.assert_close(both.gramian(errors.expand(2, -1, -1)), explicit.expand(2, -1, -1), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_gramian_of_cosine_heads_is_that_of_autograd_through_the_normalisation(stacked: bool) -> None:
+    rng = torch.Generator().manual_seed(0)
+    features = torch.randn(6, 4, generator=rng, dtype=torch.float64) * torch.tensor([0.01, 1, 5, 1, 30, 1])[:, None]
+    weight = F.normalize(torch.randn(3, 4, generator=rng, dtype=torch.float64), dim=-1)
+    factors = torch.randn(6, 3, generator=rng, dtype=torch.float64)
+    raw = features.clone().requires_grad_()
+    cosines = F.normalize(raw, dim=-1) @ weight.T
+    losses = (factors * cosines**2).sum(0)
+    rows = [torch.autograd.grad(loss, raw, retain_graph=True)[0] for loss in losses]
+    errors = (2 * factors * cosines).detach()
+    explicit = torch.stack([row.flatten() for row in rows])
+    if stacked:
+        heads = HeadGeometry(weight.expand(2, 3, 4), features.expand(2, 6, 4), cosine=True)
+        expected, errors = explicit.expand(2, -1, -1), errors.expand(2, -1, -1)
+    else:
+        heads, expected = HeadGeometry(weight, features, cosine=True), explicit
+    torch.testing.assert_close(heads.rows(errors), expected)
+    torch.testing.assert_close(heads.gramian(errors), expected @ expected.mT)
+    torch.testing.assert_close(heads.pull_back(errors).flatten(-2), expected.sum(-2))
 
 
 def test_conflict_by_hand() -> None:

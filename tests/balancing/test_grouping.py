@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
-from mtl.balancing.gramian import cosines, gramian_of, gramian_of_heads
+from mtl.balancing.gramian import HeadGeometry, cosines, gramian_of
 from mtl.balancing.grouping import group_tasks
 
 # Pairs 0-1 (.9) and 2-3 (.8) are close. Task 4 is as far as .5 from the first pair on average (.7 and .3), .45 from the second (.45, .45),
@@ -58,7 +58,7 @@ def test_groups_do_not_depend_on_the_order(seed: int, order: list[int]) -> None:
 def test_tasks_of_opposed_gradients_are_parted() -> None:
     # Two tasks with one head's direction and the same errors, two with the errors turned around.
     errors = torch.randn(8, 1, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, -1.0, 1.0, -1.0])
-    cosine, _ = cosines(gramian_of_heads(errors, torch.ones(4, 3)))
+    cosine, _ = cosines(HeadGeometry(torch.ones(4, 3), torch.ones(8, 3), cosine=False).gramian(errors))
     assert group_tasks(cosine, 2) == [[0, 2], [1, 3]]
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from mtl.balancing.gramian import cosines, gramian_of_heads
+from mtl.balancing.gramian import HeadGeometry, cosines
 from mtl.balancing.grouping import group_tasks
 from mtl.build import build_data, build_model
 from mtl.configs import PARTIAL, compose
@@ -162,9 +162,11 @@ def test_groups_found_from_gradients_train(class_folders: Path, tmp_path: Path) 
     data = build_data(config)
     model = build_model(config, data.image_shape, data.tasks, data.num_exclusive)
     inputs = Objective(Augmentation(), Normalise()).inputs(data.images[data.split.train])
-    logits = model(inputs)
+    features = model.trunk(inputs)
+    logits = model.heads(features)
     errors = torch.sigmoid(logits) - data.targets[data.split.train].float()
-    cosine, _ = cosines(gramian_of_heads(errors.detach(), model.params()["heads.weight"]))
+    heads = HeadGeometry(model.params()["heads.weight"], features.detach(), cosine=False)
+    cosine, _ = cosines(heads.gramian(errors.detach()))
     groups = group_tasks(cosine, 2)
     assert sorted(task for group in groups for task in group) == [0, 1, 2, 3]
     told = str(groups).replace(" ", "")
