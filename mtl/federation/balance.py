@@ -8,8 +8,8 @@ What a method's weights sum to differs between methods, and with it the learning
 
     none       as the method gives it
     weights    sum_t |a_t| = T, as in a plain sum; a task with a small gradient and a large weight then makes the whole update short
-    length     |sum_t a_t g_t| = |sum_t g_t|, the length of the plain sum's update; with weights that sum to T it is at most LONGEST times
-               what `weights` makes it, so that what is left of gradients that cancel is not blown up
+    length     |sum_t a_t g_t| = |sum_t g_t|, the length of the plain sum's update; less where the weighted gradients cancel one another to
+               less than REMAINDER of sqrt(sum_t |a_t g_t|^2), so that a remainder which is rounding or chance is not blown up
 """
 
 from collections.abc import Callable, Iterable
@@ -33,7 +33,7 @@ from mtl.types import Params
 
 OWN = "balancer."  # what a balancer remembers stays on the client, among its parameters, under this name
 LOSS = "loss."
-LONGEST = 100.0
+REMAINDER = 0.1
 Normalise = Literal["none", "weights", "length"]
 GradientScale = Literal["none", "l2", "loss", "loss+"]
 
@@ -95,7 +95,12 @@ class Balance:
         lengths = None
         if gramian is not None and self.normalise == "length":
             square = restrict(gramian, active)
-            update = length_of(weights.double(), square) if direction is None else direction.double().norm(dim=-1, keepdim=True)
+            wide = weights.double()
+            if direction is None:
+                apart = (wide * norms(square)).norm(dim=-1, keepdim=True)
+                update = torch.maximum(length_of(wide, square), REMAINDER * apart)
+            else:
+                update = direction.double().norm(dim=-1, keepdim=True)
             lengths = update, length_of(active.double(), square)
         scale = self.scale(weights, active, lengths).to(losses.dtype)
         return weights * scale, None if direction is None else direction * scale, own
@@ -106,12 +111,24 @@ class Balance:
         """
         if self.normalise == "none":
             return torch.ones_like(weights[..., :1])
-        total = weights.abs().sum(-1, keepdim=True)
-        as_sum = torch.where(total > 0, active.sum(-1, keepdim=True) / torch.where(total > 0, total, 1), 0)
-        if self.normalise == "weights" or lengths is None:
-            return as_sum
-        update, plain = lengths
-        return torch.where(update > 0, torch.minimum(plain / torch.where(update > 0, update, 1), LONGEST * as_sum), 0)
+        ours, plain = weights.abs().sum(-1, keepdim=True), active.sum(-1, keepdim=True)
+        if lengths is not None:
+            ours, plain = lengths
+        return torch.where(ours == 0, 1, plain / torch.where(ours == 0, 1, ours))
+
+    def weighted_update(
+        self, gradient: Callable[[Tensor], Params], weights: Tensor, active: Tensor
+    ) -> tuple[Params, Tensor]:
+        """The update and the task weights where the tasks' gradients are not compared. gradient: of the weighted sum of the losses, a backward
+        pass; normalise=length asks for that of the plain sum too.
+        """
+        moved = gradient(weights)
+        if self.normalise != "length":
+            return moved, weights
+        plain, lead = gradient(torch.ones_like(weights)), weights.dim() - 1
+        factor = self.scale(weights, active, (_length(moved, lead), _length(plain, lead))).to(weights)
+        shaped = {name: factor.view(*factor.shape[:-1], *[1] * (value.dim() - factor.dim() + 1)) for name, value in moved.items()}
+        return {name: value * shaped[name] for name, value in moved.items()}, weights * factor
 
     def _unit(self, losses: Tensor, gramian: Tensor | None, active: Tensor) -> Tensor:
         """One over what the gradients are divided by, float64 [..., T]; 1 where that is 0."""
@@ -243,19 +260,19 @@ class BalancedStep:
             gramian = gramian_of(rows)
         weights, direction, own = balance.decide(own, losses.detach(), rows, gramian, active, batch.draw_key)
 
-        if not balance.compares:
-            moved = _grad(logits, trunk, (errors * weights[..., None, :]).to(logits.dtype), keep=True)
-            if balance.normalise == "length":
-                plain = _grad(logits, trunk, errors.to(logits.dtype), keep=True)
-                lead = weights.dim() - 1
-                factor = balance.scale(weights, active, (_length(moved, lead), _length(plain, lead))).to(weights)
-                weights, moved = weights * factor, {name: _times(value, factor) for name, value in moved.items()}
-        pull = errors * weights[..., None, :]
+
+        def summed(weights: Tensor) -> Params:
+            return _grad(logits, trunk, (errors * weights[..., None, :]).to(logits.dtype), keep=True)
+
         if apart:
-            to_features = geometry.pull_back(pull) if direction is None else direction.unflatten(-1, features.shape[-2:])
+            pull = geometry.pull_back(errors * weights[..., None, :])
+            to_features = pull if direction is None else direction.unflatten(-1, features.shape[-2:])
             moved = _grad(features, trunk, to_features.to(features.dtype))
         elif rows is not None:
             moved = _split(weighted_sum(weights, rows) if direction is None else direction, trunk)
+        else:
+            moved, weights = balance.weighted_update(summed, weights, active)
+        pull = errors * weights[..., None, :]
         heads = {name: value for name, value in leaves.items() if is_head(name)}
         moved |= _grad(logits, heads, (pull if balance.heads else errors).to(logits.dtype))
         learned = {name: value for name, value in leaves.items() if name.startswith(LOSS)}
@@ -338,11 +355,9 @@ class BalancedLosses:
             gramian = gramian_of(rows)
         weights, direction, own = balance.decide(own, losses.detach(), rows, gramian, found.active, batch.draw_key)
         if rows is None:
-            moved = _grad(losses, trunk, weights, keep=True)
-            if balance.normalise == "length":
-                plain = _grad(losses, trunk, torch.ones_like(weights), keep=True)
-                factor = balance.scale(weights, found.active, (_length(moved, 0), _length(plain, 0))).to(weights)
-                weights, moved = weights * factor, {name: _times(value, factor) for name, value in moved.items()}
+            moved, weights = balance.weighted_update(
+                lambda weights: _grad(losses, trunk, weights, keep=True), weights, found.active
+            )
         else:
             moved = _split(weighted_sum(weights, rows) if direction is None else direction, trunk)
         rest = {name: value for name, value in params.items() if name not in trunk}
@@ -400,11 +415,6 @@ def _length(values: Params, lead: int) -> Tensor:
     """The Euclidean length of all values together, float64 [..., 1]; lead: the number of leading axes."""
     parts = [value.detach().double().flatten(lead).square().sum(-1, keepdim=True) for value in values.values()]
     return torch.stack(parts).sum(0).sqrt() if parts else torch.zeros(1, dtype=torch.float64)
-
-
-def _times(value: Tensor, factor: Tensor) -> Tensor:
-    """value: [..., *shape]; factor: [..., 1]."""
-    return value * factor.view(*factor.shape[:-1], *[1] * (value.dim() - factor.dim() + 1))
 
 
 def _wide(values: Tensor) -> Tensor:

@@ -44,11 +44,11 @@ class FedAvg:
             raise ValueError(f"server.learning_rate must be > 0, got {self.learning_rate}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"server.momentum must be in [0, 1), got {self.momentum}")
+        if getattr(self.balancer, "preference", None) is not None:
+            raise ValueError("server.balancer.preference must be null: cohorts change, and it is one number per task")
         if self.balancer is not None and (self.balancer.observes or self.balancer.init(torch.zeros(2, 2))):
             name = type(self.balancer).__name__
             raise ValueError(f"server.balancer must be one that remembers nothing, as cohorts change; {name} does")
-        if getattr(self.balancer, "preference", None) is not None:
-            raise ValueError("server.balancer.preference must be null: cohorts change, and it is one number per task")
 
     def init(self, params: Params) -> Params:
         """The server's own state: its momentum."""

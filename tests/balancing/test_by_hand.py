@@ -11,6 +11,7 @@ from torch import Tensor
 from mtl.balancing.aligned_mtl import AlignedMTL
 from mtl.balancing.cagrad import CAGrad
 from mtl.balancing.contract import Balancer
+from mtl.balancing.cr_mogm import CRMOGM
 from mtl.balancing.db_mtl import DBMTL
 from mtl.balancing.dwa import DWA
 from mtl.balancing.excess_mtl import ExcessMTL
@@ -19,13 +20,16 @@ from mtl.balancing.famo import FAMO
 from mtl.balancing.graddrop import GradDrop
 from mtl.balancing.gradnorm import GradNorm
 from mtl.balancing.gradvac import GradVac
+from mtl.balancing.imtl_g import IMTLG
 from mtl.balancing.log_losses import GLS, SI
 from mtl.balancing.mgda import MGDA
 from mtl.balancing.moco import MoCo, project_to_simplex
 from mtl.balancing.nash_mtl import NashMTL
+from mtl.balancing.pcd import PCD
 from mtl.balancing.pcgrad import PCGrad
 from mtl.balancing.stch import STCH, LogSTCH
 from mtl.balancing.uncertainty import IMTLL, UW
+from mtl.balancing.upgrad import UPGrad
 from mtl.balancing.weighting import RLW, Equal, Fixed
 
 NOTHING = torch.zeros(0)
@@ -192,3 +196,75 @@ def test_famo_without_looking_back_keeps_the_pace_of_the_log_losses() -> None:
 def test_wrong_options_are_refused(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_warm_up_is_a_twentieth_of_the_run_and_an_epoch_a_round() -> None:
+    assert LogSTCH().for_run(steps_per_round=8, num_rounds=100) == LogSTCH(warmup=40, nadir_steps=8)
+    assert LogSTCH().for_run(steps_per_round=3, num_rounds=2) == LogSTCH(warmup=1, nadir_steps=1)
+    assert LogSTCH(warmup=7).for_run(steps_per_round=8, num_rounds=100) == LogSTCH(warmup=7, nadir_steps=1)
+    assert DWA().for_run(steps_per_round=7.6, num_rounds=3) == DWA(period=8)
+    assert DWA(period=5).for_run(steps_per_round=7.6, num_rounds=3) == DWA(period=5)
+    assert CRMOGM(DWA()).for_run(steps_per_round=8, num_rounds=3) == CRMOGM(DWA(period=8))
+
+
+def test_pcd_by_hand() -> None:
+    """h_1 = (1, 0), h_2 = (-.6, .8) after scaling: h_1 gives task 2 -.6, less than tau = .1. d = h_1 + mu h_2 with h_2 . d = .1: mu = .7."""
+    gradients = torch.tensor([[2.0, 0.0], [-1.8, 2.4]], dtype=torch.float64)
+    balancer = PCD(tau=0.1)
+    direction, weights, _ = balancer.combine(balancer.init(pair(1, 1)), pair(1, 1), gradients, BOTH, NOTHING)
+    length = math.hypot(0.58, 0.56)
+    assert direction.tolist() == pytest.approx([2 * 0.58 / length, 2 * 0.56 / length], rel=1e-6)
+    assert weights.tolist() == pytest.approx([1 / length, 2 * 0.7 / 3 / length], rel=1e-6)
+
+
+def test_pcd_drops_constraints_that_cannot_all_hold() -> None:
+    """Tasks 2 and 3 want opposite things: the primary gradient is followed."""
+    gradients = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, -1.0, 0.0]], dtype=torch.float64)
+    everyone, losses = torch.ones(3, dtype=torch.bool), torch.ones(3, dtype=torch.float64)
+    direction, _, _ = PCD().combine(PCD().init(losses), losses, gradients, everyone, NOTHING)
+    assert direction.tolist() == pytest.approx([1, 0, 0])
+
+
+def test_cr_mogm_by_hand() -> None:
+    """GLS of (1, 4) weighs (1, .25) and of (4, 1) (.25, 1); half of the last weights stays."""
+    found = weigh(CRMOGM(GLS(), decay=0.5), pair(1, 4), pair(4, 1))
+    assert found[0] == pytest.approx([1, 0.25], rel=1e-6)
+    assert found[1] == pytest.approx([0.625, 0.625], rel=1e-6)
+
+
+def test_preferences_by_hand() -> None:
+    """Preferences (3, 1) are (.75, .25)."""
+    p = (3.0, 1.0)
+    assert weigh(SI(preference=p), pair(1, 4))[0] == pytest.approx([1.5, 0.125], rel=1e-6)
+    mean = 4**0.25
+    assert weigh(GLS(preference=p), pair(1, 4))[0] == pytest.approx([0.75 * mean, 0.25 * mean / 4], rel=1e-6)
+    high, low = math.exp(0.75 * 1), math.exp(0.25 * 4)
+    assert weigh(STCH(preference=p), pair(1, 4))[0] == pytest.approx([0.75 * high / (high + low), 0.25 * low / (high + low)])
+    # Orthogonal gradients of length 1 and 2: G a = 2 p / a gives a_i = sqrt(2 p_i) / |g_i|.
+    gramian = torch.diag(pair(1, 4))
+    assert weigh(NashMTL(preference=p, max_norm=0), pair(1, 1), gramian=gramian)[0] == pytest.approx([1.5**0.5, 0.5**0.5 / 2], rel=1e-6)
+    # alpha = 2: |g_i|^2 a_i = (a_i / (2 p_i))^(-1/2), so a_i = (2 p_i)^(1/3) |g_i|^(-4/3).
+    alpha = FairGrad(alpha=2.0, preference=p)
+    assert weigh(alpha, pair(1, 1), gramian=gramian)[0] == pytest.approx([1.5 ** (1 / 3), 0.5 ** (1 / 3) * 2 ** (-4 / 3)], rel=1e-6)
+    # IMTL-G: projections 3 to 1 on orthogonal gradients, a_i ~ p_i / |g_i|.
+    assert weigh(IMTLG(preference=p), pair(1, 1), gramian=gramian)[0] == pytest.approx([0.75 / 0.875, 0.125 / 0.875])
+    # Without conflicts PCGrad is the sum of 2 p_i g_i.
+    assert PCGrad(preference=p).weigh({}, pair(1, 1), gramian, BOTH, torch.rand(2, 2))[0].tolist() == pytest.approx([1.5, 0.5])
+
+
+def test_preferences_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"balancer.preference must be > 0 and finite for every task, got \[1.0, 0.0\]"):
+        UPGrad(preference=(1.0, 0.0))
+    with pytest.raises(ValueError, match="balancer.preference must be one per task, 2, got 3"):
+        CAGrad(preference=(1.0, 2.0, 3.0)).init(pair(1, 2))
+    with pytest.raises(ValueError, match="balancer.of must be one that gives task weights, and GradDrop works on gradients"):
+        CRMOGM(GradDrop())
+    with pytest.raises(ValueError, match=r"balancer.primary must be in \[0, 1\], got 2"):
+        PCD(primary=2).init(pair(1, 2))
+
+
+@pytest.mark.parametrize("balancer", [UW(), IMTLL()], ids=lambda balancer: type(balancer).__name__)
+def test_the_scale_of_a_solved_task_stands_still(balancer: Balancer) -> None:
+    """s would grow by its rate in every step, and the first loss after a thousand of them would throw it far below."""
+    found = weigh(balancer, *[pair(0, 1)] * 1000)
+    assert found[-1][0] == found[0][0]
