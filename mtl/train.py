@@ -15,8 +15,8 @@ from hydra_zen import instantiate
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from mtl.build import build_data, build_levels, build_workloads, data_fingerprint, kept
 from mtl.balancing.weighting import Equal
+from mtl.build import build_data, build_levels, build_workloads, data_fingerprint, kept
 from mtl.data.client_batches import LocalWork
 from mtl.data.datamodule import FederatedDataModule
 from mtl.data.federated_data import FederatedData

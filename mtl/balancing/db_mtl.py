@@ -70,7 +70,6 @@ class DBMTL(PreferringBalancer):
         direction = (factor[..., None] * taken).sum(-2)
         return direction, factor * weight, {"smooth": smooth, "step": step}
 
-
     def _emphasis(self, losses: Tensor, active: Tensor) -> Tensor:
         """T p, [..., T]."""
         return (self.preferences(active) * count(active)).to(losses.dtype)

@@ -8,8 +8,8 @@ workshops 2019; SI, scale-invariant linear scalarisation, is a baseline of Navon
 Game", ICML 2022.
 
 p: preference, 1 / T each unless given. GLS by the mean of the logarithms: forty losses of .05 multiply to 0 in float32. Losses must be
->= 0, and 1e-8 is added to them. A task whose loss is 0 (hinge and asymmetric losses reach it) is solved: it has no gradient, gets no weight,
-and the others get what they would get without it. The weights sum to anything.
+>= 0, and 1e-8 is added to them. A task whose loss is 0 (hinge and asymmetric losses reach it) is solved: it has no gradient, gets no
+weight, and the others get what they would get without it. The weights sum to anything.
 """
 
 from dataclasses import dataclass

@@ -41,7 +41,9 @@ class NashMTL(PreferringBalancer):
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
         assert gramian is not None
         start = state["log_weights"]
-        weights, log_weights = solve_fairness(gramian, self.preferences(active), alpha=1.0, start=start, tolerance=rounding(losses))
+        weights, log_weights = solve_fairness(
+            gramian, self.preferences(active), alpha=1.0, start=start, tolerance=rounding(losses)
+        )
         state = {"log_weights": torch.where(weights > 0, log_weights.to(start.dtype), start)}
         if self.max_norm:
             norm = length_of(weights, restrict(gramian, active))

@@ -6,8 +6,8 @@
 Lin et al., "Smooth Tchebycheff Scalarization for Multi-Objective Optimization", ICML 2024: STCH is its equation 7 with equal
 preferences unless p is given, LogSTCH what its multi-task experiments run. That descends the sum of the log-losses for `warmup` steps,
 the last `nadir_steps` of which give the nadir, the mean loss. STCH's weights sum to 1 / T, LogSTCH's to anything. 1e-8 is added to
-LogSTCH's losses, and a task whose loss is 0 gets no weight. Departure: the authors warm up for 4 epochs of 200; here it is the twentieth part
-of the run, and the nadir is taken over the last fifth of that.
+LogSTCH's losses, and a task whose loss is 0 gets no weight. Departure: the authors warm up for 4 epochs of 200; here it is the twentieth
+part of the run, and the nadir is taken over the last fifth of that.
 """
 
 from dataclasses import dataclass, replace
@@ -41,8 +41,8 @@ class STCH(PreferringBalancer):
 
 @dataclass(frozen=True)
 class LogSTCH(PreferringBalancer):
-    """mu: how soft the maximum is; warmup: steps before it, null for a twentieth of those a client makes in the run; nadir_steps: the last of
-    them, whose losses are averaged, null for a fifth.
+    """mu: how soft the maximum is; warmup: steps before it, null for a twentieth of those a client makes in the run;
+    nadir_steps: the last of them, whose losses are averaged, null for a fifth.
     """
 
     mu: float = 1.0
@@ -69,7 +69,11 @@ class LogSTCH(PreferringBalancer):
         """total, number: [..., T], of the losses that give the nadir; step: [..., 1], the steps done."""
         if self.warmup is None or self.nadir_steps is None:
             raise ValueError("balancer.warmup and nadir_steps must be numbers of steps where no run sets them, got null")
-        return super().init(like) | {"total": torch.zeros_like(like), "number": torch.zeros_like(like), "step": torch.zeros_like(like[..., :1])}
+        return super().init(like) | {
+            "total": torch.zeros_like(like),
+            "number": torch.zeros_like(like),
+            "step": torch.zeros_like(like[..., :1]),
+        }
 
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
         total, number, step = state["total"], state["number"], state["step"]

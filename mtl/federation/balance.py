@@ -116,11 +116,9 @@ class Balance:
             ours, plain = lengths
         return torch.where(ours == 0, 1, plain / torch.where(ours == 0, 1, ours))
 
-    def weighted_update(
-        self, gradient: Callable[[Tensor], Params], weights: Tensor, active: Tensor
-    ) -> tuple[Params, Tensor]:
-        """The update and the task weights where the tasks' gradients are not compared. gradient: of the weighted sum of the losses, a backward
-        pass; normalise=length asks for that of the plain sum too.
+    def weighted_update(self, gradient: Callable[[Tensor], Params], weights: Tensor, active: Tensor) -> tuple[Params, Tensor]:
+        """The update and the task weights where the tasks' gradients are not compared. gradient: of the weighted sum of the losses, a
+        backward pass; normalise=length asks for that of the plain sum too.
         """
         moved = gradient(weights)
         if self.normalise != "length":
@@ -259,7 +257,6 @@ class BalancedStep:
             rows = self._exact(logits, trunk, errors, active)
             gramian = gramian_of(rows)
         weights, direction, own = balance.decide(own, losses.detach(), rows, gramian, active, batch.draw_key)
-
 
         def summed(weights: Tensor) -> Params:
             return _grad(logits, trunk, (errors * weights[..., None, :]).to(logits.dtype), keep=True)

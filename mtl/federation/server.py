@@ -78,7 +78,9 @@ class FedAvg:
         direction, shares, _ = self.balancer.combine({}, losses, gradients, active, draw.to(flat))
         # Opposite updates may have no common direction: no weights, and the shared part stays.
         total = shares.abs().sum()
-        parts = torch.where(total > 0, direction / torch.where(total > 0, total, 1), direction).split([value[0].numel() for value in updates.values()])
+        parts = torch.where(total > 0, direction / torch.where(total > 0, total, 1), direction).split(
+            [value[0].numel() for value in updates.values()]
+        )
         return {name: part.view(value.shape[1:]) for (name, value), part in zip(updates.items(), parts, strict=True)}
 
     @torch.no_grad()

@@ -40,7 +40,9 @@ def one_small() -> Tensor:
     return gradients * torch.tensor([1, 1, 1, 1, 1, 1e-2])[:, None]
 
 
-@pytest.mark.parametrize("method", [NashMTL(), CAGrad(), MGDA(), IMTLG(), DBMTL(), GradDrop(), MoCo()], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize(
+    "method", [NashMTL(), CAGrad(), MGDA(), IMTLG(), DBMTL(), GradDrop(), MoCo()], ids=lambda m: type(m).__name__
+)
 def test_length_gives_the_length_of_the_plain_sum(method: Balancer) -> None:
     gradients, losses = one_small(), torch.tensor([1, 1, 1, 1, 1, 1e-2])
     plain = gradients.sum(0).norm()
@@ -113,7 +115,9 @@ def test_wrong_scales_are_refused(federation) -> None:  # type: ignore[no-untype
         make_balance(CAGrad(), model, normalise="true")
     with pytest.raises(ValueError, match=r"balance\.gradient_scale must be one of none, l2, loss, loss\+, got l1"):
         make_balance(CAGrad(), model, gradient_scale="l1")
-    with pytest.raises(ValueError, match=r"balance\.gradient_scale=l2 is for methods on the Gramian of the gradients, and FAMO is none"):
+    with pytest.raises(
+        ValueError, match=r"balance\.gradient_scale=l2 is for methods on the Gramian of the gradients, and FAMO is none"
+    ):
         make_balance(FAMO(), model, gradient_scale="l2")
 
 
