@@ -2,10 +2,10 @@
 
     a ~ D^-1 C^+ p,    sum a = 1        C: the cosines of the gradients, D: their lengths, p: preference, the projections' ratios
 
-Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021; p is equal unless given. For dependent gradients by the
-pseudo-inverse, like Quinton and Rey (2024, arXiv 2406.16232), but of the unit gradients: theirs, of the gradients, climbs one of two
-opposite ones that are not equally long. Weights may be negative, so a head that gets them may ascend. They are 0 where they sum to 0 or nearly so
-(within the rounding of the type they are applied in), as for opposite gradients.
+Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021; p is equal unless given. For dependent gradients by the pseudo-inverse, like
+Quinton and Rey (2024, arXiv 2406.16232), but of the unit gradients: theirs, of the gradients, climbs one of two opposite ones that are not
+equally long. Weights may be negative, so a head that gets them may ascend. They are 0 where they sum to 0 or nearly so (within the rounding
+of the type they are applied in), as for opposite gradients.
 """
 
 from dataclasses import dataclass
