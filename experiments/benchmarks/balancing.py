@@ -22,6 +22,7 @@ from torchjd import aggregation
 from torchjd.autojac import jac_to_grad, mtl_backward
 
 from mtl.balancing.contract import Balancer
+from mtl.balancing.cr_mogm import CRMOGM
 from mtl.balancing.mgda import MGDA
 from mtl.balancing.upgrad import UPGrad
 from mtl.balancing.weighting import Fixed
@@ -40,7 +41,7 @@ from mtl.types import Params
 
 TASKS, BATCH, SIDE, WARM_UP = 40, 32, 32, 3
 # Their solvers run in a loop whose length the problem decides.
-SOLVERS = ("mgda", "cagrad", "nash_mtl", "fairgrad", "upgrad", "dualproj", "gradvac", "pcgrad", "aligned_mtl", "imtl_g", "config")
+SOLVERS = ("mgda", "cagrad", "nash_mtl", "fairgrad", "upgrad", "dualproj", "gradvac", "pcgrad", "aligned_mtl", "imtl_g", "config", "pcd", "cr_mogm")
 NEEDS_GRADIENTS = ("moco", "excess_mtl")  # at the level of parameters only
 
 
@@ -88,7 +89,7 @@ class Steps:
         self.move(dict(zip(self.params, grads, strict=True)))
 
     def balanced(self, method: Balancer, level: str) -> Callable[[], None]:
-        balance = make_balance(method, self.model, level=level, conflict=True)
+        balance = make_balance(method, self.model, level=level, normalise="length", conflict=True)
         assert balance is not None
         step = BalancedStep(balance, self.model, self.objective, stacked=False)
         own = {name.removeprefix(OWN): value for name, value in balance.start(self.model.params(), TASKS).items()}
@@ -142,8 +143,10 @@ def medians(turns: int, sides: dict[str, Callable[[], None]]) -> dict[str, float
 def method_of(name: str) -> Balancer:
     member = WHOLE["balancer"][name]
     kind = member[0] if isinstance(member, tuple) else member
-    method: Balancer = Fixed((1.0,) * TASKS) if kind is Fixed else kind()
-    return method
+    if kind is Fixed:
+        return Fixed((1.0,) * TASKS)
+    method: Balancer = CRMOGM(UPGrad()) if kind is CRMOGM else kind()
+    return method.for_run(steps_per_round=8, num_rounds=80)
 
 
 def main() -> None:
