@@ -41,7 +41,21 @@ from mtl.types import Params
 
 TASKS, BATCH, SIDE, WARM_UP = 40, 32, 32, 3
 # Their solvers run in a loop whose length the problem decides.
-SOLVERS = ("mgda", "cagrad", "nash_mtl", "fairgrad", "upgrad", "dualproj", "gradvac", "pcgrad", "aligned_mtl", "imtl_g", "config", "pcd", "cr_mogm")
+SOLVERS = (
+    "mgda",
+    "cagrad",
+    "nash_mtl",
+    "fairgrad",
+    "upgrad",
+    "dualproj",
+    "gradvac",
+    "pcgrad",
+    "aligned_mtl",
+    "imtl_g",
+    "config",
+    "pcd",
+    "cr_mogm",
+)
 NEEDS_GRADIENTS = ("moco", "excess_mtl")  # at the level of parameters only
 
 

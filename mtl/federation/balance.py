@@ -9,11 +9,12 @@ What a method's weights sum to differs between methods, and with it the learning
     none       as the method gives it
     weights    sum_t |a_t| = T, as in a plain sum; a task with a small gradient and a large weight then makes the whole update short
     length     |sum_t a_t g_t| = |sum_t g_t|, the length of the plain sum's update; less where the weighted gradients cancel one another to
-               less than REMAINDER of sqrt(sum_t |a_t g_t|^2), so that a remainder which is rounding or chance is not blown up
+               less than REMAINDER of sqrt(sum_t |a_t g_t|^2), so that a remainder which is rounding or chance is not blown up.
+               Heads get the weights scaled as `weights` does it: a head has its own gradient, whatever the length of the shared update
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -115,6 +116,14 @@ class Balance:
         if lengths is not None:
             ours, plain = lengths
         return torch.where(ours == 0, 1, plain / torch.where(ours == 0, 1, ours))
+
+    def head_weights(self, weights: Tensor, active: Tensor) -> Tensor:
+        """The factors of the tasks' losses for what is not compared, heads and learned parameters of losses, [..., T]."""
+        if not self.heads:
+            return torch.ones_like(weights)
+        return (
+            weights * replace(self, normalise="weights").scale(weights, active, None) if self.normalise == "length" else weights
+        )
 
     def weighted_update(self, gradient: Callable[[Tensor], Params], weights: Tensor, active: Tensor) -> tuple[Params, Tensor]:
         """The update and the task weights where the tasks' gradients are not compared. gradient: of the weighted sum of the losses, a
@@ -269,11 +278,11 @@ class BalancedStep:
             moved = _split(weighted_sum(weights, rows) if direction is None else direction, trunk)
         else:
             moved, weights = balance.weighted_update(summed, weights, active)
-        pull = errors * weights[..., None, :]
+        reach = balance.head_weights(weights, active)
         heads = {name: value for name, value in leaves.items() if is_head(name)}
-        moved |= _grad(logits, heads, (pull if balance.heads else errors).to(logits.dtype))
+        moved |= _grad(logits, heads, (errors * reach[..., None, :]).to(logits.dtype))
         learned = {name: value for name, value in leaves.items() if name.startswith(LOSS)}
-        moved |= _grad(losses, learned, weights if balance.heads else torch.ones_like(weights))
+        moved |= _grad(losses, learned, reach)
 
         sums = both.detach() if self._parts.objective.reduction == "sum" else both.detach() * batch.valid.sum(-1)[..., None, None]
         pairs = compare(gramian, active).to(losses.dtype) if balance.conflict and gramian is not None else None
@@ -358,7 +367,7 @@ class BalancedLosses:
         else:
             moved = _split(weighted_sum(weights, rows) if direction is None else direction, trunk)
         rest = {name: value for name, value in params.items() if name not in trunk}
-        moved |= _grad(losses, rest, weights if balance.heads else torch.ones_like(weights))
+        moved |= _grad(losses, rest, balance.head_weights(weights, found.active))
         pairs = compare(gramian, found.active).to(losses.dtype) if balance.conflict and gramian is not None else None
         return Gradients({name: moved[name] for name in params}, found.sums, own, pairs)
 

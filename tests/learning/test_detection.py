@@ -135,7 +135,7 @@ def test_without_a_balancer_the_losses_are_summed() -> None:
 def test_detection_has_a_weight_of_its_own_in_trunk_and_detector() -> None:
     weights = (1.0, 0.5, 2.0, 1.0, 3.0)
     _, each = gradients_of_each()
-    found = gradients("balancer=fixed", f"balancer.weights={list(weights)}")
+    found = gradients("balancer=fixed", f"balancer.weights={list(weights)}", "balance.normalise=none")
     for name, gradient in found.items():
         expected = sum(weight * grads[name] for weight, grads in zip(weights, each, strict=True))
         assert torch.allclose(gradient, expected, atol=1e-6), name  # type: ignore[arg-type]
@@ -154,7 +154,7 @@ def test_a_balancer_works_on_the_exact_gradients_of_the_trunk(name: str) -> None
     place = torch.arange(math.prod(method.draw_shape(*rows.shape)), dtype=torch.int32)
     draw = random_uniform(key[None], place).view(method.draw_shape(*rows.shape))
     direction, _, _ = method.combine(method.init(rows), values, rows, torch.ones(5, dtype=torch.bool), draw)
-    found = gradients(f"balancer={name}")
+    found = gradients(f"balancer={name}", "balance.normalise=none")
     moved = torch.cat([value.flatten() for key, value in found.items() if key.startswith("trunk.")])
     assert torch.allclose(moved, direction, atol=1e-5)
 
