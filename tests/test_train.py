@@ -15,7 +15,7 @@ from torch import nn
 from mtl.build import build_data
 from mtl.configs import DEFAULTS, PARTIAL, WHOLE, compose
 from mtl.federation.auto import AutoBackend
-from mtl.learning.checkpoints import CheckpointError, read_checkpoint
+from mtl.learning.checkpoints import CheckpointError, read_checkpoint, save_whole
 from mtl.models.cnn import ImageShape, Trunk
 from mtl.models.norm import Norm
 from mtl.train import build_learner, train
@@ -343,6 +343,26 @@ def test_a_full_disk_keeps_the_last_checkpoint(class_folders: Path, tmp_path: Pa
         train(small(class_folders, "resume=true"), run_dir)
     assert (run_dir / "checkpoints" / "last.ckpt").read_bytes() == good
     assert not list(run_dir.rglob("*.partial"))
+
+
+def test_a_checkpoint_says_that_the_disk_is_full(tmp_path: Path) -> None:
+    """/dev/full takes no byte: torch.save would speak of a wrong position in its archive."""
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    with Path("/dev/full").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left on device"):
+        save_whole({"a": torch.zeros(10)}, file)
+
+
+@pytest.mark.parametrize("keep", ["heads", "all"])
+def test_what_stays_in_a_file_gives_the_same_run(class_folders: Path, tmp_path: Path, keep: str) -> None:
+    """A fresh run, which opens an empty run directory, and one that was killed."""
+    words = ["rounds=3", f"keep={keep}", "mode=federated"]
+    straight = train(small(class_folders, *words), tmp_path / "memory")
+    in_file = train(small(class_folders, *words, "engine.bank_memory=1"), tmp_path / "file")
+    kill_after(small(class_folders, *words, "engine.bank_memory=1"), tmp_path / "killed", rounds=2)
+    resumed = train(small(class_folders, *words, "engine.bank_memory=1", "resume=true"), tmp_path / "killed")
+    for other in (in_file, resumed):
+        assert {k: v for k, v in other.items() if k.startswith("test/")} == {k: v for k, v in straight.items() if k.startswith("test/")}
 
 
 @pytest.mark.parametrize(("group", "member"), [(g, m) for g, ms in {**WHOLE, **PARTIAL}.items() for m in ms if g != "data"])

@@ -17,6 +17,7 @@ from mtl.federation.ranks import Ranks
 from mtl.federation.sampling import Draws
 from mtl.federation.schedule import Schedule
 from mtl.federation.server import FedAvg, RunningMean
+from mtl.models.hard_sharing import is_head
 from mtl.types import Diverged, Params
 
 
@@ -95,7 +96,12 @@ def run_round(setting: Setting, state: State, round: int) -> tuple[State, RoundL
     # the server compares them.
     losses = like.new_zeros(len(returned), 2, data.num_tasks)
     health = losses.new_zeros(len(returned))
-    kept = {name: value.new_zeros(len(returned), *value.shape) for name, value in start.items() if bank.stays(name)}
+    row = assigned.flatten().cumsum(0).view_as(assigned) - 1  # of each client's own subtasks, one client after the other
+    kept = {
+        name: value.new_zeros(int(assigned.sum()), *value.shape[1:]) if is_head(name) else value.new_zeros(len(returned), *value.shape)
+        for name, value in start.items()
+        if bank.stays(name)
+    }
     pairs = losses.new_zeros(3, data.num_tasks, data.num_tasks) if balance is not None and balance.conflict else None
     votes = None if ensemble is None else losses.new_zeros(len(ensemble.images), data.num_tasks)
 
@@ -113,8 +119,12 @@ def run_round(setting: Setting, state: State, round: int) -> tuple[State, RoundL
         mean.add(trained.update, weights[places], tasks[places], index)
         losses[places] = trained.losses
         health[places] = sum(value.reshape(len(places), -1).sum(1) for value in (trained.losses, *trained.update.values()))
+        own, at = tasks[places], row[places.cpu()]
         for name, value in kept.items():
-            value[places] = trained.params[name]
+            if is_head(name):
+                value[at[own.cpu()].to(value.device)] = trained.params[name][own]
+            else:
+                value[places] = trained.params[name]
         for name, value in together.items():
             value[places] = trained.update[name]
         if pairs is not None and trained.pairs is not None:

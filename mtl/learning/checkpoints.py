@@ -9,7 +9,7 @@ import threading
 import zipfile
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytorch_lightning as pl
 import torch
@@ -33,14 +33,41 @@ class AtomicCheckpoints(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        # In memory first: on a full disk torch.save would hide the reason behind an error of its own.
-        content = io.BytesIO()
-        torch.save(checkpoint, content)
         with atomic_write(target) as file:
-            file.write(content.getbuffer())
+            save_whole(checkpoint, file)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return read_checkpoint(Path(path))
+
+
+def save_whole(checkpoint: dict[str, Any], file: BinaryIO) -> None:
+    """Write a checkpoint as it is made, without a copy in memory. Raises OSError where the file cannot be written."""
+    content = _Remembering(file)
+    try:
+        torch.save(checkpoint, content)
+    except RuntimeError as error:
+        # torch hides the reason behind an error of its own.
+        if content.error is None:
+            raise
+        raise content.error from error
+
+
+class _Remembering(io.RawIOBase):
+    """A file that is only written, and the first error that writing met."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
+        self.file, self.error = file, None
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.error: OSError | None = self.error or error
+            raise
 
 
 def read_checkpoint(path: Path, run: str | None = None) -> dict[str, Any]:

@@ -253,8 +253,10 @@ def test_what_stays_lies_in_a_file_beyond_a_size_and_is_the_same(keep: str, tmp_
     assert in_file.folder == tmp_path / "bank"
     rng = torch.Generator().manual_seed(0)
     own = {name: torch.randn(2, *value.shape, generator=rng) for name, value in params.items()}
+    rows = torch.cat([own["heads.w"][0, [0]], own["heads.w"][1]])  # client 4 has subtask 0 alone, client 0 has all
+    assert not (tmp_path / "bank").exists()  # a run directory must be empty until it is opened
     for bank in (in_memory, in_file):
-        bank.store([4, 0], own)
+        bank.store([4, 0], own | {"heads.w": rows})
         assert bank.trained() == [0, 4]
         loaded = bank.load([0, 1, 4], params)
         assert torch.equal(loaded["heads.w"][0], own["heads.w"][1])  # client 0 trains every subtask
@@ -272,10 +274,24 @@ def test_what_stays_lies_in_a_file_beyond_a_size_and_is_the_same(keep: str, tmp_
 def test_a_hundred_thousand_clients_take_memory_only_where_they_have_trained() -> None:
     bank, params = bank_of("heads", 100_000)
     assert bank.num_bytes == (100_000 + 3) * 2 * 4
-    bank.store([70_000], {name: value[None] + 1 for name, value in params.items()})
+    bank.store([70_000], {"heads.w": params["heads.w"][[0]] + 1})
     state = bank.state_dict()
     assert state["clients"].tolist() == [70_000]
     assert state["heads.w"].shape == (1, 2)
+
+
+def test_what_stays_is_saved_without_a_copy_where_all_have_trained() -> None:
+    bank, params = bank_of("all", 2)
+    bank.store([0, 1], {"trunk.w": torch.zeros(2, 3), "heads.w": torch.zeros(5, 2)})
+    first, second = bank.state_dict(), bank.state_dict()
+    assert first["trunk.w"].data_ptr() == second["trunk.w"].data_ptr()
+
+
+def test_the_disk_must_hold_all_that_stays_and_not_only_each_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six clients: 72 bytes of trunks and 72 of heads."""
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=100))
+    with pytest.raises(OSError, match=r"bank must have 144 bytes free for what stays on the clients, and it has 100"):
+        bank_of("all", 6, tmp_path / "bank", memory=10)
 
 
 def test_too_little_disk_for_what_stays_is_told_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
