@@ -328,10 +328,10 @@ class EngineOptions:
 @dataclass
 class BalanceOptions:
     """What every balancer works with. level: representation or parameters, auto for the cheapest that serves; heads: whether weights reach
-    the heads, null as the method's authors do it; normalise: length scales the update to the length of the plain sum's, so that a learning
-    rate means the same with every method, weights scales the task weights to sum to the number of tasks, none takes what the method gives;
-    gradient_scale: what the gradients are divided by before a method that works on their Gramian sees them: none, l2 (their length), loss
-    (their task's) or loss+ (both); conflict: log how far the tasks' gradients point against each other.
+    the heads, null as the method's authors do it; normalise: length makes the update as long as the plain sum's part along it, so that a
+    learning rate means the same with every method, weights scales the task weights to sum to the number of tasks, none takes what the
+    method gives; gradient_scale: what the gradients are divided by before a method that works on their Gramian sees them: none, l2 (their
+    length), loss (their task's) or loss+ (both); conflict: log how far the tasks' gradients point against each other.
     """
 
     level: str = "auto"

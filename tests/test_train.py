@@ -362,7 +362,9 @@ def test_what_stays_in_a_file_gives_the_same_run(class_folders: Path, tmp_path: 
     kill_after(small(class_folders, *words, "engine.bank_memory=1"), tmp_path / "killed", rounds=2)
     resumed = train(small(class_folders, *words, "engine.bank_memory=1", "resume=true"), tmp_path / "killed")
     for other in (in_file, resumed):
-        assert {k: v for k, v in other.items() if k.startswith("test/")} == {k: v for k, v in straight.items() if k.startswith("test/")}
+        assert {k: v for k, v in other.items() if k.startswith("test/")} == {
+            k: v for k, v in straight.items() if k.startswith("test/")
+        }
 
 
 @pytest.mark.parametrize(("group", "member"), [(g, m) for g, ms in {**WHOLE, **PARTIAL}.items() for m in ms if g != "data"])

@@ -8,8 +8,10 @@ What a method's weights sum to differs between methods, and with it the learning
 
     none       as the method gives it
     weights    sum_t |a_t| = T, as in a plain sum; a task with a small gradient and a large weight then makes the whole update short
-    length     |sum_t a_t g_t| = |sum_t g_t|, the length of the plain sum's update; less where the weighted gradients cancel one another to
-               less than REMAINDER of sqrt(sum_t |a_t g_t|^2), so that a remainder which is rounding or chance is not blown up.
+    length     as long as the part of the plain sum along it: |d| = cos(d, g) |g|, d = sum_t a_t g_t, g = sum_t g_t, with a cosine of at
+               least LEAST. A method that turns away from the plain sum, often to the gradients of few images, takes shorter steps. Less
+               still where the weighted gradients cancel one another to less than REMAINDER of sqrt(sum_t |a_t g_t|^2), so that what is
+               left by rounding is not blown up.
                Heads get the weights scaled as `weights` does it: a head has its own gradient, whatever the length of the shared update
 """
 
@@ -34,7 +36,7 @@ from mtl.types import Params
 
 OWN = "balancer."  # what a balancer remembers stays on the client, among its parameters, under this name
 LOSS = "loss."
-REMAINDER = 0.1
+LEAST, REMAINDER = 0.1, 0.1
 Normalise = Literal["none", "weights", "length"]
 GradientScale = Literal["none", "l2", "loss", "loss+"]
 
@@ -95,27 +97,31 @@ class Balance:
             return weights, direction, own  # the caller measures what it makes of them: `scale`
         lengths = None
         if gramian is not None and self.normalise == "length":
-            square = restrict(gramian, active)
-            wide = weights.double()
+            square, one, wide = restrict(gramian, active), active.double(), weights.double()
+            plain = length_of(one, square)
             if direction is None:
-                apart = (wide * norms(square)).norm(dim=-1, keepdim=True)
-                update = torch.maximum(length_of(wide, square), REMAINDER * apart)
+                update = length_of(wide, square)
+                along = ((square @ one[..., None]).squeeze(-1) * wide).sum(-1, keepdim=True)
+                least = REMAINDER * (wide * norms(square)).norm(dim=-1, keepdim=True)
             else:
-                update = direction.double().norm(dim=-1, keepdim=True)
-            lengths = update, length_of(active.double(), square)
+                assert rows is not None
+                turned = direction.double()
+                update, least = turned.norm(dim=-1, keepdim=True), torch.zeros_like(plain)
+                along = (only_active(rows, active[..., None]).double().sum(-2) * turned).sum(-1, keepdim=True)
+            lengths = torch.maximum(update, least), plain_part(update, plain, along)
         scale = self.scale(weights, active, lengths).to(losses.dtype)
         return weights * scale, None if direction is None else direction * scale, own
 
     def scale(self, weights: Tensor, active: Tensor, lengths: tuple[Tensor, Tensor] | None) -> Tensor:
         """The factor of a method's weights and update, [..., 1]. weights: [..., T]; active: bool [..., T]; lengths: of the method's update
-        and of the plain sum of the tasks' gradients, [..., 1] each, where normalise=length.
+        and what it is to be, [..., 1] each, where normalise=length.
         """
         if self.normalise == "none":
             return torch.ones_like(weights[..., :1])
-        ours, plain = weights.abs().sum(-1, keepdim=True), active.sum(-1, keepdim=True)
+        length, wanted = weights.abs().sum(-1, keepdim=True), active.sum(-1, keepdim=True)
         if lengths is not None:
-            ours, plain = lengths
-        return torch.where(ours == 0, 1, plain / torch.where(ours == 0, 1, ours))
+            length, wanted = lengths
+        return torch.where(length == 0, 1, wanted / torch.where(length == 0, 1, length))
 
     def head_weights(self, weights: Tensor, active: Tensor) -> Tensor:
         """The factors of the tasks' losses for what is not compared, heads and learned parameters of losses, [..., T]."""
@@ -133,7 +139,9 @@ class Balance:
         if self.normalise != "length":
             return moved, weights
         plain, lead = gradient(torch.ones_like(weights)), weights.dim() - 1
-        factor = self.scale(weights, active, (_length(moved, lead), _length(plain, lead))).to(weights)
+        update = _dot(moved, moved, lead).sqrt()
+        wanted = plain_part(update, _dot(plain, plain, lead).sqrt(), _dot(moved, plain, lead))
+        factor = self.scale(weights, active, (update, wanted)).to(weights)
         shaped = {name: factor.view(*factor.shape[:-1], *[1] * (value.dim() - factor.dim() + 1)) for name, value in moved.items()}
         return {name: value * shaped[name] for name, value in moved.items()}, weights * factor
 
@@ -417,10 +425,20 @@ def shared(params: Params) -> list[str]:
     return [name for name in params if not is_head(name) and not name.startswith((LOSS, OWN, DETECTOR))]
 
 
-def _length(values: Params, lead: int) -> Tensor:
-    """The Euclidean length of all values together, float64 [..., 1]; lead: the number of leading axes."""
-    parts = [value.detach().double().flatten(lead).square().sum(-1, keepdim=True) for value in values.values()]
-    return torch.stack(parts).sum(0).sqrt() if parts else torch.zeros(1, dtype=torch.float64)
+def plain_part(update: Tensor, plain: Tensor, along: Tensor) -> Tensor:
+    """The length of the plain sum's part along an update, at least LEAST of it. update, plain: their lengths; along: their dot product."""
+    both = update * plain
+    cosine = torch.where(both == 0, 0, along / torch.where(both == 0, 1, both))
+    return plain * cosine.clamp(LEAST, 1)
+
+
+def _dot(left: Params, right: Params, lead: int) -> Tensor:
+    """The dot product over all values together, float64 [..., 1]; lead: the number of leading axes."""
+    parts = [
+        (value.detach().double() * right[name].detach().double()).flatten(lead).sum(-1, keepdim=True)
+        for name, value in left.items()
+    ]
+    return torch.stack(parts).sum(0) if parts else torch.zeros(1, dtype=torch.float64)
 
 
 def _wide(values: Tensor) -> Tensor:

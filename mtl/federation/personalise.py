@@ -110,7 +110,9 @@ class Bank:
         if len(whom) == len(self._touched):
             return {"clients": whom} | self._rows  # as they are: a copy would take as much memory again
         if not len(whom):
-            return {"clients": whom} | {name: torch.empty(0, *shape[1:], dtype=dtype) for name, (shape, dtype) in self._shapes.items()}
+            return {"clients": whom} | {
+                name: torch.empty(0, *shape[1:], dtype=dtype) for name, (shape, dtype) in self._shapes.items()
+            }
         return {"clients": whom} | {
             name: rows[self._rows_of(whom) if is_head(name) else whom] for name, rows in self._rows.items()
         }

@@ -98,7 +98,9 @@ def run_round(setting: Setting, state: State, round: int) -> tuple[State, RoundL
     health = losses.new_zeros(len(returned))
     row = assigned.flatten().cumsum(0).view_as(assigned) - 1  # of each client's own subtasks, one client after the other
     kept = {
-        name: value.new_zeros(int(assigned.sum()), *value.shape[1:]) if is_head(name) else value.new_zeros(len(returned), *value.shape)
+        name: value.new_zeros(int(assigned.sum()), *value.shape[1:])
+        if is_head(name)
+        else value.new_zeros(len(returned), *value.shape)
         for name, value in start.items()
         if bank.stays(name)
     }

@@ -281,7 +281,7 @@ def test_a_hundred_thousand_clients_take_memory_only_where_they_have_trained() -
 
 
 def test_what_stays_is_saved_without_a_copy_where_all_have_trained() -> None:
-    bank, params = bank_of("all", 2)
+    bank, _ = bank_of("all", 2)
     bank.store([0, 1], {"trunk.w": torch.zeros(2, 3), "heads.w": torch.zeros(5, 2)})
     first, second = bank.state_dict(), bank.state_dict()
     assert first["trunk.w"].data_ptr() == second["trunk.w"].data_ptr()
