@@ -95,7 +95,7 @@ def _with_quick_norms(model: DeviceModel) -> DeviceModel:
     quick = copy.deepcopy(model)
     for parent in list(quick.modules()):
         for name, layer in list(parent.named_children()):
-            if type(layer) is nn.GroupNorm and layer.affine:
+            if isinstance(layer, nn.GroupNorm) and layer.affine:
                 setattr(parent, name, _QuickGroupNorm(layer))
     return quick
 
