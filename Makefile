@@ -1,11 +1,12 @@
 # make demo and make test do all the set-up on a fresh machine with Python 3.11 or later.
 PYTHON ?= python3
+LOWEST_PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint test-slow clean
+.PHONY: help install demo test lint test-slow test-lowest test-latest clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -33,5 +34,16 @@ test: lint ## Lint, types, layer contracts and tests
 test-slow: $(READY) ## The heavier checks
 	$(BIN)/python -m pytest -m slow
 
-clean: ## Remove the environment and every cache (runs and data stay)
-	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info
+test-lowest: ## The tests on the lowest versions that setup.cfg admits, in .venv-lowest (some GB; Python 3.11)
+	$(LOWEST_PYTHON) -m venv .venv-lowest
+	sed -nE 's/^ +([A-Za-z0-9_.-]+)(\[.*\])?>=([0-9.]+)$$/\1==\3/p' setup.cfg > .venv-lowest/lowest.txt
+	.venv-lowest/bin/pip install --quiet --disable-pip-version-check --constraint .venv-lowest/lowest.txt --editable '.[dev]'
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n auto --dist loadfile
+
+test-latest: ## The tests on the newest versions that pip finds, in .venv-latest (some GB; PYTHON=... picks the interpreter)
+	$(PYTHON) -m venv .venv-latest
+	.venv-latest/bin/pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager --editable '.[dev]'
+	OMP_NUM_THREADS=1 .venv-latest/bin/python -m pytest -n auto --dist loadfile
+
+clean: ## Remove the environments and every cache (runs and data stay)
+	rm -rf $(VENV) .venv-lowest .venv-latest .mypy_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info

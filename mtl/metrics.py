@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import binary_auroc
 
 Metrics = dict[str, float | None]
 
@@ -17,8 +16,10 @@ def evaluate_scores(
 
     Returns `rank1` (where identities are known), `auroc`, `balanced_accuracy`, their `worst_task_`, their means over the `attributes_`
     that stand beside identities, and their values per subtask as `<task>/auroc`. A subtask without a known positive or without a known
-    negative has no AUROC and no balanced accuracy: its value is None, and means and worst leave it out.
+    negative has no AUROC and no balanced accuracy: its value is None, and means and worst leave it out. Raises ValueError where a score
+    is NaN, with the names of its subtasks.
     """
+    _refuse_nan(scores, names)
     values: dict[str, list[float]] = {
         "auroc": auroc(scores, targets, known).tolist(),
         "balanced_accuracy": balanced_accuracy(scores, targets, known).tolist(),
@@ -54,28 +55,47 @@ def worst_clients(metrics: Metrics, tasks: Sequence[str], assignment: Tensor) ->
 
 
 def rank1(scores: Tensor, identity: Tensor) -> float:
-    """Share of the images of known identity whose highest score is that of their own subtask."""
+    """Share of the images of known identity whose highest score is that of their own subtask.
+
+    scores: [N, P]; identity: int64 [N], -1 where unknown. Of n equal highest scores each counts as 1/n, what a draw by lot would give on
+    average: constant scores know 1/P of the people, wherever these stand in the list. Raises ValueError where a score is NaN.
+    """
     at_hand = identity >= 0
-    return float((scores[at_hand].argmax(1) == identity[at_hand]).double().mean())
+    return float(share_of_highest(scores[at_hand], identity[at_hand]).mean())
+
+
+def share_of_highest(scores: Tensor, own: Tensor) -> Tensor:
+    """float64 [N]: 1/n where the score of `own` is one of the n equal highest, 0 where another is higher.
+
+    scores: [N, P]; own: int64 [N], the column that should win. Raises ValueError where a score is NaN.
+    """
+    _refuse_nan(scores)
+    highest = scores == scores.amax(1, keepdim=True)
+    return highest.gather(1, own[:, None])[:, 0].double() / highest.sum(1)
 
 
 def auroc(scores: Tensor, targets: Tensor, known: Tensor) -> Tensor:
-    """Area under the ROC curve of each subtask, float64 [T]; NaN where a subtask has known labels of one kind only."""
-    # torchmetrics puts anything outside 0..1 through a sigmoid, which makes ties of large scores: scale first, in float64.
-    scaled = scores.double() - scores.min()
-    scaled = scaled / scaled.max().clamp_min(torch.finfo(torch.float64).tiny)
-    labels = torch.where(known, targets.long(), -1)
-    areas = [
-        binary_auroc(scaled[:, t], labels[:, t], ignore_index=-1).double()
-        if both
-        else torch.tensor(torch.nan, dtype=torch.float64)
-        for t, both in enumerate(_two_sided(targets, known).tolist())
-    ]
-    return torch.stack([area.cpu() for area in areas])
+    """Area under the ROC curve of each subtask, float64 [T]; NaN where a subtask has known labels of one kind only.
+
+    The share of the pairs of a known positive and a known negative in which the positive scores higher, equal scores counting a half
+    (Hanley & McNeil 1982). Only the order within a subtask matters, so that any scale, infinities too, is as good as another. Raises
+    ValueError where a score is NaN.
+    """
+    _refuse_nan(scores)
+    areas = torch.full((scores.shape[1],), torch.nan, dtype=torch.float64)
+    for t in _two_sided(targets, known).nonzero().flatten().tolist():
+        positives, negatives = _sorted_kinds(scores[:, t], targets[:, t], known[:, t])
+        below, not_above = (torch.searchsorted(negatives, positives, right=right).sum() for right in (False, True))
+        areas[t] = (below + not_above).double() / (2 * len(positives) * len(negatives))
+    return areas
 
 
 def balanced_accuracy(scores: Tensor, targets: Tensor, known: Tensor) -> Tensor:
-    """Mean of the true positive and true negative rate at threshold zero, float64 [T]; NaN where one kind of label is missing."""
+    """Mean of the true positive and true negative rate, float64 [T]; NaN where one kind of label is missing.
+
+    Yes is above zero: a score of exactly zero says no. Raises ValueError where a score is NaN.
+    """
+    _refuse_nan(scores)
     # Counted here: torchmetrics' stat_scores cannot count a single subtask.
     yes = scores > 0
     true_positive, positives = (yes & targets & known).sum(0), (targets & known).sum(0)
@@ -86,18 +106,38 @@ def balanced_accuracy(scores: Tensor, targets: Tensor, known: Tensor) -> Tensor:
 
 def best_thresholds(scores: Tensor, targets: Tensor, known: Tensor) -> Tensor:
     """The threshold of each subtask, float [T], above which a score says yes, with the highest balanced accuracy on scores [N, T]; half
-    way between neighbouring scores, of several equally good ones the nearest to zero, and zero where a kind of label is missing.
+    way between neighbouring scores, of several equally good ones the nearest to zero, and zero where a kind of label is missing. It is
+    finite, also where scores are not. Raises ValueError where a score is NaN.
     """
+    _refuse_nan(scores)
     thresholds = torch.zeros(scores.shape[1], dtype=scores.dtype)
+    limit = torch.finfo(scores.dtype).max
     for t in _two_sided(targets, known).nonzero().flatten().tolist():
-        own, labels = scores[known[:, t], t], targets[known[:, t], t]
-        steps = own.unique()
-        candidates = torch.cat([thresholds.new_zeros(1), (steps[1:] + steps[:-1]) / 2])
-        yes = own[:, None] > candidates
-        quality = (yes & labels[:, None]).sum(0) / labels.sum() + (~yes & ~labels[:, None]).sum(0) / (~labels).sum()
-        best = candidates[quality >= quality.max() - 1e-6]
+        positives, negatives = _sorted_kinds(scores[:, t], targets[:, t], known[:, t])
+        steps = torch.cat([positives, negatives]).unique().clamp(-limit, limit)
+        middles = steps[1:] / 2 + steps[:-1] / 2  # not the sum first, which may overflow
+        # Half way between neighbouring numbers is one of them: the lower one, so that the higher one is above it.
+        middles = torch.where(middles < steps[1:], middles, steps[:-1])
+        candidates = torch.cat([steps.new_zeros(1), middles])
+        missed, refused = (torch.searchsorted(kind, candidates, right=True) for kind in (positives, negatives))
+        quality = 1 - missed.double() / len(positives) + refused.double() / len(negatives)
+        best = candidates[quality >= quality.max() - 1e-12]
         thresholds[t] = best[best.abs().argmin()]
     return thresholds
+
+
+def _sorted_kinds(scores: Tensor, targets: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """The scores [N] of the known positives and of the known negatives, each from low to high."""
+    return scores[known & targets].sort().values, scores[known & ~targets].sort().values
+
+
+def _refuse_nan(scores: Tensor, names: Sequence[str] | None = None) -> None:
+    """Raise ValueError where a score [N, T] is NaN; names: of the subtasks, their numbers from 0 where it is None."""
+    missing = scores.isnan().sum(0)
+    if bool(missing.any()):
+        wrong = missing.nonzero().flatten().tolist()
+        told = ", ".join(names[t] if names else str(t) for t in wrong[:5]) + (f" and {len(wrong) - 5} more" if wrong[5:] else "")
+        raise ValueError(f"scores must be numbers, got NaN for {int(missing.max())} of {len(scores)} images in subtask {told}")
 
 
 def _two_sided(targets: Tensor, known: Tensor) -> Tensor:

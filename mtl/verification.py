@@ -99,7 +99,11 @@ def best_threshold(scores: Tensor, same: Tensor) -> float:
     below = float(roc.threshold[point + 1]) if point + 1 < len(roc.threshold) else -math.inf
     if math.isinf(here):
         return below
-    return here - 1 if math.isinf(below) else (here + below) / 2
+    if math.isinf(below):
+        return here - max(1.0, abs(here))
+    middle = here / 2 + below / 2
+    # Between neighbouring numbers there is none: `below` itself still parts them, `here` would not.
+    return middle if middle < here else below
 
 
 def far_threshold(scores: Tensor, same: Tensor, far: float) -> float | None:

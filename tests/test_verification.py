@@ -74,6 +74,17 @@ def test_best_threshold_is_as_good_as_any(seed: int, ties: bool) -> None:
     assert int(((scores > best_threshold(scores, same)) == same).sum()) == most
 
 
+@pytest.mark.parametrize("low", [0.1, 1e18, -1e300])
+def test_best_threshold_parts_neighbouring_and_accepts_all_of_large_scores(low: float) -> None:
+    above = math.nextafter(low, math.inf)
+    for lower, higher in ((low, above), (above, math.nextafter(above, math.inf))):
+        threshold = best_threshold(torch.tensor([lower, higher], dtype=torch.float64), torch.tensor([False, True]))
+        assert lower <= threshold < higher
+    # All but one pair are of one person, and that one scores highest: accepting all is best.
+    scores = torch.tensor([low, low, low, above], dtype=torch.float64)
+    assert best_threshold(scores, torch.tensor([True, True, True, False])) < low
+
+
 @given(st.integers(0, 999), st.integers(0, 3))
 @settings(max_examples=20, deadline=None)
 def test_thresholds_do_not_see_the_fold_that_they_are_tried_on(seed: int, number: int) -> None:

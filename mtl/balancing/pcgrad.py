@@ -6,6 +6,10 @@ Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020, algorithm 1
 
 All rows i are projected side by side, each in an order of its own, on the cosines: for unit gradients g_i' . g_k is kept for every k,
 so a projection adds a multiple of one row. Weights sum to T or more.
+
+Where the authors' code departs from their algorithm, the algorithm is followed: the code drops the losses that it shuffles, so that every
+row visits the tasks in the same order, that of the list. Both sum the rows and leave learning rates as for the sum of the losses;
+`Pytorch-PCGrad`, the usual port, averages by default.
 """
 
 from dataclasses import dataclass

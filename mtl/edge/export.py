@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mtl.compiling import slow_guards_allowed
 from mtl.edge.device_model import DeviceModel
 from mtl.edge.extras import require
 from mtl.edge.files import DeviceFacts, open_onnx
@@ -95,7 +96,7 @@ def _with_quick_norms(model: DeviceModel) -> DeviceModel:
     quick = copy.deepcopy(model)
     for parent in list(quick.modules()):
         for name, layer in list(parent.named_children()):
-            if type(layer) is nn.GroupNorm and layer.affine:
+            if isinstance(layer, nn.GroupNorm) and layer.affine:
                 setattr(parent, name, _QuickGroupNorm(layer))
     return quick
 
@@ -105,7 +106,8 @@ def capture(model: nn.Module, image_shape: ImageShape, pixels: torch.dtype, *, b
     images = torch.zeros(batch or 2, *image_shape, dtype=pixels)
     shapes = None if batch else ({0: torch.export.Dim("N")},)
     try:
-        return torch.export.export(model, (images,), dynamic_shapes=shapes)
+        with slow_guards_allowed():
+            return torch.export.export(model, (images,), dynamic_shapes=shapes)
     except Exception as error:  # torch.export's errors share no base class
         raise ExportError(f"{_culprit(model, images)} cannot be captured for export: {_first_lines(error)}") from error
 
@@ -199,7 +201,8 @@ def _culprit(model: nn.Module, images: Tensor) -> str:
     for name, given in inputs.items():
         layer = model.get_submodule(name)
         try:
-            torch.export.export(layer, given)
+            with slow_guards_allowed():
+                torch.export.export(layer, given)
         except Exception:  # noqa: BLE001
             return f"{name} ({type(layer).__name__})"
     return type(model).__name__

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtl.compiling import slow_guards_allowed
 from mtl.edge.extras import require
 from mtl.edge.files import DeviceFacts
 
@@ -113,11 +114,13 @@ def simulate_int8(trunk: nn.Module, inputs: Tensor) -> nn.Module:
     pt2e = require("torchao.quantization.pt2e", "torchao")
     prepare = require("torchao.quantization.pt2e.quantize_pt2e", "torchao").prepare_qat_pt2e
     x86 = require("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer", "torchao")
-    captured = torch.export.export(copy.deepcopy(trunk), (inputs,), dynamic_shapes=({0: torch.export.Dim("N")},)).module()
+    with slow_guards_allowed():
+        captured = torch.export.export(copy.deepcopy(trunk), (inputs,), dynamic_shapes=({0: torch.export.Dim("N")},)).module()
     config = x86.get_default_x86_inductor_quantization_config(is_qat=True)
     low, high = WEIGHT_RANGE
     config = dataclasses.replace(config, weight=dataclasses.replace(config.weight, quant_min=low, quant_max=high))
-    simulated: nn.Module = prepare(captured, x86.X86InductorQuantizer().set_global(config))
+    with slow_guards_allowed():
+        simulated: nn.Module = prepare(captured, x86.X86InductorQuantizer().set_global(config))
     pt2e.allow_exported_model_train_eval(simulated)
     return simulated
 
@@ -128,9 +131,10 @@ def quantize_for_executorch(model: nn.Module, images: Tensor) -> nn.Module:
     steps = require("torchao.quantization.pt2e.quantize_pt2e", "torchao")
     xnnpack = require("executorch.backends.xnnpack.quantizer.xnnpack_quantizer", "executorch")
     quantizer = xnnpack.XNNPACKQuantizer().set_global(xnnpack.get_symmetric_quantization_config(is_per_channel=True))
-    prepared = steps.prepare_pt2e(torch.export.export(model, (images[:1],)).module(), quantizer)
-    with torch.no_grad():
-        for image in images:
-            prepared(image[None])
-    converted: nn.Module = steps.convert_pt2e(prepared)
+    with slow_guards_allowed():
+        prepared = steps.prepare_pt2e(torch.export.export(model, (images[:1],)).module(), quantizer)
+        with torch.no_grad():
+            for image in images:
+                prepared(image[None])
+        converted: nn.Module = steps.convert_pt2e(prepared)
     return converted

@@ -21,16 +21,22 @@ def check_rule(rule: str) -> None:
 def fit_platt(scores: Tensor, targets: Tensor, mask: Tensor, *, iterations: int = 30) -> tuple[Tensor, Tensor]:
     """Scale a and offset b [T] such that sigmoid(a s + b) is the probability of a yes, by Newton steps on the logistic loss.
 
-    scores: [N, T]; targets, mask: bool [N, T]. A subtask with labels of one kind only keeps a = 1, b = 0.
+    scores: [N, T]; targets, mask: bool [N, T]. A subtask with labels of one kind only keeps a = 1, b = 0. Raises ValueError where a
+    score that counts is not finite.
     """
     s = torch.where(mask, scores, 0).double()
+    if not bool(s.isfinite().all()):
+        wrong = (~s.isfinite()).any(0).nonzero().flatten().tolist()
+        raise ValueError(f"fusion=platt needs finite scores to calibrate, got others in subtask {', '.join(map(str, wrong))}")
     weight = mask.double()
     positives, negatives = (targets & mask).sum(0), (~targets & mask).sum(0)
     goal = torch.where(targets, (positives + 1) / (positives + 2), 1 / (negatives + 2)).double()
     # Work on standardised scores, so that one damping serves every subtask.
     total = weight.sum(0).clamp_min(1)
     mean = s.sum(0) / total
-    deviation = ((weight * (s - mean) ** 2).sum(0) / total).sqrt().clamp_min(1e-12)
+    deviation = ((weight * (s - mean) ** 2).sum(0) / total).sqrt()
+    # Equal scores deviate by their rounding alone: what counts as a deviation goes with their size.
+    deviation = torch.maximum(deviation, 1e-12 * s.abs().amax(0)).clamp_min(torch.finfo(torch.float64).tiny)
     z = (s - mean) / deviation
     a, b = torch.ones_like(mean), torch.zeros_like(mean)
     for _ in range(iterations):

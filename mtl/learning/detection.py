@@ -30,7 +30,7 @@ from mtl.federation.workload import TrainingCost, training_cost
 from mtl.learning.centralised import CentralisedLearning
 from mtl.losses.centre import TERMS, centre_losses, centre_targets
 from mtl.losses.pairs import PairLosses
-from mtl.metrics import Metrics
+from mtl.metrics import Metrics, share_of_highest
 from mtl.models.hard_sharing import HardSharing
 from mtl.seeding import derive_seed, random_uniform
 
@@ -104,6 +104,9 @@ class DetectionLearning(CentralisedLearning):
         self.finder = self._finder(self.model)
         # Whether the subtasks can say whose a face is, and the scenes whether they are right.
         self._people = data.tasks[: data.num_exclusive]
+        # Which subtask asks for each class of the scenes, -1 for none; the last is for a face of no known class, which is -1 too.
+        place = {name: t for t, name in enumerate(self._people)}
+        self._task_of_class = torch.tensor([*(place.get(name, -1) for name in scenes.class_names), -1])
         self._named = (
             bool((scenes.identity >= 0).any()) and len(self._people) > 0 and set(self._people) <= set(scenes.class_names)
         )
@@ -220,10 +223,10 @@ class DetectionLearning(CentralisedLearning):
     def evaluate_scenes(self, index: Tensor) -> Metrics:
         """ap50: COCO's average precision at an overlap of one half. Of the faces surer than `detection.confidence`, found: the share of
         true faces that one stands for; precision: the share that stands for a true face; named: the share of true faces of known
-        identity that are found and named, by the highest score of the subtasks, where these are identities.
+        identity that are found and named, by the highest score of the subtasks, where these are identities; equal ones count as in `rank1`.
         """
         scenes, precision = self.scenes, MeanAveragePrecision(iou_thresholds=[0.5], backend="faster_coco_eval")
-        right = faces = known = matched = counted = 0
+        right, faces, known, matched, counted = 0.0, 0, 0, 0, 0
         for some in index.split(BATCH):
             images = to_float(scenes.images[some])
             for image, found, i in zip(images, self.finder.find(images), some.tolist(), strict=True):
@@ -237,9 +240,8 @@ class DetectionLearning(CentralisedLearning):
                 known += int((identity >= 0).sum())
                 if self._named and bool(hit.any()):
                     scores = self.objective.scores(self.model, self.finder.crops(image, sure.boxes[hit.to(image.device)]))
-                    who = [self._people[t] for t in scores[:, : len(self._people)].argmax(1).tolist()]
-                    truly = [scenes.class_names[p] if p >= 0 else None for p in identity[place[hit]].tolist()]
-                    right += sum(one == other for one, other in zip(who, truly, strict=True))
+                    own = self._task_of_class[identity[place[hit]]]
+                    right += float(share_of_highest(scores.cpu()[own >= 0, : len(self._people)], own[own >= 0]).sum())
         logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)  # it says its numbers in a table of its own
         metrics: Metrics = {
             "ap50": float(precision.compute()["map_50"]),

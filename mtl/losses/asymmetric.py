@@ -3,8 +3,12 @@
     L+ = (1 - p)^g+ softplus(-z)    L- = q^g- (-log(1 - q))    p = sigmoid(z), q = max(p - clip, 0)
 
 Negatives are focused harder than positives, and those below `clip` cost nothing; with a clip the gradient of the very hardest
-negatives, which may be wrong labels, fades. Without clip and with both exponents 0 it is BCE. Departure: no floor inside the
-logarithms, which need none here. The authors sum over subtasks and images: their learning rates belong to `reduction=sum`.
+negatives, which may be wrong labels, fades. Without clip and with both exponents 0 it is BCE.
+
+Defaults are those of the class in the authors' code (g+ = 1, g- = 4, clip .05); their COCO training takes g+ = 0. Departures: the
+gradient flows through the focusing factors, as in the paper's analysis, where that class and that training hold them constant
+(`disable_torch_grad_focal_loss`): at z = 0 the slopes are -.423 and .073, theirs -.250 and .019. No floor inside the logarithms
+(theirs 1e-8), which need none here. They sum over subtasks and images: their learning rates belong to `reduction=sum`.
 """
 
 import torch

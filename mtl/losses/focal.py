@@ -2,7 +2,9 @@
 
     L+ = alpha (1 - p)^gamma softplus(-z)    L- = (1 - alpha) p^gamma softplus(z)    p = sigmoid(z)
 
-Without alpha both kinds weigh 1; then gamma = 0 is BCE.
+Without alpha both kinds weigh 1; then gamma = 0 is BCE. Defaults are the paper's (gamma 2, alpha .25). Departures: the paper divides by
+the number of positive anchors of the picture, here `reduction` divides as for every loss; and it starts the last layer's bias at
+-log(99), where p = .01, which here is the heads' matter and is not done.
 """
 
 import torch

@@ -6,7 +6,12 @@ z is the cosine of a head; n+ and n- are the labels of a subtask in the client's
 margin. Deferred re-weighting: w+- are 1 until the share `defer` of the training is done, and from then on the class-balanced
 weights of Cui et al. for `beta` (0 leaves them at 1). With margin 0 and scale 1 it is BCE until then. The largest margin is that of
 each subtask, where the paper has one over all its classes. A missing kind counts as one label for the margins, and leaves both
-weights at 1. As in the paper s stays in the gradient: the learning rate has to be smaller than for BCE by about as much.
+weights at 1.
+
+Defaults are those of the authors' CIFAR training (margin .5, s 30, beta .9999, re-weighting from epoch 160 of 200). Departures:
+their softmax compares two cosines, here one stands against zero, which halves the range of s z; their re-weighted loss is divided
+by the weights of the batch (torch's `cross_entropy`), here by its images. As in the paper s stays in the gradient: the learning
+rate has to be smaller than for BCE by about as much.
 """
 
 import torch

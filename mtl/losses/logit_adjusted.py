@@ -6,6 +6,9 @@ n+ and n- are the labels of a subtask in the client's own training data. While t
 the score itself is then that of a world with as many positives as negatives, whichever the clients' priors were, and it alone
 decides. With tau = 0 it is BCE. A missing kind counts as one label: such a client, whose prior alone explains most of its labels,
 learns little from them, and one without any label has a = 0.
+
+The default tau = 1 is the authors'. Of their code's modes this is `loss`; its default, `posthoc`, subtracts the prior after a training
+without it.
 """
 
 import torch.nn.functional as F

@@ -3,10 +3,11 @@
     L+ = softplus(-(s (z - m) - b))    L- = l softplus(s z - b)
 
 with z the cosine of a head, scale s, margin m, weight l of the negatives, and one learned b: the cosine b/s is the threshold that
-separates yes from no for every subtask alike, so that s and b belong to all of them. b starts at log(10 T) as in the authors' code,
-T being the subtasks of the whole federation even where a client trains few. Departures: all negatives count, where the paper may
-sample a share r of them; and their code cuts the exponents off at +-s, which softplus does not need. As in the paper s stays in the
-gradient: the learning rate has to be smaller than for BCE by about as much.
+separates yes from no for every subtask alike, so that s and b belong to all of them. b starts at log(10 T) as in the authors'
+code, T being the subtasks of the whole federation even where a client trains few. Defaults are those of the authors' code (s 64,
+m .4, l 1). Departures: all negatives count, where the paper may sample a share r of them; and their code cuts the exponents off
+at +-s, which softplus does not need. As in the paper s stays in the gradient: the learning rate has to be smaller than for BCE by
+about as much.
 """
 
 import math

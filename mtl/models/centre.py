@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mtl.models.architecture import shapes_of
 from mtl.models.cnn import DepthwiseSeparable, Trunk
+from mtl.models.group_norm import GroupNorm
 
 STRIDES = (2, 4, 8, 16)
 PRIOR = 0.1  # what the heatmap says everywhere at the start (Lin et al., "Focal Loss for Dense Object Detection", 2017)
@@ -47,9 +48,7 @@ class CentreHead(nn.Module):
         super().__init__()
         if width < 1 or groups < 1 or width % groups:
             raise ValueError(f"detector.width must be a number divisible by detector.groups={groups}, got {width}")
-        self.lateral = nn.Sequential(
-            nn.Conv2d(channels, width, 1, bias=False), nn.GroupNorm(groups, width), nn.ReLU(inplace=True)
-        )
+        self.lateral = nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), GroupNorm(groups, width), nn.ReLU(inplace=True))
         self.down = nn.ModuleList(DepthwiseSeparable(width, width, stride=2, groups=groups) for _ in range(2))
         self.deep = DepthwiseSeparable(width, width, groups=groups)
         self.merge = nn.ModuleList(DepthwiseSeparable(width, width, groups=groups) for _ in range(2))

@@ -3,7 +3,7 @@ of its own, which no other subtask reaches, and its gate weighs both kinds,
 
     z_t = head_t( sum_e g_t(h)_e f_e(h) )        e: over the subtask's own experts and the shared ones
 
-with experts and gates as in `mmoe`.
+with experts and gates, and departures, as in `mmoe`. The paper tunes the numbers of experts; 2 shared and 1 own have no source.
 
 Shared: the trunk and the shared experts. Of a subtask: its own experts, its gate and its head.
 """

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
+from mtl.models.group_norm import GroupNorm
+
 ImageShape = tuple[int, int, int]
 
 
@@ -137,7 +139,7 @@ def small_cnn(image_shape: ImageShape, *, channels: Sequence[int] = (32, 64, 128
     for before, after in zip((image_shape[0], *channels), channels, strict=False):
         layers += [
             nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False),
-            nn.GroupNorm(groups, after),
+            GroupNorm(groups, after),
             nn.ReLU(inplace=True),
         ]
     layers.append(nn.Flatten())
@@ -162,7 +164,7 @@ def separable_cnn(
     first, *rest = channels
     layers: list[nn.Module] = [
         nn.Conv2d(image_shape[0], first, 3, stride=2, padding=1, bias=False),
-        nn.GroupNorm(groups, first),
+        GroupNorm(groups, first),
         nn.ReLU(inplace=True),
     ]
     for i, (before, after) in enumerate(zip(channels, rest, strict=False)):
@@ -177,10 +179,10 @@ class DepthwiseSeparable(nn.Sequential):
     def __init__(self, before: int, after: int, *, stride: int = 1, groups: int = 8) -> None:
         super().__init__(
             nn.Conv2d(before, before, 3, stride=stride, padding=1, groups=before, bias=False),
-            nn.GroupNorm(groups, before),
+            GroupNorm(groups, before),
             nn.ReLU(inplace=True),
             nn.Conv2d(before, after, 1, bias=False),
-            nn.GroupNorm(groups, after),
+            GroupNorm(groups, after),
             nn.ReLU(inplace=True),
         )
 

@@ -5,7 +5,8 @@ are mixed place by place,
 
 with one alpha for each stage. The rows of alpha sum to one at the start, so that activations keep their size. Departures: the paper has
 a trunk for each of its two tasks, here a group of subtasks has one, since as many trunks as subtasks are absurd for forty binary ones;
-the trunks start at random, not trained; alpha learns at the rate of the trunk.
+the trunks start at random, not trained; alpha learns at the rate of the trunk, in the paper at 100 to 1,000 times it. `same=.9` is among
+the paper's starts; LibMTL and MTAN's authors start all alphas at one, so that activations grow with the number of trunks.
 
 Shared: all trunks and all alphas, since each trunk has a part in the features of every group. Of a subtask: its head.
 """

@@ -6,8 +6,14 @@
 
 z_i and w are of the subtask alone, or linear in the features of the image (`per_image`). A selector whose z are beyond gamma / 2 picks
 exactly one expert; its entropy, `entropy` times which is added to the subtask's loss of every image whose label is known, drives it
-there. Departures: n is a power of two, so that the term which keeps selectors from experts that are not there is not needed; as in the
-authors' code the entropy is of r + 1e-6 and z starts within gamma / 100 of 0, where every expert has nearly the same weight.
+there. As in the authors' code gamma is 1, the entropy is of r + 1e-6, and z starts within gamma / 100 of 0, where every expert has nearly
+the same weight.
+
+Departures: n is a power of two, so that the term which keeps selectors from experts that are not there is not needed. Here `entropy` is
+.01 for each image, averaged as the loss is; their gate has no such term unless it is given one, whose default is 1e-6 on the sum over the
+batch (LibMTL takes 1e-6 on that sum always). w starts as z does, theirs within .05 of 0. Gates look at the image by default, at the
+features of the trunk, where theirs are of the subtask alone unless they are given routing inputs. n and k have no defaults there; 4 and 2
+are their example.
 
 Shared: the trunk and the experts. Of a subtask: its gate and its head.
 """

@@ -2,7 +2,9 @@
 
     f_e(h) = relu(W_e h + b_e)        g_t(h) = softmax(G_t h + c_t)        z_t = head_t( sum_e g_t(h)_e f_e(h) )
 
-The gates start at zero: every subtask begins with the mean of all experts.
+Departures: the gates start at zero, so that every subtask begins with the mean of all experts, where the usual start of a layer is random;
+experts and gates look at the trunk's features, in the paper at the raw input (in LibMTL, too, whose experts are whole encoders). Numbers
+and widths of experts are chosen for each task set there; 4 of 128 have no source.
 
 Shared: the trunk and the experts. Of a subtask: its gate and its head.
 """

@@ -4,8 +4,9 @@
 
 p_j is what stage j of the trunk makes of the image, and g, h are 1x1 convolutions, which squeeze the channels by `squeeze` between them.
 The head of subtask t reads the last x_t. Departures: there is no BatchNorm in the attention; the shared 3x3 convolution between x_t(j-1)
-and g is folded into g, so that all of the attention belongs to its subtask, and x is averaged, not max-pooled, to the size of the
-stage; the mask looks at the end of a stage, where in the paper it looks at its middle.
+and g is folded into g, so that all of the attention belongs to its subtask, and x is averaged, not max-pooled, to the size of the stage;
+the mask looks at the end of a stage, where in the paper it looks at its middle. `squeeze=4` is that of the authors' ResNet (256 channels
+to 64 and back); their SegNet and their wide ResNet do not squeeze (`squeeze=1`).
 
 Shared: the trunk. Of a subtask: its attention and its head. With `groups`, for which forty subtasks on large maps are a reason, a group
 has one attention, which is shared.

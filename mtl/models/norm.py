@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mtl.models.group_norm import GroupNorm
+
 Norm = Literal["refuse", "group", "frozen", "local"]
 
 
@@ -122,7 +124,7 @@ class LocalBatchNorm(_ChannelNorm):
         return self._normalise(centred, 0.0, variance).to(features.dtype)
 
 
-def _group_norm(replaced: _BatchNorm) -> nn.GroupNorm:
+def _group_norm(replaced: _BatchNorm) -> GroupNorm:
     """As many groups as divide the channels, at most 32 (the paper's number), of two channels or more where there are two.
 
     A BatchNorm1d may have no places, and two numbers normalised are but a sign: its groups are of 16 or more (the paper's other
@@ -132,7 +134,7 @@ def _group_norm(replaced: _BatchNorm) -> nn.GroupNorm:
     at_least = 16 if isinstance(replaced, nn.BatchNorm1d) else 2
     most = min(32, max(channels // at_least, 1))
     groups = max(number for number in range(1, most + 1) if channels % number == 0)
-    layer = nn.GroupNorm(groups, channels, eps=replaced.eps, affine=replaced.affine)
+    layer = GroupNorm(groups, channels, eps=replaced.eps, affine=replaced.affine)
     layer.register_parameter("weight", replaced.weight)
     layer.register_parameter("bias", replaced.bias)
     return layer

@@ -5,6 +5,8 @@ subtasks and a shared stream; in each stream its experts and a gate make the nex
     s    <-  sum over the experts of all groups and the shared ones, weighed by a gate on s
 
 and the last level is that of the subtasks, without a gate for the shared stream. All streams start as the features of the trunk.
+Departures: those of `mmoe`; with `groups` the lower levels are of groups, in the paper of each task. Two levels, as the paper draws it;
+LibMTL has one for each of the five stages of a ResNet, and no gate for the shared stream.
 
 Shared: the trunk and everything of the lower levels, experts and gates of the groups among them, since through s they have a part in
 every subtask; and the shared experts of the last. Of a subtask: its own experts and gate of the last level, and its head.

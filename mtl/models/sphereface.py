@@ -5,6 +5,7 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 from mtl.models.cnn import ImageShape, Trunk, check_multiplier
+from mtl.models.group_norm import GroupNorm
 
 CHANNELS = (64, 128, 256, 512)
 UNITS = {4: (0, 0, 0, 0), 10: (0, 1, 2, 0), 20: (1, 2, 4, 1), 36: (2, 4, 8, 2), 64: (3, 8, 16, 3)}  # residual units of each stage
@@ -54,4 +55,4 @@ def sphereface_cnn(
 def _layer(before: int, after: int, groups: int, *, stride: int = 1) -> list[nn.Module]:
     convolution = nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", a=0.25)
-    return [convolution, nn.GroupNorm(groups, after), nn.PReLU(after)]
+    return [convolution, GroupNorm(groups, after), nn.PReLU(after)]

@@ -150,7 +150,7 @@ def _draw_confused_pairs(counts: Array, tasks: Sequence[str]) -> Drawing:
     axes = figure.subplots()
     axes.barh(range(len(pairs)), [count for count, _, _ in pairs], height=0.72, color=SKY)
     for place, (count, row, _) in enumerate(pairs):
-        axes.text(1.02, place, f"{count} of {totals[row]}", transform=axes.get_yaxis_transform(), va="center", size=6)
+        axes.text(1.02, place, f"{count:g} of {totals[row]:g}", transform=axes.get_yaxis_transform(), va="center", size=6)
     axes.set_title(f"The {len(pairs)} commonest of {len(wrong):,} confusions among {len(tasks):,} identities")
     axes.set_xlabel("test images")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))

@@ -15,15 +15,17 @@ def matching_predictions(group: Group) -> list[Predictions]:
 
 
 def count_confusions(predictions: Sequence[Predictions]) -> Array | None:
-    """Counts [P, P] of true identity against the task with the highest score, of the P that exclude one another; None where no image
-    has an identity.
+    """Counts, float [P, P], of true identity against the task with the highest score, of the P that exclude one another; None where no
+    image has an identity. Of n equal highest scores each counts as 1/n, as in `rank1`; an image with a score that is NaN is left out.
     """
     number = predictions[0].num_exclusive if predictions else 0
-    counts = np.zeros((number, number), dtype=np.int64)
+    counts = np.zeros((number, number))
     for one in predictions:
-        known = one.identity >= 0
-        answers = np.where(np.isnan(one.scores), -np.inf, one.scores)[known, :number].argmax(1)
-        np.add.at(counts, (one.identity[known], answers), 1)
+        scores = one.scores[:, :number]
+        known = (one.identity >= 0) & ~np.isnan(scores).any(1)
+        if known.any():
+            highest = scores[known] == scores[known].max(1, keepdims=True)
+            np.add.at(counts, one.identity[known], highest / highest.sum(1, keepdims=True))
     return counts if counts.any() else None
 
 

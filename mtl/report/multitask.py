@@ -13,8 +13,9 @@ MAX_TASKS = 60
 
 def delta_m(together: Mapping[str, float | None], alone: Mapping[str, float | None], *, higher_is_better: bool = True) -> float:
     """The mean relative loss over the tasks in percent, 100 mean((alone - together) / alone) where higher values are better and the
-    opposite where lower ones are: below zero, training together helps (Maninis et al., "Attentive single-tasking of multiple tasks",
-    CVPR 2019, equation 4, up to its sign, as LibMTL and FAMO give it).
+    opposite where lower ones are: below zero, training together helps. So CAGrad, Nash-MTL and FAMO print it. Maninis et al. ("Attentive
+    single-tasking of multiple tasks", CVPR 2019, equation 4) and LibMTL (`count_improvement`) have the opposite sign, a gain above
+    zero; LibMTL's is a share, not percent, and a mean over the metrics of each task first.
 
     Raises ValueError where a task is missing on one side, or its value alone is 0.
     """

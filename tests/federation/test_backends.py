@@ -1,6 +1,7 @@
 """Every backend gives the same result, and no client's depends on who is trained beside it."""
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from mtl import compiling
 from mtl.data.client_batches import CohortBatches, LocalWork
 from mtl.data.federated_data import FederatedData
 from mtl.data.ragged import Ragged
@@ -301,6 +303,24 @@ def test_without_a_compiler_the_step_runs_eager_and_says_so_once(
     told = [record.message for record in caplog.records if record.name.startswith("mtl.")]
     assert [message.partition("(")[0] for message in told] == ["torch.compile does not work here "]
     assert "/nonexistent/c++" in told[0]
+
+
+def test_a_step_is_compiled_where_torch_warns_of_slow_guards(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compile_slowly(step: Callable[..., None]) -> Callable[..., None]:
+        def run(*arguments: object) -> None:
+            warnings.warn("Guards may run slower on Python 3.13.0. Consider ...", RuntimeWarning, stacklevel=2)
+            step(*arguments)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compile_slowly)
+    monkeypatch.setattr(compiling, "AFFECTED", True)
+    data = uneven([4, 2], 0)
+    model = model_of("flat", data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compiled = three_rounds(lambda training: make_backend("compiled", training, num_rounds=3), data, model)
+    assert_close(compiled, three_rounds(STACKED, data, model), 0)
 
 
 def test_auto_takes_the_faster_one_and_says_why(caplog: pytest.LogCaptureFixture) -> None:

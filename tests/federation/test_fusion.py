@@ -29,6 +29,35 @@ def test_separable_scores_keep_a_finite_rising_calibration() -> None:
     assert offset.isfinite().all()
 
 
+@pytest.mark.parametrize("factor", [1e-15, 1e-3, 1e18])
+def test_the_calibrated_score_does_not_depend_on_the_scale_of_the_score(factor: float) -> None:
+    rng = torch.Generator().manual_seed(3)
+    targets = torch.rand(200, 1, generator=rng) < 0.4
+    scores = torch.randn(200, 1, generator=rng, dtype=torch.float64) + targets
+    (scale, offset), (other, shift) = (fit_platt(s, targets, torch.ones_like(targets)) for s in (scores, factor * scores))
+    assert other.item() * factor == pytest.approx(scale.item(), rel=1e-6)
+    assert shift.item() == pytest.approx(offset.item(), rel=1e-6)
+
+
+def test_equal_scores_give_the_smoothed_share_of_positives() -> None:
+    """Without a slope the best probability is the mean of Platt's targets: 3 positives of 4/5, 7 negatives of 1/9."""
+    targets = torch.arange(10)[:, None] < 3
+    scale, offset = fit_platt(torch.full((10, 1), 0.1), targets, torch.ones_like(targets))
+    assert abs(scale.item()) < 1e-6
+    assert torch.sigmoid(offset + 0.1 * scale).item() == pytest.approx((3 * 4 / 5 + 7 / 9) / 10, rel=1e-3)
+
+
+def test_scores_that_are_not_finite_cannot_be_calibrated() -> None:
+    scores, targets = (
+        torch.tensor([[0.0, 1.0], [1.0, torch.inf], [2.0, 0.0]]),
+        torch.tensor([[True, False], [False, True], [True, True]]),
+    )
+    with pytest.raises(ValueError, match="fusion=platt needs finite scores to calibrate, got others in subtask 1"):
+        fit_platt(scores, targets, torch.ones_like(targets))
+    # Where the label is unknown the score does not count.
+    assert all(value.isfinite().all() for value in fit_platt(scores, targets, scores.isfinite()))
+
+
 def test_one_sided_tasks_are_left_as_they_are() -> None:
     scores = torch.randn(5, 2)
     targets = torch.zeros(5, 2, dtype=torch.bool)

@@ -36,6 +36,18 @@ def test_asymmetric_by_hand() -> None:
     assert negative.item() == pytest.approx(0.45**4 * -math.log(0.55))
 
 
+def test_the_slopes_are_those_that_the_docstring_sets_beside_the_authors() -> None:
+    """At p = 1/2 by hand. With constant factors -(1 - p)^2 and q^4 p (1 - p) / (1 - q); else the factors' own slopes come on top."""
+    logits = torch.zeros(1, 1, requires_grad=True)
+    slopes = [
+        torch.autograd.grad(term.sum(), logits, retain_graph=True)[0].item() for term in Asymmetric(1).terms(logits, COUNTS)
+    ]
+    constant = [-0.25, 0.45**4 * 0.25 / 0.55]
+    assert constant == pytest.approx([-0.250, 0.019], abs=5e-4)
+    assert slopes == pytest.approx([constant[0] - 0.25 * math.log(2), constant[1] - 4 * 0.45**3 * 0.25 * math.log(0.55)])
+    assert slopes == pytest.approx([-0.423, 0.073], abs=5e-4)
+
+
 def test_a_negative_below_the_clip_costs_nothing_and_a_hopeless_one_no_longer_pulls() -> None:
     # sigmoid(-3) = .047 < .05.
     logits = torch.tensor([[-3.0], [2.0], [30.0]], requires_grad=True)

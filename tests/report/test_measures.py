@@ -15,11 +15,16 @@ def make_predictions(scores: list[list[float]], identity: list[int]) -> Predicti
     return Predictions(array, targets, np.ones_like(targets), tasks, np.array(identity), len(tasks))
 
 
+def test_equal_highest_scores_share_a_confusion() -> None:
+    predictions = make_predictions([[1.0, 1.0], [1.0, 1.0], [0.0, np.inf]], [0, 1, 1])
+    np.testing.assert_array_equal(count_confusions([predictions]), [[0.5, 0.5], [0.5, 1.5]])
+
+
 def test_confusions_count_the_highest_score_and_skip_unknown_identities_and_nan() -> None:
     scores = [[2.0, 1.0], [0.0, 3.0], [np.nan, -5.0], [9.0, 0.0]]
     predictions = make_predictions(scores, [0, 0, 1, -1])
-    np.testing.assert_array_equal(count_confusions([predictions]), [[1, 1], [0, 1]])
-    np.testing.assert_array_equal(count_confusions([predictions, predictions]), [[2, 2], [0, 2]])
+    np.testing.assert_array_equal(count_confusions([predictions]), [[1, 1], [0, 0]])
+    np.testing.assert_array_equal(count_confusions([predictions, predictions]), [[2, 2], [0, 0]])
 
 
 def test_confusions_are_of_the_tasks_that_exclude_one_another() -> None:

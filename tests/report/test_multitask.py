@@ -18,6 +18,13 @@ def test_delta_m_by_hand() -> None:
     assert delta_m({"a": 0.5, "b": None}, {"a": 0.5, "b": None}) == 0
 
 
+def test_delta_m_has_the_sign_opposite_to_libmtl() -> None:
+    """Its example of `count_improvement`, a metric at a time: (-1)^w (base - new) / base with w = 1 where higher is better."""
+    for base, new, higher in ((96, 93, True), (98, 99, False), (0.2, 0.5, True)):
+        theirs = (-1) ** higher * (base - new) / base
+        assert delta_m({"a": new}, {"a": base}, higher_is_better=higher) == pytest.approx(-100 * theirs)
+
+
 def test_delta_m_names_the_task_that_is_missing() -> None:
     with pytest.raises(ValueError, match="tasks must be the same on both sides, got \\['b'\\] on one only"):
         delta_m({"a": 1.0}, {"a": 1.0, "b": 1.0})
