@@ -198,7 +198,7 @@ def _draw_cells(
         ticks = MaxNLocator(6, integer=values.dtype.kind in "iu")
     bar = axes.figure.colorbar(image, ax=axes, label=label, pad=0.015, aspect=25, shrink=0.9, ticks=ticks)
     if isinstance(norm, LogNorm):
-        set_log_ticks(bar.ax.yaxis, norm.vmin, norm.vmax, "{x:,g}")
+        set_log_ticks(bar.ax.yaxis, *bar.ax.get_ylim(), "{x:,g}")
     bar.outline.set_visible(False)
 
 

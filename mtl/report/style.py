@@ -6,6 +6,7 @@ those of Okabe and Ito (2008), which stay apart for colour-blind readers.
 
 import contextlib
 import functools
+import itertools
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -125,7 +125,7 @@ class Prefixed(Formatter):
     def format_ticks(self, values: Sequence[float]) -> list[str]:
         values = [float(value) for value in values]
         scale, prefix = decimal_multiple(max((abs(value) for value in values), default=0.0))
-        steps = [abs(b - a) / scale for a, b in zip(values, values[1:], strict=False) if a != b]
+        steps = [abs(b - a) / scale for a, b in itertools.pairwise(values) if a != b]
         least = min(steps, default=0.0) or max(abs(values[0]) / scale if values else 1.0, 1e-12)
         digits = 0
         while digits < 12 and any(abs(round(value / scale, digits) - value / scale) > 0.01 * least for value in values):
