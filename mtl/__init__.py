@@ -26,4 +26,29 @@ The same run as `mtl train rounds=2`:
     print(summary["test/rank1"])
 """
 
+import os
+import sys
+
 __version__ = "0.1.0"
+
+
+def _import_matplotlib() -> None:
+    """Import matplotlib where MPLBACKEND is set. A notebook leaves its own backend in there for the programs that it starts; where these
+    do not have it, matplotlib, which torchmetrics imports too, refuses to be imported. Such a backend is passed over: figures are drawn
+    by Agg.
+    """
+    backend = os.environ.get("MPLBACKEND")
+    if not backend or "matplotlib" in sys.modules:
+        return
+    del os.environ["MPLBACKEND"]
+    try:
+        import matplotlib
+        from matplotlib.backends.registry import backend_registry
+
+        if backend_registry.is_valid_backend(backend):
+            matplotlib.rcParams["backend"] = backend
+    finally:
+        os.environ["MPLBACKEND"] = backend
+
+
+_import_matplotlib()

@@ -5,16 +5,31 @@ its band the range over seeds.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from mtl.report.groups import Group, Spread
-from mtl.report.style import BLACK, BLUE, COLOURS, GREY, ORANGE, Drawing, name_rows, pick_colour, pick_dash, shorten
-from mtl.report.tables import PREFIXES, columns_of
+from mtl.report.style import (
+    BLACK,
+    BLUE,
+    COLOURS,
+    GREY,
+    MAX_GROUPS,
+    ORANGE,
+    Drawing,
+    Look,
+    Prefixed,
+    add_legend,
+    name_rows,
+    pick_colour,
+    pick_line,
+    set_log_ticks,
+    shorten,
+)
+from mtl.report.tables import Column, columns_of, decimal_multiple
 
 Lines = Sequence[tuple[str, dict[int, Spread]]]
 MAX_MARKED = 60  # tasks that still get a dot each
@@ -48,7 +63,7 @@ def draw_learning(group: Group) -> Drawing:
     for axes, (stage, names) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
         lines = [(LABELS.get(name, name), group.curve(f"{stage}/{name}")) for name in names]
         colours = (BLACK, BLUE, ORANGE) if stage == "train" else COLOURS
-        _draw_lines(axes, lines, colours, stage, is_log)
+        _draw_lines(axes, lines, [{"color": colour} for colour in colours], stage, is_log)
         axes.set_title(STAGES[stage])
         _name_line_ends(axes, lines, colours)
         best = group.spread("fit/best_round")
@@ -60,29 +75,33 @@ def draw_learning(group: Group) -> Drawing:
 
 
 def draw_learning_by_group(groups: Sequence[Group]) -> Drawing:
-    """One panel per metric (three per stage), one line per group."""
+    """One panel per metric (three per stage), one line per group, of the first `MAX_GROUPS`."""
+    groups = groups[:MAX_GROUPS]
     panels = [(stage, name) for stage in STAGES for name in _curve_names(groups, stage)[:3]]
     if not panels:
         return None
     is_log = _spans_decades(groups)
     num_columns = min(3, len(panels))
     num_rows = -(-len(panels) // num_columns)
-    figure = Figure(figsize=(3.3 * num_columns, 2.4 * num_rows + 0.07 * len(groups) + 0.3))
+    figure = Figure(figsize=(3.3 * num_columns, 2.4 * num_rows + 0.3))
     grid = list(figure.subplots(num_rows, num_columns, squeeze=False).flat)
     for axes, (stage, name) in zip(grid, panels, strict=False):
-        _draw_lines(axes, [(group.name, group.curve(f"{stage}/{name}")) for group in groups], COLOURS, stage, is_log)
+        lines = [(group.name, group.curve(f"{stage}/{name}")) for group in groups]
+        _draw_lines(axes, lines, [pick_line(index) for index in range(len(groups))], stage, is_log)
         head, _, remark = STAGES[stage].partition(", ")
         axes.set_title(f"{head}: {LABELS.get(name, name)}" + (f"\n({remark})" if remark else ""))
     for axes in grid[len(panels) :]:
         axes.remove()
-    for index, group in enumerate(groups):
-        figure.axes[0].plot([], [], color=pick_colour(index), linestyle=pick_dash(index), label=shorten(group.name, 48))
-    figure.legend(loc="outside upper left", ncols=min(3, len(groups)))
+    add_legend(figure, [group.name for group in groups], [pick_line(index) for index in range(len(groups))])
     return figure
 
 
 def draw_costs(groups: Sequence[Group]) -> Drawing:
-    """The rate that a run is judged by against what it had cost by then: bytes on the link, modelled seconds, modelled joules."""
+    """The rate that a run is judged by against what it had cost by then: bytes on the link, modelled seconds, modelled joules.
+
+    Of the first `MAX_GROUPS`.
+    """
+    groups = groups[:MAX_GROUPS]
     judged = next((name for name in JUDGED if any(group.curve(name) for group in groups)), None)
     if judged is None:
         return None
@@ -93,25 +112,21 @@ def draw_costs(groups: Sequence[Group]) -> Drawing:
             panels.append((label, unit, lines))
     if not panels:
         return None
-    figure = Figure(figsize=(3.3 * len(panels) + 0.6, 2.7 + 0.07 * len(groups)))
+    figure = Figure(figsize=(3.3 * len(panels) + 0.6, 2.7))
     stage, _, name = judged.partition("/")
     for axes, (label, unit, lines) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
-        scale, prefix = _prefix(max(x for line in lines for x, _ in line))
+        scale, prefix = decimal_multiple(max(x for line in lines for x, _ in line))
         for index, line in enumerate(lines):
             xs, spreads = [x / scale for x, _ in line], [spread for _, spread in line]
-            colour = pick_colour(index)
-            look: dict[str, Any] = {"color": colour, "linestyle": pick_dash(index), "marker": "o", "markersize": 2.5}
-            axes.plot(xs, [spread.mean for spread in spreads], **look)
+            axes.plot(xs, [spread.mean for spread in spreads], **pick_line(index, marked=True))
             low, high = [spread.minimum for spread in spreads], [spread.maximum for spread in spreads]
-            axes.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
+            axes.fill_between(xs, low, high, color=pick_colour(index), alpha=0.15, linewidth=0)
         axes.set(xlabel=f"{label}, {prefix}{unit}", ylabel=f"{LABELS.get(name, name)}, {STAGES[stage].lower().partition(',')[0]}")
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.grid()
     if len(groups) > 1:
-        for index, group in enumerate(groups):
-            figure.axes[0].plot([], [], color=pick_colour(index), linestyle=pick_dash(index), label=shorten(group.name, 48))
-        figure.legend(loc="outside upper left", ncols=min(3, len(groups)))
+        add_legend(figure, [group.name for group in groups], [pick_line(index, marked=True) for index in range(len(groups))])
     return figure
 
 
@@ -122,63 +137,68 @@ def _cost_line(group: Group, judged: str, metrics: Sequence[str]) -> list[tuple[
     return [(sum(cost[number].mean for cost in costs), rate[number]) for number in rounds]
 
 
-def _prefix(value: float) -> tuple[float, str]:
-    """The power of a thousand that suits a value, and its letter."""
-    power = 0
-    while power < len(PREFIXES) - 1 and value >= 1000 ** (power + 1):
-        power += 1
-    return 1000.0**power, PREFIXES[power]
-
-
 def draw_profiles(groups: Sequence[Group]) -> Drawing:
-    """AUROC of every task, each group sorted from its worst to its best: how evenly the tasks are served."""
-    figure = Figure(figsize=(6.5, 3.2))
+    """AUROC of every task, each group sorted from its worst to its best: how evenly the tasks are served. Of the first `MAX_GROUPS`."""
+    figure = Figure(figsize=(6.5, 3.0))
     axes = figure.subplots()
-    for index, group in enumerate(groups):
+    looks: dict[str, Look] = {}
+    for index, group in enumerate(groups[:MAX_GROUPS]):
         means = [spread.mean for spread in group.task_spreads("auroc").values() if spread is not None]
         if means:
-            look: dict[str, Any] = {"color": pick_colour(index), "linestyle": pick_dash(index), "markersize": 2.5}
-            place = 100 * np.arange(1, len(means) + 1) / len(means)
-            axes.plot(place, means, marker="o" if len(means) <= MAX_MARKED else "", label=shorten(group.name, 48), **look)
-    if not axes.lines:
+            looks[group.name] = pick_line(index, marked=len(means) <= MAX_MARKED)
+            axes.plot(100 * np.arange(1, len(means) + 1) / len(means), means, **looks[group.name])
+    if not looks:
         return None
     axes.set(xlabel="tasks, from worst to best, % of tasks", ylabel="AUROC, mean over seeds", xlim=(0, 101))
     axes.grid()
-    figure.legend(loc="outside upper left", ncols=min(3, len(groups)))
+    add_legend(figure, list(looks), list(looks.values()))
     return figure
 
 
 def draw_comparison(groups: Sequence[Group]) -> Drawing:
-    """Every group in every metric of the table: one dot per run, a mark at the mean, a line of ± one deviation."""
+    """Every group in every metric of the table: one dot per run, a mark at the mean, a line of ± one deviation.
+
+    Of the first `MAX_GROUPS`.
+    """
+    groups = groups[:MAX_GROUPS]
     columns = [column for column in columns_of(groups) if any(group.spread(column.metric) for group in groups)]
     if not columns:
         return None
     num_columns = min(4, len(columns))
     num_rows = -(-len(columns) // num_columns)
-    figure = Figure(figsize=(2.4 * num_columns + 1.2, num_rows * (0.85 + 0.26 * len(groups))))
+    row_height, size = (0.26, 8.0) if len(groups) <= 30 else (0.15, 6.5)
+    figure = Figure(figsize=(2.4 * num_columns + 1.2, num_rows * (0.85 + row_height * len(groups))))
     grid = list(figure.subplots(num_rows, num_columns, squeeze=False, sharey=True).flat)
     for axes, column in zip(grid, columns, strict=False):
-        is_bytes = column.metric.startswith("fit/bytes")
-        factor = 100 if column.title.endswith("%") else 1e-6 if is_bytes else 1
-        for row, group in enumerate(groups):
-            spread = group.spread(column.metric)
-            if spread is None:
-                axes.text(0.5, row, "unknown", transform=axes.get_yaxis_transform(), ha="center", va="center", color=GREY)
-                continue
-            values = [value * factor for run in group.runs if (value := run.summary.get(column.metric)) is not None]
-            look: dict[str, Any] = {"color": pick_colour(row), "markersize": 9, "linewidth": 1.2}
-            axes.plot(values, [row] * len(values), "o", color=pick_colour(row), markersize=3.5, alpha=0.45, markeredgewidth=0)
-            axes.errorbar(spread.mean * factor, row, xerr=(spread.deviation or 0) * factor, marker="|", **look)
-        unit = ", MB" if is_bytes else ", J" if "joules" in column.metric else ""
-        axes.set_title(f"{column.title}{unit}", size=8, pad=13)
-        wish = "higher is better" if column.higher_is_better else "lower is better"
-        axes.text(0, 1.04, wish, transform=axes.transAxes, size=6.5, color=GREY)
-        axes.margins(x=0.12)
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-        name_rows(axes, [shorten(group.name, 36) for group in groups], size=8)
+        _draw_column(axes, groups, column)
+        name_rows(axes, [shorten(group.name, 36) for group in groups], size=size)
     for axes in grid[len(columns) :]:
         axes.remove()
     return figure
+
+
+def _draw_column(axes: Axes, groups: Sequence[Group], column: Column) -> None:
+    is_bytes = column.metric.startswith("fit/bytes")
+    factor = 100 if column.title.endswith("%") else 1
+    spreads = {row: spread for row, group in enumerate(groups) if (spread := group.spread(column.metric)) is not None}
+    for row in sorted(set(range(len(groups))) - set(spreads)):
+        axes.text(0.5, row, "unknown", transform=axes.get_yaxis_transform(), ha="center", va="center", size=6.5, color=GREY)
+    dots = [(run.summary.get(column.metric), row) for row in spreads for run in groups[row].runs]
+    values, rows = zip(*((value * factor, row) for value, row in dots if value is not None), strict=True)
+    axes.scatter(values, rows, s=14, c=[pick_colour(row) for row in rows], alpha=0.45, linewidth=0)
+    means, colours = [spread.mean * factor for spread in spreads.values()], [pick_colour(row) for row in spreads]
+    reach = [(spread.deviation or 0) * factor for spread in spreads.values()]
+    low, high = [m - r for m, r in zip(means, reach, strict=True)], [m + r for m, r in zip(means, reach, strict=True)]
+    axes.hlines(list(spreads), low, high, colors=colours, linewidth=1.2)
+    axes.scatter(means, list(spreads), s=80, c=colours, marker="|", linewidth=1.2)
+    unit = "B" if is_bytes else "J" if "joules" in column.metric else ""
+    axes.set_title(column.title, size=8, pad=13)
+    wish = "higher is better" if column.higher_is_better else "lower is better"
+    axes.annotate(wish, (0, 1), (0, 3), xycoords="axes fraction", textcoords="offset points", size=6.5, color=GREY)
+    axes.margins(x=0.12)
+    axes.xaxis.set_major_locator(MaxNLocator(3))
+    if unit or max(means) >= 10_000:
+        axes.xaxis.set_major_formatter(Prefixed(unit))
 
 
 def _curve_names(groups: Sequence[Group], stage: str) -> list[str]:
@@ -201,19 +221,17 @@ def _spans_decades(groups: Sequence[Group]) -> bool:
     return bool(losses) and min(losses) > 0 and max(losses) > 30 * min(losses)
 
 
-def _draw_lines(axes: Axes, lines: Lines, colours: Sequence[str], stage: str, is_log: bool) -> None:
-    for index, (_, curve) in enumerate(lines):
+def _draw_lines(axes: Axes, lines: Lines, looks: Sequence[Look], stage: str, is_log: bool) -> None:
+    for (_, curve), look in zip(lines, looks, strict=False):
         if curve:
             rounds, means = list(curve), [spread.mean for spread in curve.values()]
-            colour, marker = colours[index % len(colours)], "o" if len(rounds) == 1 else ""
-            axes.plot(rounds, means, color=colour, linestyle=pick_dash(index), marker=marker, markersize=3)
+            alone = {"marker": look.get("marker") or "o", "markersize": 3} if len(rounds) == 1 else {}
+            axes.plot(rounds, means, **look | {"markevery": max(len(rounds) // 8, 1)} | alone)
             low, high = [spread.minimum for spread in curve.values()], [spread.maximum for spread in curve.values()]
-            axes.fill_between(rounds, low, high, color=colour, alpha=0.15, linewidth=0)
+            axes.fill_between(rounds, low, high, color=look["color"], alpha=0.15, linewidth=0)
     if stage == "train" and is_log:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_locator(NullLocator())
+        set_log_ticks(axes.yaxis, *axes.get_ylim())
     axes.set(xlabel="round", ylabel="loss" if stage == "train" else "rate")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     axes.grid()

@@ -26,6 +26,7 @@ from mtl.report.style import (
     SKY,
     Drawing,
     name_rows,
+    set_log_ticks,
     shorten,
 )
 
@@ -46,8 +47,8 @@ def draw_tasks(group: Group) -> Drawing:
     figure = Figure(figsize=(4.4 * len(panels), 0.9 + 0.165 * max(num_rows, 3)))
     for axes, (title, spreads) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
         _draw_bars(axes, spreads, is_percent=title != "AUROC")
-        axes.set_title(f"{title}: the worst task is {shorten(next(iter(spreads)))}")
-        axes.set_xlabel(f"{title if title == 'AUROC' else 'balanced accuracy, %'} (bars start at chance)")
+        axes.set_title(title)
+        axes.set_xlabel("bars start at chance" if title == "AUROC" else "%, bars start at chance")
     return figure
 
 
@@ -69,7 +70,7 @@ def _draw_bars(axes: Axes, spreads: Mapping[str, Spread], *, is_percent: bool) -
     axes.set_xlim(min(0.5, min(spread.minimum for spread in bars)) - 0.02, 1.0)
     if is_percent:
         axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=None))
-    name_rows(axes, shown, num_all=len(spreads))
+    name_rows(axes, shown, num_all=len(spreads), length=32)
 
 
 def draw_holdings(group: Group) -> Drawing:
@@ -128,8 +129,8 @@ def draw_confusion(group: Group) -> Drawing:
     if len(tasks) > MAX_TASKS:
         return _draw_confused_pairs(counts, tasks)
     percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    side = 1.9 + 0.14 * max(len(tasks), 8)
-    figure = Figure(figsize=(side + 0.7, side))
+    side = map_side(len(tasks))
+    figure = Figure(figsize=(side + 1.0, side))
     axes = figure.subplots()
     # The square root keeps a single confusion among many images visible.
     _draw_cells(
@@ -151,7 +152,8 @@ def _draw_confused_pairs(counts: Array, tasks: Sequence[str]) -> Drawing:
     axes.barh(range(len(pairs)), [count for count, _, _ in pairs], height=0.72, color=SKY)
     for place, (count, row, _) in enumerate(pairs):
         axes.text(1.02, place, f"{count:g} of {totals[row]:g}", transform=axes.get_yaxis_transform(), va="center", size=6)
-    axes.set_title(f"The {len(pairs)} commonest of {len(wrong):,} confusions among {len(tasks):,} identities")
+    title = f"The {len(pairs)} commonest of {len(wrong):,} confusions among {len(tasks):,} identities"
+    figure.suptitle(title, x=0.01, ha="left", size=9)
     axes.set_xlabel("test images")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     name_rows(axes, [f"{shorten(tasks[row])} taken for {shorten(tasks[column])}" for _, row, column in pairs], length=60)
@@ -168,13 +170,13 @@ def draw_separation(group: Group) -> Drawing:
     shown = _pick_extremes(dict(sorted(ranges.items(), key=lambda item: float(item[1][0][1] - item[1][1][1]))))
     figure = Figure(figsize=(6.5, 1.1 + 0.165 * max(len(shown), 3)))
     axes = figure.subplots()
-    for side, (colour, label, marker) in enumerate(((BLUE, "positives", "o"), (ORANGE, "negatives", "s"))):
+    for side, (colour, label, marker) in enumerate(((BLUE, "positives: median, 10 to 90 %", "o"), (ORANGE, "negatives", "s"))):
         low, middle, high = np.array([ranges[task][side] for task in shown if task is not None]).T
         rows = np.array([row for row, task in enumerate(shown) if task is not None]) + (0.14 if side else -0.14)
         axes.hlines(rows, low, high, color=colour, linewidth=1.6, alpha=0.55)
         axes.plot(middle, rows, marker, color=colour, markersize=3, label=label)
     axes.axvline(0, color=GREY, linewidth=0.8, linestyle="--")
-    axes.set_xlabel("decision score (above 0 is yes); median, and 10 to 90 % of the test images")
+    axes.set_xlabel("decision score, above 0 is yes")
     name_rows(axes, shown, num_all=len(ranges))
     figure.legend(loc="outside upper right", ncols=2, handlelength=1)
     return figure
@@ -195,7 +197,14 @@ def _draw_cells(
     if type(norm) is Normalize:
         ticks = MaxNLocator(6, integer=values.dtype.kind in "iu")
     bar = axes.figure.colorbar(image, ax=axes, label=label, pad=0.015, aspect=25, shrink=0.9, ticks=ticks)
+    if isinstance(norm, LogNorm):
+        set_log_ticks(bar.ax.yaxis, *bar.ax.get_ylim(), "{x:,g}")
     bar.outline.set_visible(False)
+
+
+def map_side(num_tasks: int) -> float:
+    """Inches for a square of tasks against tasks, with room for their names and for what is said along its sides."""
+    return 1.7 + max(2.2, 0.14 * num_tasks)
 
 
 def _name_cells(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mtl.report.groups import Group, Spread
+from mtl.report.maps import map_side
 from mtl.report.style import BLUE, GREY, ORANGE, Drawing, shorten
 
 MAX_TASKS = 60
@@ -55,7 +56,7 @@ def draw_conflict(group: Group) -> Drawing:
     )
     shown = worst_first[: min(int(met.sum()), MAX_TASKS)]
     cosine = np.ma.masked_where(conflict.steps == 0, conflict.cosine)[np.ix_(shown, shown)]
-    side = 1.9 + 0.14 * max(len(shown), 8)
+    side = map_side(len(shown))
     figure = Figure(figsize=(2 * side + 0.7, side))
     left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
     limit = float(np.abs(cosine).max()) or 1.0

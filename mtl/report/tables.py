@@ -46,6 +46,14 @@ def scaled(factor: float, digits: int) -> Callable[[Spread], str]:
     return write
 
 
+def decimal_multiple(value: float) -> tuple[float, str]:
+    """The power of a thousand that suits a value, and its letter."""
+    power = 0
+    while power < len(PREFIXES) - 1 and abs(value) >= 1000 ** (power + 1):
+        power += 1
+    return 1000.0**power, PREFIXES[power]
+
+
 def scaled_unit(unit: str) -> Callable[[Spread], str]:
     """Writer of `mean ± deviation` in the decimal multiple (1 kB = 1000 B) of the unit that suits the mean."""
 

@@ -6,11 +6,10 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from mtl.report.groups import Group
-from mtl.report.style import GREY, Drawing, pick_colour, shorten
-from mtl.report.tables import PREFIXES
+from mtl.report.style import GREY, MAX_GROUPS, Drawing, Look, Prefixed, add_legend, pick_point, set_log_ticks
 
 RATES = (
     ("rank-1", "test/rank1"),
@@ -66,14 +65,17 @@ def models_of(groups: Sequence[Group]) -> list[Model]:
 
 
 def draw_tradeoff(models: Sequence[Model]) -> Drawing:
-    """A panel for each rate and each cost that at least two models have and in which they differ; None without any."""
+    """A panel for each rate and each cost that at least two models have and in which they differ by more than one in a thousand; None
+    without any. Of the first `MAX_GROUPS`.
+    """
+    models = models[:MAX_GROUPS]
     rates = [rate for rate in dict.fromkeys(rate for model in models for rate in model.rates) if _differs(models, "rates", rate)]
     if "rank-1" in rates and "AUROC" in rates:
         rates.remove("AUROC")
     costs = [cost for cost in dict.fromkeys(cost for model in models for cost in model.costs) if _differs(models, "costs", cost)]
     if not rates or not costs:
         return None
-    figure = Figure(figsize=(2.5 * len(costs) + 0.8, 2.0 * len(rates) + 0.4 + 0.07 * len(models)))
+    figure = Figure(figsize=(2.5 * len(costs) + 0.8, 2.0 * len(rates) + 0.4))
     grid = figure.subplots(len(rates), len(costs), squeeze=False, sharex="col", sharey="row")
     for row, rate in enumerate(rates):
         for column, cost in enumerate(costs):
@@ -82,10 +84,8 @@ def draw_tradeoff(models: Sequence[Model]) -> Drawing:
                 title, unit = cost
                 grid[row][column].set_xlabel(f"{title}, {unit}" if unit else title)
         grid[row][0].set_ylabel(rate)
-    for place, model in enumerate(models):
-        figure.axes[0].plot([], [], "o", color=pick_colour(place), markersize=5, label=shorten(model.name, 48))
-    figure.axes[0].plot([], [], color=GREY, linewidth=0.8, label="Pareto front")
-    figure.legend(loc="outside upper left", ncols=min(3, len(models) + 1))
+    looks: list[Look] = [pick_point(place) | {"markersize": 5} for place in range(len(models))]
+    add_legend(figure, [*(model.name for model in models), "Pareto front"], [*looks, {"color": GREY, "linewidth": 0.8}])
     return figure
 
 
@@ -96,25 +96,18 @@ def _draw_panel(axes: Axes, models: Sequence[Model], rate: str, cost: tuple[str,
     axes.step([xs[place] for place in front], [ys[place] for place in front], where="post", color=GREY, linewidth=0.8, zorder=1)
     for place, (model, x, y) in enumerate(zip(known, xs, ys, strict=True)):
         # Filled where it is on the front.
-        look: dict[str, Any] = {"markerfacecolor": pick_colour(model) if place in front else "white", "markersize": 5}
-        axes.plot(x, y, "o", color=pick_colour(model), zorder=2, **look)
+        look = pick_point(model)
+        axes.plot(x, y, **look, markersize=5, markerfacecolor=look["color"] if place in front else "white", zorder=2)
+    axes.margins(0.12)
     if min(xs) > 0 and max(xs) > 10 * min(xs):
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-        axes.xaxis.set_minor_locator(NullLocator())
+        set_log_ticks(axes.xaxis, min(xs), max(xs), lambda value, _: Prefixed()(value))
     else:
         axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.xaxis.set_major_formatter(lambda value, _: _short(value))
-    axes.margins(0.12)
+        axes.xaxis.set_major_formatter(Prefixed())
     axes.grid()
 
 
-def _short(value: float) -> str:
-    power = 0
-    while power < len(PREFIXES) - 1 and abs(value) >= 1000 ** (power + 1):
-        power += 1
-    return f"{value / 1000**power:g} {PREFIXES[power]}".rstrip()
-
-
 def _differs(models: Sequence[Model], kind: str, name: Any) -> bool:
-    return len({values[name] for model in models if name in (values := getattr(model, kind))}) > 1
+    known = [values[name] for model in models if name in (values := getattr(model, kind))]
+    return len(known) > 1 and max(known) - min(known) > 1e-3 * max(abs(value) for value in known)

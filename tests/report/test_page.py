@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import subprocess
 import sys
@@ -128,6 +129,27 @@ def test_drawing_leaves_no_global_setting_and_no_pyplot_behind(comparison: Path)
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "matplotlib.figure" in loaded
     assert "matplotlib.pyplot" not in loaded
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "TkAgg"])
+def test_a_backend_that_a_notebook_has_left_behind_changes_nothing(backend: str, tmp_path: Path) -> None:
+    """torchmetrics imports pyplot, and Lightning torchmetrics: a run is none without it."""
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    (tmp_path / "metrics.csv").write_text("round,metric,value\n1,train/loss,0.5\n2,train/loss,0.4\n")
+    code = f"""import os, sys, mtl.report.page as page
+from pathlib import Path
+page.write_report([Path({str(tmp_path)!r})])
+assert "matplotlib.pyplot" not in sys.modules and os.environ["MPLBACKEND"] == {backend!r}
+import matplotlib.pyplot"""
+    ran = subprocess.run([sys.executable, "-c", code], env=os.environ | {"MPLBACKEND": backend}, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert (tmp_path / "figures" / "learning.png").exists()
+
+
+def test_a_backend_that_is_there_stays_the_users_choice() -> None:
+    code = "import mtl.report.page, matplotlib; print(matplotlib.rcParams['backend'])"
+    ran = subprocess.run([sys.executable, "-c", code], env=os.environ | {"MPLBACKEND": "svg"}, capture_output=True, text=True)
+    assert ran.stdout.strip() == "svg"
 
 
 def test_text_from_files_is_escaped(tmp_path: Path, fabricate) -> None:
