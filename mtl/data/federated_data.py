@@ -104,6 +104,10 @@ def federate(
     _check_watched(subtasks, split)
     places = partition(_labels(data, partition_by)[split.train], seed)
     clients = Ragged.of([split.train[place] for place in places])
+    left_over = len(split.train) - len(clients.values)
+    if left_over:
+        logger.info("%d of %d training images are on no client", left_over, len(split.train))
+        split = dataclasses.replace(split, train=clients.values.sort().values)
     positives, negatives = (sum_by_client(clients, chosen & subtasks.known) for chosen in (subtasks.targets, ~subtasks.targets))
     assigned = assignment(positives, seed)
     only_positives = int(((negatives * assigned).sum(1) == 0).sum())

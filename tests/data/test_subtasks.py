@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ import torch
 from mtl.data import subtasks
 from mtl.data.assignment import all_to_all
 from mtl.data.federated_data import federate
-from mtl.data.partition import iid
+from mtl.data.partition import iid, sizes
 from mtl.data.splits import Split
 from mtl.types import ImageData
 
@@ -89,3 +90,12 @@ def test_a_split_that_shows_nothing_is_refused(images: ImageData) -> None:
     rules = {"partition": iid, "partition_by": "class", "assignment": all_to_all, "seed": 0}
     with pytest.raises(ValueError, match=r"split.val must leave a positive and a negative of some subtask among its 1 images"):
         federate(images, subtasks.one_vs_rest(images), split, **rules)  # type: ignore[arg-type]
+
+
+def test_images_that_are_on_no_client_do_not_train(images: ImageData) -> None:
+    place = torch.arange(24) % 6
+    split = Split(torch.nonzero(place < 4).flatten(), torch.zeros(0, dtype=torch.long), torch.nonzero(place >= 4).flatten())
+    rules = {"partition": partial(sizes, sizes=[7, 5]), "partition_by": "class", "assignment": all_to_all, "seed": 0}
+    data = federate(images, subtasks.one_vs_rest(images), split, **rules)  # type: ignore[arg-type]
+    assert data.clients.sizes == [7, 5]
+    assert data.split.train.tolist() == sorted(data.clients.values.tolist())
