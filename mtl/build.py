@@ -45,6 +45,7 @@ def build_data(config: DictConfig) -> FederatedData:
         partition_by=config.partition_by,
         assignment=instantiate(config.assignment),
         seed=config.seed,
+        pooled=config.mode in ("centralised", "detection", "single_task"),
     )
     transfer = instantiate(config.transfer)
     if transfer.source is None:
