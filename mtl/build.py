@@ -45,6 +45,7 @@ def build_data(config: DictConfig) -> FederatedData:
         partition_by=config.partition_by,
         assignment=instantiate(config.assignment),
         seed=config.seed,
+        pooled=config.mode in ("centralised", "detection", "single_task"),
     )
     transfer = instantiate(config.transfer)
     if transfer.source is None:
@@ -69,7 +70,12 @@ def read_config(run_dir: Path) -> DictConfig:
 def data_fingerprint(config: DictConfig, data: FederatedData, *further: Tensor) -> str:
     """What a checkpoint carries, to be known as this run's: of the configuration, of the images and their labels, and of further data."""
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    return fingerprint(plain, *(part.numpy().tobytes() for part in (data.images, data.targets, data.known, *further)))
+    return fingerprint(plain, *(_bytes(part) for part in (data.images, data.targets, data.known, *further)))
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor, in its own memory."""
+    return memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy())
 
 
 def build_model(config: DictConfig, image_shape: ImageShape, tasks: tuple[str, ...], num_exclusive: int) -> HardSharing:

@@ -189,8 +189,11 @@ PARTIAL: dict[str, dict[str, Any]] = {
     "partition": {
         "iid": partition.iid,
         "by_class": partition.by_class,
+        "sizes": (partition.sizes, {"sizes": MISSING}),
         "dirichlet": partition.dirichlet,
+        "dirichlet_clients": partition.dirichlet_clients,
         "shards": partition.shards,
+        "log_normal_labels": partition.log_normal_labels,
         "quantity_skew": partition.quantity_skew,
         "per_label": partition.per_label,
     },

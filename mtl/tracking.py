@@ -127,7 +127,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def fingerprint(config: Mapping[str, Any], *data: bytes) -> str:
+def fingerprint(config: Mapping[str, Any], *data: bytes | memoryview) -> str:
     """What a checkpoint must share with a run to be its own: the configuration, but for where and how it is watched, and the data."""
     digest = hashlib.blake2b(json.dumps(_identity(config), sort_keys=True, default=str).encode(), digest_size=16)
     for part in data:

@@ -14,12 +14,17 @@ from torch import nn
 
 from mtl.build import build_data
 from mtl.configs import DEFAULTS, PARTIAL, WHOLE, compose
+from mtl.data.assignment import owner
+from mtl.data.federated_data import federate
+from mtl.data.partition import iid
+from mtl.data.splits import Split
+from mtl.data.subtasks import one_vs_rest
 from mtl.federation.auto import AutoBackend
 from mtl.learning.checkpoints import CheckpointError, read_checkpoint, save_whole
 from mtl.models.cnn import ImageShape, Trunk
 from mtl.models.norm import Norm
 from mtl.train import build_learner, train
-from mtl.types import Diverged
+from mtl.types import Diverged, ImageData
 
 SMALL = [
     "data=folder",
@@ -406,6 +411,26 @@ def test_a_trunk_with_batch_norm_trains_under_every_norm_but_refuse(class_folder
                 train(config, tmp_path / norm)
         else:
             assert train(config, tmp_path / norm)["test/auroc"] is not None
+
+
+@pytest.mark.parametrize(
+    "overrides", [["mode=centralised"], ["mode=single_task"], ["mode=centralised", "fleet=boards"]], ids=" ".join
+)
+def test_an_assignment_that_plays_no_part_refuses_nothing(class_folders: Path, tmp_path: Path, overrides: list[str]) -> None:
+    # Two clients with one subtask each leave two of four to nobody.
+    config = small(class_folders, "assignment=random", "assignment.tasks_per_client=1", "rounds=1", *overrides)
+    summary = train(config, tmp_path / "run")
+    assert summary["test/c0/auroc"] is not None
+    config.mode = "federated"
+    with pytest.raises(ValueError, match=r"subtask c[0-3] is trained by no client"):
+        train(config, tmp_path / "refused")
+
+
+def test_a_subtask_without_a_positive_is_refused_where_all_images_are_in_one_place(images: ImageData) -> None:
+    split = Split(torch.arange(12), torch.zeros(0, dtype=torch.long), torch.arange(12, 24))
+    rules = {"partition": iid, "partition_by": "class", "assignment": owner, "seed": 0, "pooled": True}
+    with pytest.raises(ValueError, match="subtask c2 has no training positive"):
+        federate(images, one_vs_rest(images), split, **rules)  # type: ignore[arg-type]
 
 
 def test_unusable_settings_are_refused_before_anything_is_written(class_folders: Path, tmp_path: Path) -> None:

@@ -96,20 +96,33 @@ def federate(
     partition_by: str,
     assignment: Callable[[Tensor, int], Tensor],
     seed: int,
+    pooled: bool = False,
 ) -> FederatedData:
-    """Split the training images over clients and the subtasks over the clients; what cannot be trained is refused with the reason."""
+    """Split the training images over clients and the subtasks over the clients; what cannot be trained is refused with the reason.
+
+    pooled: whether the images of all clients are trained on together. Then the assignment only says whose subtasks a client's metrics
+    are of, and a client that could not train alone is no reason to refuse.
+    """
     present = data.classes[split.train].unique()
     if not data.attribute_names and len(present) < 2:
         raise ValueError(f"data {data.name} must hold at least 2 classes in the training images, got {len(present)}")
     _check_watched(subtasks, split)
     places = partition(_labels(data, partition_by)[split.train], seed)
     clients = Ragged.of([split.train[place] for place in places])
+    left_over = len(split.train) - len(clients.values)
+    if left_over:
+        logger.info("%d of %d training images are on no client", left_over, len(split.train))
+        split = dataclasses.replace(split, train=clients.values.sort().values)
     positives, negatives = (sum_by_client(clients, chosen & subtasks.known) for chosen in (subtasks.targets, ~subtasks.targets))
     assigned = assignment(positives, seed)
-    only_positives = int(((negatives * assigned).sum(1) == 0).sum())
-    if only_positives:
-        logger.warning("%d of %d clients hold only positives of what they train", only_positives, len(clients))
-    check_assignment(assigned, positives, torch.tensor(clients.sizes), subtasks.names)
+    if pooled:
+        everything = torch.ones_like(assigned[:1])
+        check_assignment(everything, positives.sum(0, keepdim=True), torch.tensor([len(clients.values)]), subtasks.names)
+    else:
+        only_positives = int(((negatives * assigned).sum(1) == 0).sum())
+        if only_positives:
+            logger.warning("%d of %d clients hold only positives of what they train", only_positives, len(clients))
+        check_assignment(assigned, positives, torch.tensor(clients.sizes), subtasks.names)
     return FederatedData(
         name=data.name,
         tasks=subtasks.names,

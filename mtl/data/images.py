@@ -4,8 +4,8 @@ A picture is turned upright by its EXIF tag, 16-bit grey is scaled to 8 bits, tr
 and CMYK become RGB (or all become grey, by the ITU-R 601 weights). Resizing averages each target pixel's area (Pillow's BOX
 filter) and does not keep the aspect ratio; an axis that grows repeats its pixels.
 
-The cache is `<root>/.cache/<name>-<fingerprint>.pt`; the fingerprint covers the options and every file's path, size and time of
-change, so a changed file makes a new cache. Any file in `.cache` may be deleted at any time.
+The cache is `<root>/.cache/<name>-<fingerprint>.images`; the fingerprint covers the options and every file's path, size and time of
+change, so a changed file makes a new cache, and a damaged one is made anew. Any file in `.cache` may be deleted at any time.
 """
 
 import hashlib
@@ -13,7 +13,6 @@ import io
 import json
 import logging
 import os
-import pickle
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -28,7 +27,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from mtl.files import atomic_write
+from mtl.data.cache import load_cache, store_cache
 
 log = logging.getLogger(__name__)
 
@@ -207,12 +206,12 @@ def load_images(
     check_size(image_size)
     check_integers("crop", crop, {"top": 0, "left": 0, "height": 1, "width": 1})
     options = [CACHE_VERSION, name, image_size and list(image_size), grey, crop and list(crop), skip_corrupt]
-    file = root / ".cache" / f"{name}-{_fingerprint(options, root, paths)}.pt"
-    result = _load_cache(file)
+    file = root / ".cache" / f"{name}-{_fingerprint(options, root, paths)}.images"
+    result = load_cache(file)
     if result is None:
         log.info("decoding %d images of %s under %s", len(paths), name, root)
         result = read_images(paths, image_size=image_size, grey=grey, crop=crop, skip_corrupt=skip_corrupt)
-        _store_cache(file, *result)
+        store_cache(file, *result)
     num_skipped = len(paths) - len(result[1])
     if num_skipped:
         first = min(set(range(len(paths))).difference(result[1].tolist()))
@@ -226,23 +225,3 @@ def _fingerprint(options: list[Any], root: Path, paths: Sequence[Path]) -> str:
         stat = path.stat()
         digest.update(os.fsencode(path.relative_to(root)) + f"\n{stat.st_size}\n{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
-
-
-def _load_cache(file: Path) -> tuple[Tensor, Tensor] | None:
-    if not file.is_file():
-        return None
-    try:
-        stored = torch.load(file, weights_only=True)
-        return stored["images"], stored["kept"]
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, LookupError, TypeError) as error:
-        log.warning("cannot read the cache %s, decoding again: %s", file, error)
-        return None
-
-
-def _store_cache(file: Path, images: Tensor, kept: Tensor) -> None:
-    try:
-        file.parent.mkdir(exist_ok=True)
-        with atomic_write(file) as out:
-            torch.save({"images": images, "kept": kept}, out)
-    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
-        log.warning("cannot write the cache %s, going on without: %s", file, error)

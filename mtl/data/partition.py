@@ -1,8 +1,11 @@
 """Which client holds which training images.
 
-Every rule gives a list of C index tensors: each image is on exactly one client, no client is empty, and the result depends on the
-seed alone. `labels` is the class of each image ([N], -1 where not known, which counts as a class of its own).
+Every rule gives a list of C index tensors: each image is on exactly one client (with `sizes`, on one at most), no client is empty, and
+the result depends on the seed alone. `labels` is the class of each image ([N], -1 where not known, which counts as a class of its own).
 """
+
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -29,14 +32,33 @@ def by_class(labels: Tensor, seed: int, *, num_clients: int = 8) -> Partition:
     return [torch.nonzero(torch.isin(labels, owned)).flatten() for owned in order.tensor_split(num_clients)]
 
 
-def dirichlet(labels: Tensor, seed: int, *, num_clients: int = 8, alpha: float = 0.5, min_images: int = 1) -> Partition:
-    """Each class is spread over the clients in proportions drawn from Dirichlet(alpha) (Hsu et al. 2019, arXiv:1909.06335).
+def sizes(labels: Tensor, seed: int, *, sizes: Sequence[float]) -> Partition:
+    """Random images in given numbers, one for each client: whole numbers, or shares that add up to 1. Numbers may leave images over."""
+    if not sizes or not all(0 < size < math.inf for size in sizes):
+        raise ValueError(f"partition.sizes must hold a number > 0 for each client, got {list(sizes)}")
+    order = torch.randperm(len(labels), generator=generator(seed, "partition"))
+    if all(float(size).is_integer() for size in sizes):
+        counts = [int(size) for size in sizes]
+        if sum(counts) > len(labels):
+            raise ValueError(f"partition.sizes must add up to at most the {len(labels)} training images, got {sum(counts)}")
+    elif abs(math.fsum(sizes) - 1) > 1e-6:
+        raise ValueError(f"partition.sizes must be whole numbers, or shares that add up to 1, got {list(sizes)}")
+    else:
+        counts = _deal(torch.tensor(sizes, dtype=torch.float64), len(labels))
+        if not all(counts):
+            raise ValueError(f"partition.sizes must leave each client an image of {len(labels)}, got {list(sizes)}")
+    return _sorted(list(order[: sum(counts)].split(counts)))
 
-    The draw is done once. Clients left with fewer than `min_images` are then given random images of the largest clients, so
-    that small alphas neither loop nor leave a client empty.
+
+def dirichlet(labels: Tensor, seed: int, *, num_clients: int = 8, alpha: float = 0.5, min_images: int = 1) -> Partition:
+    """Each class is spread over the clients in proportions drawn from Dirichlet(alpha) (Yurochkin et al., ICML 2019, "Bayesian
+    nonparametric federated learning of neural networks"; NIID-Bench, Li et al., ICDE 2022).
+
+    Departures from NIID-Bench's code: a client that has a C-th of the images may still get more, and the draw is done once, not until
+    each client has ten images. Clients left with fewer than `min_images` are then given random images of the largest clients, so that
+    small alphas neither loop nor leave a client empty.
     """
-    if not alpha > 0:
-        raise ValueError(f"partition.alpha must be > 0, got {alpha}")
+    _check_alpha(alpha)
     _check_clients(num_clients, len(labels))
     if not 1 <= min_images <= len(labels) // num_clients:
         raise ValueError(f"partition.min_images must be in [1, {len(labels) // num_clients}], got {min_images}")
@@ -45,59 +67,114 @@ def dirichlet(labels: Tensor, seed: int, *, num_clients: int = 8, alpha: float =
     for c in labels.unique():
         members = torch.nonzero(labels == c).flatten()
         members = members[torch.randperm(len(members), generator=rng)]
-        # A tiny alpha underflows every gamma draw to zero; the floor keeps the proportions finite.
-        share = torch._standard_gamma(torch.full((num_clients,), alpha, dtype=torch.float64), generator=rng).clamp_min(1e-300)
-        bounds = (share / share.sum()).cumsum(0)
+        bounds = _log_gamma(torch.full((num_clients,), alpha, dtype=torch.float64), rng).softmax(0).cumsum(0)
         position = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
         owner[members] = torch.searchsorted(bounds, position).clamp_max(num_clients - 1)
     return _at_least(owner, num_clients, min_images, rng)
 
 
-def shards(labels: Tensor, seed: int, *, num_clients: int = 8, classes_per_client: int = 2) -> Partition:
-    """k classes per client: class slots are dealt evenly, and a class's images are shared evenly by the clients that drew it."""
+def dirichlet_clients(labels: Tensor, seed: int, *, num_clients: int = 8, alpha: float = 0.5) -> Partition:
+    """Clients of equal size, each with class proportions q ~ Dirichlet(alpha p), p the shares of the classes in all images (Hsu, Qi &
+    Brown 2019, "Measuring the effects of non-identical data distribution for federated visual classification", arXiv:1909.06335).
+
+    The images are drawn without replacement, one client after the other; when a class is used up, q is scaled to sum to 1 over those that
+    are left. All images are dealt out, so the last clients take what remains. A small alpha gives a client one class, as long as there is
+    one with enough images; with a large one every client has p.
+    """
+    _check_alpha(alpha)
     _check_clients(num_clients, len(labels))
+    rng = generator(seed, "partition")
+    order = torch.randperm(len(labels), generator=rng)
+    order = order[labels[order].sort(stable=True).indices]  # by class, in a random order within each
+    _, left = labels[order].unique_consecutive(return_counts=True)
+    start = left.cumsum(0) - left
+    concentration = alpha * left.double() / len(labels)
+    parts = []
+    for piece in torch.arange(len(labels)).tensor_split(num_clients):
+        likelihood, taken = _log_gamma(concentration, rng), torch.zeros_like(left)
+        while (missing := len(piece) - int(taken.sum())) > 0:
+            shares = likelihood.where(taken < left, -math.inf).softmax(0)
+            drawn = torch.multinomial(shares, missing, replacement=True, generator=rng).bincount(minlength=len(left))
+            taken = torch.minimum(taken + drawn, left)
+        parts.append(torch.cat([order[s : s + n] for s, n in zip(start.tolist(), taken.tolist(), strict=True)]))
+        start, left = start + taken, left - taken
+    return _sorted(parts)
+
+
+def shards(labels: Tensor, seed: int, *, num_clients: int = 8, shards_per_client: int = 2) -> Partition:
+    """Images sorted by class, cut into C x k shards of equal size, of which each client gets k at random (McMahan et al., AISTATS 2017,
+    "Communication-efficient learning of deep networks from decentralized data"): mostly k classes a client, seldom fewer, and more
+    where a shard lies across the border of two classes.
+    """
+    _check_clients(num_clients, len(labels))
+    if not 1 <= shards_per_client <= len(labels) // num_clients:
+        raise ValueError(f"partition.shards_per_client must be in [1, {len(labels) // num_clients}], got {shards_per_client}")
+    rng = generator(seed, "partition")
+    order = torch.randperm(len(labels), generator=rng)
+    order = order[labels[order].sort(stable=True).indices]
+    pieces = order.tensor_split(num_clients * shards_per_client)
+    dealt = torch.randperm(len(pieces), generator=rng).view(num_clients, shards_per_client)
+    return _sorted([torch.cat([pieces[shard] for shard in own]) for own in dealt.tolist()])
+
+
+def log_normal_labels(
+    labels: Tensor,
+    seed: int,
+    *,
+    num_clients: int = 8,
+    classes_per_client: int = 2,
+    sigma: float = 2.0,
+    min_images: int = 5,
+) -> Partition:
+    """k classes a client, in amounts that are log-normal: client c has the classes c, c + 1, ..., c + k - 1 of a random circle of them,
+    and a class's images are shared in proportions exp(sigma N(0, 1)), after `min_images` for each of its clients.
+
+    That is the MNIST of FedProx (Li et al., MLSys 2020; the authors' data/mnist/generate_niid.py: 1,000 clients, k = 2, sigma = 2,
+    min_images = 5). Departures: the circle is in random order, where the authors count 0, 1, ..., 9, and all images are dealt out,
+    where they round down and leave out a share that goes beyond the end. sigma = 0 gives k classes in equal amounts.
+    """
+    _check_sigma(sigma)
+    _check_clients(num_clients, len(labels))
+    rng = generator(seed, "partition")
     present = labels.unique()
+    circle = present[torch.randperm(len(present), generator=rng)]
     if not 1 <= classes_per_client <= len(present):
         raise ValueError(f"partition.classes_per_client must be in [1, {len(present)}], got {classes_per_client}")
-    slots = num_clients * classes_per_client
-    if slots < len(present):
+    if num_clients + classes_per_client - 1 < len(present):
         raise ValueError(
-            f"partition.num_clients x partition.classes_per_client must be at least the {len(present)} classes, "
-            f"or images would be on no client; got {num_clients} x {classes_per_client}"
+            f"partition.num_clients + partition.classes_per_client - 1 must be at least the {len(present)} classes, "
+            f"or images would be on no client; got {num_clients} + {classes_per_client} - 1"
         )
-    rng = generator(seed, "partition")
-    holders: list[list[int]] = [[] for _ in present]
-    order = torch.randperm(len(present), generator=rng).tolist()
-    # A client takes a run of consecutive slots of the shuffled classes, repeated: never the same class twice.
-    for slot in range(slots):
-        holders[order[slot % len(present)]].append(slot // classes_per_client)
+    if min_images < 1:
+        raise ValueError(f"partition.min_images must be >= 1, got {min_images}")
     parts: list[list[Tensor]] = [[] for _ in range(num_clients)]
-    for c, clients in zip(present, holders, strict=True):
+    for place, c in enumerate(circle):
+        owners = [k for k in range(num_clients) if (place - k) % len(present) < classes_per_client]
         members = torch.nonzero(labels == c).flatten()
-        if len(members) < len(clients):
+        spare = len(members) - min_images * len(owners)
+        if spare < 0:
             raise ValueError(
-                f"partition.classes_per_client shares class {int(c)} among {len(clients)} clients, and it has {len(members)} images"
+                f"partition.min_images={min_images} asks for {min_images * len(owners)} images of class {int(c)} for its "
+                f"{len(owners)} clients, and it has {len(members)}"
             )
+        share = (sigma * torch.randn(len(owners), generator=rng, dtype=torch.float64)).softmax(0)
         members = members[torch.randperm(len(members), generator=rng)]
-        for client, piece in zip(clients, members.tensor_split(len(clients)), strict=True):
-            parts[client].append(piece)
+        pieces = members.split([min_images + extra for extra in _deal(share, spare)])
+        for owner, piece in zip(owners, pieces, strict=True):
+            parts[owner].append(piece)
     return _sorted([torch.cat(part) for part in parts])
 
 
 def quantity_skew(labels: Tensor, seed: int, *, num_clients: int = 8, sigma: float = 1.0, min_images: int = 1) -> Partition:
     """iid images in amounts proportional to exp(sigma N(0, 1)): log-normal client sizes."""
-    if not sigma >= 0:
-        raise ValueError(f"partition.sigma must be >= 0, got {sigma}")
+    _check_sigma(sigma)
     _check_clients(num_clients, len(labels))
     if not 1 <= min_images <= len(labels) // num_clients:
         raise ValueError(f"partition.min_images must be in [1, {len(labels) // num_clients}], got {min_images}")
     rng = generator(seed, "partition")
     share = (sigma * torch.randn(num_clients, generator=rng, dtype=torch.float64)).softmax(0)
-    spare = len(labels) - num_clients * min_images
-    ends = (share.cumsum(0) * spare).round().long()
-    ends[-1] = spare
-    sizes = ends.diff(prepend=torch.zeros(1, dtype=torch.long)) + min_images
-    return _sorted(list(torch.randperm(len(labels), generator=rng).split(sizes.tolist())))
+    counts = [min_images + extra for extra in _deal(share, len(labels) - num_clients * min_images)]
+    return _sorted(list(torch.randperm(len(labels), generator=rng).split(counts)))
 
 
 def per_label(labels: Tensor, seed: int) -> Partition:
@@ -114,6 +191,37 @@ def _at_least(owner: Tensor, num_clients: int, min_images: int, rng: torch.Gener
         sizes[poorest] += 1
         sizes[richest] -= 1
     return [torch.nonzero(owner == client).flatten() for client in range(num_clients)]
+
+
+def _deal(share: Tensor, total: int) -> list[int]:
+    """Whole numbers that add up to `total`, in proportion to shares that add up to 1."""
+    ends = (share.cumsum(0) * total).round().long()
+    ends[-1] = total
+    counts: list[int] = ends.diff(prepend=torch.zeros(1, dtype=torch.long)).tolist()
+    return counts
+
+
+def _log_gamma(shape: Tensor, rng: torch.Generator) -> Tensor:
+    """The logarithms of draws from Gamma(shape), float64; their softmax is a draw from a Dirichlet distribution.
+
+    A draw of a small shape is below the smallest double, so it is that of shape + 1 times U^(1/shape) (Marsaglia & Tsang 2000).
+    """
+    small = shape < 0.1
+    draws = torch._standard_gamma(shape + small, generator=rng).log()
+    if small.any():
+        uniform = 1 - torch.rand(shape.shape, dtype=torch.float64, generator=rng)
+        draws = draws + torch.where(small, uniform.log() / shape, 0)
+    return draws
+
+
+def _check_alpha(alpha: float) -> None:
+    if not 1e-200 <= alpha < math.inf:
+        raise ValueError(f"partition.alpha must be in [1e-200, inf), got {alpha}")
+
+
+def _check_sigma(sigma: float) -> None:
+    if not 0 <= sigma < math.inf:
+        raise ValueError(f"partition.sigma must be >= 0 and finite, got {sigma}")
 
 
 def _check_clients(num_clients: int, num_images: int) -> None:

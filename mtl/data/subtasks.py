@@ -1,8 +1,10 @@
 """Binary subtasks from what is known of each image.
 
-Unknown labels are a mask and never a guess: `targets[i, t]` counts only where `known[i, t]`.
+Unknown labels are a mask and never a guess: `targets[i, t]` counts only where `known[i, t]`. A name may be a number, in quotes or
+without: `subtasks.classes=[7,12]` are the classes "7" and "12".
 """
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,12 +19,22 @@ class Subtasks:
     """names: T of them; targets, known: bool [N, T]; identity: int64 [N], the one subtask that image i is a positive of, or -1.
 
     An image is a positive of at most one of the first `num_exclusive` subtasks, so that their scores can be fused to one decision.
+    Raises ValueError for a name that would tear a line of `metrics.csv`, or that is not text.
     """
 
     names: tuple[str, ...]
     targets: Tensor
     known: Tensor
     num_exclusive: int
+
+    def __post_init__(self) -> None:
+        for name in self.names:
+            # Control characters, separators of lines and paragraphs, and halves of surrogate pairs, which no encoding writes.
+            if not name or any(unicodedata.category(character) in ("Cc", "Zl", "Zp", "Cs") for character in name):
+                raise ValueError(
+                    f"subtasks must have names without line breaks and other control characters, got {name!a}; rename the class folder, "
+                    "class or attribute"
+                )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -35,12 +47,12 @@ class Subtasks:
         return torch.where(rivals.any(1), rivals.int().argmax(1), -1)
 
 
-def one_vs_rest(data: ImageData, *, classes: Sequence[str] | None = None) -> Subtasks:
+def one_vs_rest(data: ImageData, *, classes: Sequence[str | int] | None = None) -> Subtasks:
     """One subtask per class or identity: is it this one? `classes` keeps some of them, in that order.
 
     Images of the other classes are negatives of every subtask; images of an unknown class are masked.
     """
-    names = tuple(data.class_names if classes is None else classes)
+    names = data.class_names if classes is None else _as_names("subtasks.classes", classes)
     index = torch.tensor(_positions("subtasks.classes", names, data.class_names))
     if len(names) < 2:
         raise ValueError(f"subtasks.classes must name at least 2 of the classes of {data.name}, got {len(names)}: {list(names)}")
@@ -48,9 +60,9 @@ def one_vs_rest(data: ImageData, *, classes: Sequence[str] | None = None) -> Sub
     return Subtasks(names, targets, _known_classes(data, len(names)), len(names))
 
 
-def attributes(data: ImageData, *, names: Sequence[str] | None = None) -> Subtasks:
+def attributes(data: ImageData, *, names: Sequence[str | int] | None = None) -> Subtasks:
     """One subtask per attribute: is she smiling? `names` keeps some of them, in that order."""
-    chosen = tuple(data.attribute_names if names is None else names)
+    chosen = data.attribute_names if names is None else _as_names("subtasks.names", names)
     index = _positions("subtasks.names", chosen, data.attribute_names)
     if not chosen:
         raise ValueError(f"subtasks=attributes needs a data set with attributes, and {data.name} has none")
@@ -59,7 +71,7 @@ def attributes(data: ImageData, *, names: Sequence[str] | None = None) -> Subtas
 
 
 def classes_and_attributes(
-    data: ImageData, *, classes: Sequence[str] | None = None, names: Sequence[str] | None = None
+    data: ImageData, *, classes: Sequence[str | int] | None = None, names: Sequence[str | int] | None = None
 ) -> Subtasks:
     """Those of `one_vs_rest`, then those of `attributes`: who is she, and is she smiling?"""
     who, how = one_vs_rest(data, classes=classes), attributes(data, names=names)
@@ -69,23 +81,30 @@ def classes_and_attributes(
     return Subtasks(who.names + how.names, targets, known, who.num_exclusive)
 
 
-def groups(data: ImageData, *, mapping: Mapping[str, Sequence[str]]) -> Subtasks:
+def groups(data: ImageData, *, mapping: Mapping[str | int, Sequence[str | int]]) -> Subtasks:
     """One subtask per group of classes: {"animal": ["cat", "dog"], "vehicle": ["truck"]}. A class may be in several groups."""
     if not mapping:
         raise ValueError("subtasks.mapping must name at least one group of classes, got none")
-    targets = torch.stack(
-        [
-            torch.isin(data.classes, torch.tensor(_positions(f"subtasks.mapping.{name}", members, data.class_names)))
-            for name, members in mapping.items()
-        ],
-        dim=1,
-    )
+    names, columns = _as_names("subtasks.mapping", list(mapping)), []
+    for name, members in zip(names, mapping.values(), strict=True):
+        field = f"subtasks.mapping.{name}"
+        places = _positions(field, _as_names(field, members), data.class_names)
+        columns.append(torch.isin(data.classes, torch.tensor(places)))
+    targets = torch.stack(columns, dim=1)
     exclusive = len(mapping) > 1 and bool((targets.sum(1) <= 1).all())
-    return Subtasks(tuple(mapping), targets, _known_classes(data, len(mapping)), len(mapping) if exclusive else 0)
+    return Subtasks(names, targets, _known_classes(data, len(mapping)), len(mapping) if exclusive else 0)
 
 
 def _known_classes(data: ImageData, num_tasks: int) -> Tensor:
     return (data.classes >= 0)[:, None].expand(-1, num_tasks).clone()
+
+
+def _as_names(field: str, given: Sequence[str | int]) -> tuple[str, ...]:
+    """Whole numbers are names too; what YAML takes for another thing must be in quotes."""
+    for name in given:
+        if not isinstance(name, str | int) or isinstance(name, bool):
+            raise ValueError(f"{field} must hold names, got {name} ({type(name).__name__}); as a name it needs quotes")
+    return tuple(map(str, given))
 
 
 def _positions(field: str, names: Sequence[str], choices: Sequence[str]) -> list[int]:

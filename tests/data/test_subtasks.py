@@ -1,4 +1,7 @@
+import csv
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,8 +9,9 @@ import torch
 from mtl.data import subtasks
 from mtl.data.assignment import all_to_all
 from mtl.data.federated_data import federate
-from mtl.data.partition import iid
+from mtl.data.partition import iid, sizes
 from mtl.data.splits import Split
+from mtl.tracking import Tracker
 from mtl.types import ImageData
 
 
@@ -73,6 +77,12 @@ def test_classes_and_attributes_stand_side_by_side_and_only_the_classes_exclude_
             lambda d: subtasks.classes_and_attributes(replace(d, attribute_names=("c1", "some"))),
             "must have different names, got c1 as both",
         ),
+        (
+            lambda d: subtasks.one_vs_rest(d, classes=["c0", 1.5]),
+            r"subtasks.classes must hold names, got 1.5 \(float\); .* quotes",
+        ),
+        (lambda d: subtasks.attributes(d, names=[True]), r"subtasks.names must hold names, got True \(bool\)"),
+        (lambda d: subtasks.groups(d, mapping={"a": [7]}), "subtasks.mapping.a must be among .* got 7"),
         (lambda d: subtasks.attributes(d, names=["smiling"]), "must be among odd, some, got smiling"),
         (lambda d: subtasks.groups(d, mapping={}), "at least one group"),
         (lambda d: subtasks.groups(d, mapping={"a": ["cat"]}), r"subtasks.mapping.a must be among .* got cat"),
@@ -83,9 +93,54 @@ def test_wrong_names_are_refused_with_the_choices(images: ImageData, make: objec
         make(images)  # type: ignore[operator]
 
 
+def test_whole_numbers_are_names(images: ImageData) -> None:
+    people = replace(images, class_names=("1", "2", "10", "007"), attribute_names=("5", "some"))
+    assert subtasks.one_vs_rest(people, classes=[10, "007", 1]).names == ("10", "007", "1")
+    assert subtasks.attributes(people, names=[5]).names == ("5",)
+    made = subtasks.groups(people, mapping={1: [1, 2], 2: ["10"]})
+    assert made.names == ("1", "2")
+    assert made.targets.sum(0).tolist() == [12, 6]
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "tab\tbed", "a\x85b", "a\u2028b", "bell\a", "\udcff", ""])
+def test_names_that_would_tear_a_line_are_refused(images: ImageData, name: str) -> None:
+    torn = replace(images, class_names=("c0", name, "c2", "c3"), attribute_names=("odd", name))
+    makers = [
+        lambda: subtasks.one_vs_rest(torn),
+        lambda: subtasks.attributes(torn),
+        lambda: subtasks.groups(images, mapping={name: ["c0"]}),
+    ]
+    for make in makers:
+        with pytest.raises(ValueError, match="names without line breaks and other control characters, got ") as error:
+            make()
+        assert ascii(name) in str(error.value)
+
+
+def test_every_name_that_is_accepted_survives_metrics_csv(images: ImageData, tmp_path: Path) -> None:
+    names = ('Zoë, or "Z"', "7", "김 철수", "' = +1;")
+    made = subtasks.one_vs_rest(replace(images, class_names=names))
+    for last_round in (None, 1):  # a resumed run copies the lines
+        tracker = Tracker(tmp_path, {}, wandb="disabled", last_round=last_round)
+        tracker.log(1 if last_round is None else 2, {f"test/{name}/auroc": 0.5 for name in made.names})
+        tracker.abandon()
+    lines = (tmp_path / "metrics.csv").read_text(encoding="utf-8").splitlines()
+    assert [next(csv.reader([line])) for line in lines[1:]] == [
+        [str(round), f"test/{name}/auroc", "0.5"] for round in (1, 2) for name in names
+    ]
+
+
 def test_a_split_that_shows_nothing_is_refused(images: ImageData) -> None:
     place = torch.arange(24) % 6
     split = Split(torch.nonzero(place < 4).flatten(), torch.tensor([4]), torch.nonzero(place == 5).flatten())
     rules = {"partition": iid, "partition_by": "class", "assignment": all_to_all, "seed": 0}
     with pytest.raises(ValueError, match=r"split.val must leave a positive and a negative of some subtask among its 1 images"):
         federate(images, subtasks.one_vs_rest(images), split, **rules)  # type: ignore[arg-type]
+
+
+def test_images_that_are_on_no_client_do_not_train(images: ImageData) -> None:
+    place = torch.arange(24) % 6
+    split = Split(torch.nonzero(place < 4).flatten(), torch.zeros(0, dtype=torch.long), torch.nonzero(place >= 4).flatten())
+    rules = {"partition": partial(sizes, sizes=[7, 5]), "partition_by": "class", "assignment": all_to_all, "seed": 0}
+    data = federate(images, subtasks.one_vs_rest(images), split, **rules)  # type: ignore[arg-type]
+    assert data.clients.sizes == [7, 5]
+    assert data.split.train.tolist() == sorted(data.clients.values.tolist())
