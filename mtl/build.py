@@ -27,9 +27,9 @@ from mtl.models.hard_sharing import HardSharing
 from mtl.models.norm import replace_batch_norm
 from mtl.models.peers import Peers
 from mtl.models.transfer import Transfer
-from mtl.models.weights import load_weights
+from mtl.models.weights import CHECKPOINTS, load_weights
+from mtl.run_directory import digest, fingerprint
 from mtl.seeding import derive_seed
-from mtl.tracking import fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -67,10 +67,24 @@ def read_config(run_dir: Path) -> DictConfig:
     return config
 
 
-def data_fingerprint(config: DictConfig, data: FederatedData, *further: Tensor) -> str:
-    """What a checkpoint carries, to be known as this run's: of the configuration, of the images and their labels, and of further data."""
+def data_fingerprint(config: DictConfig, data: FederatedData) -> str:
+    """What a checkpoint carries, to be known as this run's: of the configuration, and of the images and their labels."""
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    return fingerprint(plain, *(_bytes(part) for part in (data.images, data.targets, data.known, *further)))
+    return fingerprint(plain, *(_bytes(part) for part in (data.images, data.targets, data.known)))
+
+
+def files_fingerprint(config: DictConfig, *further: Tensor) -> str:
+    """What a checkpoint carries beside: of what the files and runs hold that the configuration names, and of further data."""
+    names = (config.weights, config.start, config.distil.teacher, config.fleet.profiles)
+    contents = (_content(name) if isinstance(name, str) else b"" for name in names)
+    return digest(*contents, *(_bytes(part) for part in further))
+
+
+def _content(name: str) -> bytes:
+    """What decides what is read from `name`: a run's checkpoint, a file, or the name itself where there is neither."""
+    path = Path(name).expanduser()
+    found = next((path / checkpoint for checkpoint in CHECKPOINTS if (path / checkpoint).is_file()), path)
+    return found.read_bytes() if found.is_file() else name.encode()
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -1,6 +1,7 @@
 """The configuration: groups and their members, derived from the signatures of what they build, and the defaults of `mtl train`."""
 
 import functools
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,8 @@ from mtl.models.sphereface import sphereface_cnn
 from mtl.models.transfer import Transfer
 
 CONFIG_NAME = "train"
+# Runs that start in the same second, as an array of jobs does, have names of their own.
+OmegaConf.register_new_resolver("token", lambda: secrets.token_hex(4), use_cache=True, replace=True)
 
 # group -> (how it is built, members). A new loss, trunk, rule or data set is one line here.
 WHOLE: dict[str, dict[str, Any]] = {
@@ -382,7 +385,7 @@ def _top_level() -> Any:
         seed=ZenField(int, 0),
         start=ZenField(str | None, None),
         name=ZenField(str | None, None),
-        output_dir=ZenField(str, "runs/${now:%Y-%m-%d_%H-%M-%S}"),
+        output_dir=ZenField(str, "runs/${now:%Y-%m-%d_%H-%M-%S}_${token:}"),
         resume=ZenField(bool, False),
         balance=ZenField(BalanceOptions, BalanceOptions()),
         engine=ZenField(EngineOptions, EngineOptions()),
@@ -394,6 +397,7 @@ def _top_level() -> Any:
             "run": {"dir": "${output_dir}"},
             "sweep": {"dir": "${output_dir}", "subdir": "${hydra.job.num}"},
             "output_subdir": None,
+            "callbacks": {"sweep": {"_target_": "mtl.launch.Sweep"}},
             "help": {"app_name": "mtl train"},
             "job": {"config": {"override_dirname": {"exclude_keys": ["output_dir", "resume", "data.root"]}}},
         },

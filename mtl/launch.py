@@ -1,13 +1,20 @@
 """`mtl train`: from the words of a command line to one run or a sweep of runs, by Hydra."""
 
+import contextlib
+import json
+import math
 import os
 import re
 import sys
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -15,6 +22,9 @@ from omegaconf.errors import OmegaConfBaseException
 from mtl.configs import CONFIG_NAME, DEFAULTS, compose, register
 from mtl.train import train
 from mtl.types import Diverged, Interrupted
+
+FAILURES = "failures.jsonl"  # of a sweep, a line for each job that failed
+EXPECTED = (HydraException, OmegaConfBaseException, ValueError, OSError, Diverged)
 
 
 def experiments_folder() -> Path | None:
@@ -36,25 +46,82 @@ def launch(words: list[str]) -> int:
         hydra.main(version_base="1.3", config_path=None, config_name=CONFIG_NAME)(_run)()
     except SystemExit as end:  # Hydra's own flags, as --help, end this way
         return end.code if isinstance(end.code, int) else 0
-    except Interrupted as stop:
+    except (Interrupted, SweepStopped) as stop:
         print(f"mtl: {stop}", file=sys.stderr)
         return 130
-    except OSError as error:
-        kind = "" if isinstance(error, ValueError) else "output_dir cannot be used, or a file cannot be read: "
-        print(f"mtl: error: {kind}{error}", file=sys.stderr)
-        return 2
-    except (HydraException, OmegaConfBaseException, ValueError, Diverged) as error:
-        print(f"mtl: error: {_reason(error)}{_choices(str(error), words)}", file=sys.stderr)
+    except EXPECTED as error:
+        print(f"mtl: error: {_told(error)}{_choices(str(error), words)}", file=sys.stderr)
         return 1 if isinstance(error, Diverged) else 2
-    return 0
+    return _tell_failures() if flags else 0
+
+
+class SweepStopped(KeyboardInterrupt):
+    """A job was stopped by Ctrl-C. Hydra goes on with the next job after an Exception, which this is not."""
+
+
+class Sweep(Callback):
+    """Remembers where the sweep of this process is, as Hydra says it before the first job, and forgets what failed there before."""
+
+    folder: Path | None = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        Sweep.folder = Path(config.hydra.sweep.dir)
+        (Sweep.folder / FAILURES).unlink(missing_ok=True)
 
 
 def _run(config: DictConfig) -> float | None:
     context = HydraConfig.get()
     run_dir = Path(context.runtime.output_dir)
-    if context.mode == RunMode.MULTIRUN:
+    with _nothing_left(run_dir):
+        if context.mode != RunMode.MULTIRUN:
+            return _train(config, run_dir)
         config.tracking.group = config.tracking.group or Path(context.sweep.dir).name
         config.name = config.name or context.job.override_dirname
+        try:
+            return _train(config, run_dir)
+        except Interrupted as stop:
+            raise SweepStopped(
+                f"job {context.job.num} is stopped and the sweep with it; the same command with resume=true "
+                f"output_dir={context.sweep.dir} goes on"
+            ) from stop
+        except Exception as error:  # noqa: BLE001 the next job does not depend on this one
+            _write_failure(Path(context.sweep.dir), context.job.num, context.job.override_dirname, error)
+            return math.nan  # which sweepers that optimise know as a failure
+
+
+@contextlib.contextmanager
+def _nothing_left(run_dir: Path) -> Iterator[None]:
+    """Without the folder that Hydra made, where the run came to nothing."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            run_dir.rmdir()  # of an empty folder alone
+
+
+def _write_failure(folder: Path, number: int, words: str, error: Exception) -> None:
+    """Say it now, and leave a line for the end of the sweep, which another process may tell."""
+    message = _told(error) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {error}"
+    if not isinstance(error, EXPECTED):
+        traceback.print_exception(error)
+    print(f"mtl: error: job {number} ({words}): {message}", file=sys.stderr, flush=True)
+    with (folder / FAILURES).open("a") as file:
+        file.write(json.dumps({"job": number, "words": words, "message": message}) + "\n")
+
+
+def _tell_failures() -> int:
+    """What failed in the sweep of this process; the exit code of all of it."""
+    file = None if Sweep.folder is None else Sweep.folder / FAILURES
+    if file is None or not file.exists():
+        return 0
+    failures = sorted((json.loads(line) for line in file.read_text().splitlines()), key=lambda failure: int(failure["job"]))
+    print(f"mtl: error: {len(failures)} of the sweep's jobs failed ({file}):", file=sys.stderr)
+    for failure in failures:
+        print(f"  job {failure['job']} ({failure['words']}): {failure['message']}", file=sys.stderr)
+    return 1
+
+
+def _train(config: DictConfig, run_dir: Path) -> float | None:
     summary = train(config, run_dir)
     print(f"run directory: {run_dir}")
     if config.write_report:
@@ -72,6 +139,12 @@ def _choices(message: str, words: list[str]) -> str:
     node = OmegaConf.select(config, parent) if parent else config
     keys = [str(key) for key in node if not str(key).startswith("_")] if isinstance(node, DictConfig) else []
     return f"\n{parent or 'the configuration'} has the keys {', '.join(keys)}" if keys else ""
+
+
+def _told(error: BaseException) -> str:
+    reason = _reason(error)
+    unused = isinstance(error, OSError) and not isinstance(error, ValueError)
+    return f"output_dir cannot be used, or a file cannot be read: {reason}" if unused else reason
 
 
 def _reason(error: BaseException) -> str:

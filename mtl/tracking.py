@@ -4,7 +4,6 @@
 """
 
 import csv
-import hashlib
 import importlib.metadata
 import json
 import logging
@@ -14,12 +13,10 @@ import platform
 import secrets
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
-
-import yaml
 
 from mtl.files import atomic_write, write_json
 
@@ -59,6 +56,8 @@ class Tracker:
         self.run_dir = run_dir
         if last_round is None:
             write_json(run_dir / "environment.json", environment())
+            # A start that failed before may have left one.
+            (run_dir / "wandb.json").unlink(missing_ok=True)
         self._wandb = _start_wandb(run_dir, config, wandb, project, group, name)
         self._file = _open_metrics(run_dir / "metrics.csv", last_round)
         self._rows = csv.writer(self._file, lineterminator="\n")
@@ -88,68 +87,6 @@ class Tracker:
         self._file.close()
         if self._wandb is not None:
             self._wandb.finish(exit_code=1)
-
-
-def open_run_directory(run_dir: Path, config: Mapping[str, Any], *, resume: bool) -> Path | None:
-    """Make `run_dir` a run's home, or check that it is this run's; returns the checkpoint to go on from, None to start anew.
-
-    Nothing is written where the folder holds anything else: another run, another configuration, other files.
-    """
-    saved = run_dir / "config.yaml"
-    if saved.exists():
-        before = _read_config(saved)
-        differing = sorted(_differences(_identity(before), _identity(config)))
-        if differing:
-            raise ValueError(
-                f"output_dir {run_dir} holds a run of another configuration, which differs in {', '.join(differing)}"
-            )
-        if not resume:
-            raise ValueError(
-                f"output_dir {run_dir} holds this run already; say resume=true to go on with it, or another output_dir"
-            )
-        checkpoint = run_dir / "checkpoints" / "last.ckpt"
-        return checkpoint if checkpoint.exists() else None
-    if run_dir.exists() and (found := sorted(path.name for path in run_dir.iterdir())):
-        raise ValueError(f"output_dir {run_dir} must be a new, an empty or a run's folder, and it holds {', '.join(found[:3])}")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with atomic_write(saved) as file:
-        file.write(yaml.safe_dump(dict(config), sort_keys=False).encode())
-    return None
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(path.read_text())
-    except yaml.YAMLError:
-        config = None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} is damaged: expected the configuration of a run; use another output_dir")
-    return config
-
-
-def fingerprint(config: Mapping[str, Any], *data: bytes | memoryview) -> str:
-    """What a checkpoint must share with a run to be its own: the configuration, but for where and how it is watched, and the data."""
-    digest = hashlib.blake2b(json.dumps(_identity(config), sort_keys=True, default=str).encode(), digest_size=16)
-    for part in data:
-        digest.update(part)
-    return digest.hexdigest()
-
-
-def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes a run this run: not where it writes, how it is watched, or how it was started."""
-    return {
-        key: value
-        for key, value in config.items()
-        if key not in ("output_dir", "resume", "name", "tracking", "write_report", "checkpoint_every", "profile")
-    }
-
-
-def _differences(left: Any, right: Any, path: str = "") -> Iterator[str]:
-    if isinstance(left, Mapping) and isinstance(right, Mapping):
-        for key in {**left, **right}:
-            yield from _differences(left.get(key), right.get(key), f"{path}.{key}" if path else str(key))
-    elif left != right:
-        yield f"{path} ({left} there, {right} now)"
 
 
 def environment() -> dict[str, Any]:

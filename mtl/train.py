@@ -1,5 +1,6 @@
 """One run, from its configuration to its run directory: build, fit, test, summary, report."""
 
+import contextlib
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from mtl.balancing.weighting import Equal
-from mtl.build import build_data, build_levels, build_workloads, data_fingerprint, kept
+from mtl.build import build_data, build_levels, build_workloads, data_fingerprint, files_fingerprint, kept
 from mtl.data.client_batches import LocalWork
 from mtl.data.datamodule import FederatedDataModule
 from mtl.data.federated_data import FederatedData
@@ -36,7 +37,7 @@ from mtl.federation.rounds import Setting
 from mtl.federation.sampling import Draws, Sampling
 from mtl.files import write_arrays, write_json
 from mtl.learning.centralised import CentralisedLearning
-from mtl.learning.checkpoints import AtomicCheckpoints, SaveBest, SaveRounds, read_checkpoint
+from mtl.learning.checkpoints import AtomicCheckpoints, CheckpointError, EvaluateLast, SaveBest, SaveRounds, read_checkpoint
 from mtl.learning.detection import DetectionLearning
 from mtl.learning.federated import FederatedLearning
 from mtl.learning.group import joined, versions
@@ -48,8 +49,9 @@ from mtl.memory import keep_freed_memory
 from mtl.metrics import Metrics, worst_clients
 from mtl.models.hard_sharing import HardSharing
 from mtl.report.page import write_report
+from mtl.run_directory import held, open_run_directory, update_config
 from mtl.spawn import inside_rank, run_ranks
-from mtl.tracking import WANDB_MODES, Tracker, open_run_directory
+from mtl.tracking import WANDB_MODES, Tracker
 from mtl.trained import build_start
 from mtl.types import Interrupted
 
@@ -94,12 +96,33 @@ def _train(config: DictConfig, plain: dict[str, Any], run_dir: Path, ranks: Rank
     # Every rank works for the one run directory of the first.
     run_dir = ranks.agree(run_dir)
     learner, steps = build_learner(config, data, run_dir)
-    learner.run = data_fingerprint(config, data, *learner.further_data)
-    ranks.require_same({**versions(), "configuration and data": learner.run})
+    learner.run, learner.files = data_fingerprint(config, data), files_fingerprint(config, *learner.further_data)
+    ranks.require_same({**versions(), "configuration and data": learner.run, "files": learner.files})
     trainer = build_trainer(config, run_dir, learner)
-    checkpoint, last_round = ranks.agree(_open(run_dir, plain, config.resume, learner) if ranks.first else None)
-    tracker = None
-    if ranks.first:
+    loaders = FederatedDataModule(data, steps=steps)
+    with held(run_dir) if ranks.first else contextlib.nullcontext():
+        checkpoint, last_round, summary = ranks.agree(_open(run_dir, plain, learner) if ranks.first else None)
+        if summary is not None:
+            logger.info("output_dir %s holds this run, finished: there is nothing to go on with", run_dir)
+        else:
+            summary = _train_in(config, plain, run_dir, learner, trainer, loaders, checkpoint, last_round)
+        result: Metrics = summary
+    return result
+
+
+def _train_in(
+    config: DictConfig,
+    plain: dict[str, Any],
+    run_dir: Path,
+    learner: Learner,
+    trainer: pl.Trainer,
+    loaders: FederatedDataModule,
+    checkpoint: Path | None,
+    last_round: int | None,
+) -> Metrics:
+    """Train, test and write what a run directory holds."""
+    tracker, data = None, loaders.federated_data
+    if Ranks().first:
         tracker = Tracker(
             run_dir,
             plain,
@@ -111,16 +134,9 @@ def _train(config: DictConfig, plain: dict[str, Any], run_dir: Path, ranks: Rank
         )
         learner.log_round = tracker.log
     try:
-        summary = _fit_and_test(config, run_dir, data, learner, trainer, FederatedDataModule(data, steps=steps), checkpoint)
+        summary = _fit_and_test(config, run_dir, data, learner, trainer, loaders, checkpoint)
         if tracker is not None:
-            levels = learner.setting.levels if isinstance(learner, FederatedLearning) else None
-            _save_federation(run_dir, data, levels)
-            _save_predictions(run_dir, learner)
-            _save_conflict(run_dir, learner)
-            if isinstance(learner, FederatedLearning) and isinstance(learner.setting.sampling, FleetSampling):
-                widths = None if levels is None else levels.widths
-                learner.setting.sampling.write(run_dir / "fleet.csv", data.clients.sizes, widths)
-            write_json(run_dir / "summary.json", summary)
+            _save(run_dir, data, learner, summary)
             if config.write_report:
                 write_report([run_dir])
             tracker.finish(summary, sorted((run_dir / "figures").glob("*.png")))
@@ -131,10 +147,24 @@ def _train(config: DictConfig, plain: dict[str, Any], run_dir: Path, ranks: Rank
     return summary
 
 
-def _open(run_dir: Path, plain: dict[str, Any], resume: bool, learner: Learner) -> tuple[Path | None, int | None]:
-    """The checkpoint to go on from and its last round."""
-    checkpoint = open_run_directory(run_dir, plain, resume=resume)
-    return checkpoint, None if checkpoint is None else int(read_checkpoint(checkpoint, learner.run)["epoch"]) + 1
+def _open(run_dir: Path, plain: dict[str, Any], learner: Learner) -> tuple[Path | None, int | None, Metrics | None]:
+    """The checkpoint to go on from, its last round, and the summary of a run that is finished."""
+    checkpoint = open_run_directory(run_dir, plain, resume=plain["resume"])
+    if checkpoint is None:
+        return None, None, None
+    content = read_checkpoint(checkpoint, learner.run)
+    if content["files"] != learner.files:
+        raise CheckpointError(
+            f"checkpoint {checkpoint} is of another run: weights, start, distil.teacher, fleet.profiles, scenes or the server's images "
+            "do not hold what they held"
+        )
+    last_round, rounds = int(content["epoch"]) + 1, plain["rounds"]
+    if last_round > rounds:
+        raise ValueError(f"rounds must be at least the {last_round} that output_dir {run_dir} has done already, got {rounds}")
+    update_config(run_dir, plain)
+    summary = run_dir / "summary.json"
+    finished = summary.exists() and last_round == rounds
+    return checkpoint, last_round, json.loads(summary.read_text()) if finished else None
 
 
 def _fit_and_test(
@@ -286,6 +316,7 @@ def build_sampling(
     """Who takes part in a round; with a fleet, as its devices and the server's patience allow."""
     sampling, fleet = instantiate(config.sampling), instantiate(config.fleet)
     if fleet.mix is None:
+        sampling.draw(data.num_clients, seed=config.seed, round=0)  # raises where the cohort is larger
         draws: Draws = sampling
         return draws
     workloads = build_workloads(config, data, [Level(1.0, model, {})] if levels is None else levels.levels, objective)
@@ -297,7 +328,9 @@ def build_trainer(config: DictConfig, run_dir: Path, learner: Learner) -> pl.Tra
     """An epoch is a round. The best round is kept only where there are validation images to choose it by."""
     folder = run_dir / "checkpoints"
     callbacks: list[pl.Callback] = [RoundProgress(f"{config.mode}, seed {config.seed}")]
+    callbacks.append(EvaluateLast())
     if learner.watched == "val":
+        learner.check_choice()
         callbacks.append(SaveBest(folder / "best.ckpt"))
     if config.prune.kind == "weights":
         callbacks.append(PruneWeights(instantiate(config.prune), learner.model, num_rounds=config.rounds))
@@ -375,6 +408,18 @@ def _fit_summary(learner: Learner, data: FederatedData, rounds: int) -> Metrics:
     return summary | {f"cost/{name}": value for name, value in learner.costs().items()}
 
 
+def _save(run_dir: Path, data: FederatedData, learner: Learner, summary: Metrics) -> None:
+    """What is known at the end, the summary last: where it is, everything is."""
+    levels = learner.setting.levels if isinstance(learner, FederatedLearning) else None
+    _save_federation(run_dir, data, levels)
+    _save_predictions(run_dir, learner)
+    _save_conflict(run_dir, learner)
+    if isinstance(learner, FederatedLearning) and isinstance(learner.setting.sampling, FleetSampling):
+        widths = None if levels is None else levels.widths
+        learner.setting.sampling.write(run_dir / "fleet.csv", data.clients.sizes, widths)
+    write_json(run_dir / "summary.json", summary)
+
+
 def _save_federation(run_dir: Path, data: FederatedData, levels: Levels | None) -> None:
     """With the share of the channels, or the architecture, that each client trains, where they are not the same."""
     tested = data.num_tested
@@ -407,7 +452,9 @@ def _save_predictions(run_dir: Path, learner: Learner) -> None:
 
 
 def _save_conflict(run_dir: Path, learner: Learner) -> None:
-    """For each pair of tasks the mean cosine of their gradients, the share of steps in which they conflict, and the number of steps."""
+    """For each pair of tasks the mean cosine of their gradients, the share of steps in which they conflict, and the number of steps: over
+    the rounds up to the tested one.
+    """
     if learner.pairs is None:
         return
     cosines, against, count = learner.pairs.cpu().numpy()

@@ -6,7 +6,7 @@ from PIL import Image
 
 from mtl import tracking
 from mtl.files import atomic_write, write_json
-from mtl.tracking import Tracker, open_run_directory
+from mtl.tracking import Tracker
 
 
 def test_an_offline_run_is_recorded_without_an_account_or_a_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,22 +46,6 @@ def test_numbers_are_kept_exactly_and_a_torn_line_is_dropped_on_resume(tmp_path:
     path.write_text(path.read_text() + "3,train/lo")
     Tracker(tmp_path, {}, wandb="disabled", last_round=1).abandon()
     assert path.read_text() == "round,metric,value\n1,train/loss,0.30000000000000004\n"
-
-
-def test_a_folder_of_another_configuration_names_what_differs(tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    assert open_run_directory(run_dir, {"seed": 0, "loss": {"margin": 0.4}}, resume=False) is None
-    with pytest.raises(ValueError, match=r"differs in loss.margin \(0.4 there, 0.5 now\), rounds \(None there, 9 now\)"):
-        open_run_directory(run_dir, {"seed": 0, "loss": {"margin": 0.5}, "rounds": 9}, resume=True)
-    same = {"seed": 0, "loss": {"margin": 0.4}, "resume": True, "output_dir": "elsewhere"}
-    assert open_run_directory(run_dir, same, resume=True) is None
-
-
-@pytest.mark.parametrize("content", ["", "a: [1", "- 1"])
-def test_a_damaged_configuration_is_said(tmp_path: Path, content: str) -> None:
-    (tmp_path / "config.yaml").write_text(content)
-    with pytest.raises(ValueError, match=r"config.yaml is damaged"):
-        open_run_directory(tmp_path, {"seed": 0}, resume=True)
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import DictConfig
@@ -126,6 +127,82 @@ def test_a_resumed_run_ends_as_one_never_interrupted(class_folders: Path, tmp_pa
     resumed = train(config, cut)
     assert without_time(resumed) == without_time(whole)
     assert numbers(cut) == numbers(tmp_path / "whole")
+
+
+def test_the_last_round_is_evaluated_and_can_be_the_best(class_folders: Path, tmp_path: Path) -> None:
+    for mode in ("federated", "centralised"):
+        summary = train(small(class_folders, f"mode={mode}", "rounds=5", "evaluate_every=3"), tmp_path / mode)
+        rounds = [int(row[0]) for row in numbers(tmp_path / mode) if row[1] == "val/rank1"]
+        assert sorted(rounds) == [3, 5]
+        assert summary["fit/best_round"] in (3, 5)
+    train(small(class_folders, "rounds=3", "evaluate_every=2", "split.val=0"), tmp_path / "monitor")
+    assert [row[0] for row in numbers(tmp_path / "monitor") if row[1] == "monitor/rank1"] == ["2", "3"]
+
+
+@pytest.mark.parametrize(("split", "rounds"), [("split.val=2", None), ("split.val=0", 7)])
+def test_conflicts_are_those_of_the_rounds_up_to_the_tested_one(
+    class_folders: Path, tmp_path: Path, split: str, rounds: int | None
+) -> None:
+    words = ["balance.conflict=true", "rounds=7", "evaluate_every=1", split]
+    summary = train(small(class_folders, *words), tmp_path / "run")
+    tested = rounds or int(summary["fit/best_round"] or 0)
+    with np.load(tmp_path / "run" / "conflict.npz") as file:
+        # Each client trains two subtasks of its own, in two local steps a round.
+        assert file["steps"].max() == 2 * tested
+
+
+def test_a_resumed_run_may_have_another_machine_engine_and_place(class_folders: Path, tmp_path: Path) -> None:
+    whole = train(small(class_folders), tmp_path / "whole")
+    kill_after(small(class_folders), tmp_path / "cut", rounds=2)
+    moved, run_dir = tmp_path / "moved", tmp_path / "elsewhere"
+    class_folders.rename(moved)
+    (tmp_path / "cut").rename(run_dir)
+    again = ["resume=true", "trainer.threads=1", "engine.backend=vmap", "engine.block=1"]
+    resumed = train(small(moved, *again), run_dir)
+    assert resumed["test/auroc"] == pytest.approx(whole["test/auroc"], abs=1e-4)
+    assert f"root: {moved}" in (run_dir / "config.yaml").read_text()
+
+
+def test_rounds_can_grow_and_the_rounds_are_those_of_a_longer_run(class_folders: Path, tmp_path: Path) -> None:
+    words = ["schedule=constant", "schedule.warmup=2", "evaluate_every=2"]
+    whole = train(small(class_folders, *words, "rounds=6"), tmp_path / "whole")
+    train(small(class_folders, *words), tmp_path / "grown")
+    grown = train(small(class_folders, *words, "rounds=6", "resume=true"), tmp_path / "grown")
+    assert without_time(grown) == without_time(whole)
+    assert numbers(tmp_path / "grown") == numbers(tmp_path / "whole")
+    with pytest.raises(ValueError, match=r"rounds must be at least the 6 that output_dir .* has done already, got 5"):
+        train(small(class_folders, *words, "rounds=5", "resume=true"), tmp_path / "grown")
+    train(small(class_folders), tmp_path / "cosine")
+    with pytest.raises(ValueError, match=r"rounds \(4 there, 6 now\); .* schedule=cosine does"):
+        train(small(class_folders, "rounds=6", "resume=true"), tmp_path / "cosine")
+
+
+def test_resuming_a_finished_run_changes_nothing(class_folders: Path, tmp_path: Path) -> None:
+    summary = train(small(class_folders), tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert train(small(class_folders, "resume=true"), tmp_path / "run") == summary
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    # Killed after the last round and before the summary: the times of the rounds are in the checkpoint.
+    (tmp_path / "run" / "summary.json").unlink()
+    assert train(small(class_folders, "resume=true"), tmp_path / "run").keys() == summary.keys()
+
+
+def test_a_resumed_run_wants_the_same_weights_wherever_they_lie(class_folders: Path, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        train(small(class_folders, f"seed={seed}", "rounds=1"), tmp_path / f"{seed}")
+    train(small(class_folders, f"weights={tmp_path / '1'}"), tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"weights, start, .* do not hold what they held"):
+        train(small(class_folders, f"weights={tmp_path / '2'}", "resume=true"), tmp_path / "run")
+    (tmp_path / "1").rename(tmp_path / "moved")
+    train(small(class_folders, f"weights={tmp_path / 'moved'}", "resume=true"), tmp_path / "run")
+
+
+def test_a_start_that_fails_does_not_block_the_next(class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("mtl.learning.federated.run_round", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
+        with pytest.raises(RuntimeError, match="out of memory"):
+            train(small(class_folders), tmp_path / "run")
+    assert train(small(class_folders, "client.learning_rate=0.02"), tmp_path / "run")["test/auroc"] is not None
 
 
 def test_a_resumed_run_keeps_the_backend_that_auto_took(
@@ -445,6 +522,8 @@ def test_unusable_settings_are_refused_before_anything_is_written(class_folders:
         "trainer.precision=16-mixed": "trainer.precision must be one of 32-true, bf16-mixed, got 16-mixed",
         "trainer.accelerator=gpu": "trainer cannot be made of accelerator=gpu",
         "trainer.threads=0": "trainer.threads must be >= 1, got 0",
+        "sampling=cohort sampling.cohort=3": r"sampling.cohort must be in \[1, 2\], the number of clients, got 3",
+        "best_by=accuracy": "best_by must be one of rank1, auroc, worst_task_auroc, .*, got accuracy",
         "engine.backend=ray": "engine.backend must be one of auto, loop, vmap, compiled, got ray",
         "trunk.channels=[10]": r"trunk.channels must be numbers divisible by trunk.groups=8, at least one, got \[10\]",
         "subtasks.classes=[c0]": "at least 2",

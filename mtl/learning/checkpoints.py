@@ -92,6 +92,14 @@ def read_checkpoint(path: Path, run: str | None = None) -> dict[str, Any]:
     return checkpoint
 
 
+class EvaluateLast(pl.Callback):
+    """Evaluates after the last round also where `evaluate_every` does not divide the number of rounds."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch + 1 == trainer.max_epochs:
+            trainer.check_val_every_n_epoch = 1
+
+
 class SaveBest(Checkpoint):
     """Writes `path` whenever the validation metric of the learner is higher than ever before."""
 
@@ -102,10 +110,7 @@ class SaveBest(Checkpoint):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Learner)
-        value = pl_module.latest.get(pl_module.chosen_by)
-        if value is None:
-            at_hand = [name.removeprefix("val/") for name in pl_module.latest if name.startswith("val/")]
-            raise ValueError(f"best_by must be one of {', '.join(at_hand)}, got {pl_module.chosen_by.removeprefix('val/')}")
+        value = pl_module.latest[pl_module.chosen_by]
         if value > self.value:
             self.value, self.round = value, trainer.current_epoch + 1
             trainer.save_checkpoint(self.path, weights_only=False)

@@ -214,6 +214,10 @@ class DetectionLearning(CentralisedLearning):
         draw = random_uniform(part_of_key(batches.key[0], AUGMENTATION), places).view(-1, SCENE_DRAWS)
         return self.augmentation(to_float(scenes.images[index]), scenes.boxes[index], scenes.valid[index], draw)
 
+    def _choices(self) -> list[str]:
+        """Without precision, which a model that finds no face does not have."""
+        return [*super()._choices(), "ap50", "found", *["named"] * self._named]
+
     def _evaluate(self, index: Tensor) -> tuple[Metrics, Tensor]:
         metrics, scores = super()._evaluate(index)
         part = VAL if self.watched == "val" and not self.trainer.testing else TEST

@@ -45,6 +45,10 @@ class FederatedLearning(Learner):
             self.account |= {"modelled_seconds": 0.0, "modelled_joules": 0.0}
         self.account |= dict.fromkeys(self._samples_of_levels(), 0)
 
+    @property
+    def further_data(self) -> tuple[Tensor, ...]:
+        return () if self.setting.ensemble is None else (self.setting.ensemble.images,)
+
     def configure_optimizers(self) -> None:
         """The clients have their own optimisers."""
 

@@ -47,10 +47,11 @@ class RoundNumbers:
 class Learner(LightningModule):
     """One epoch of the Trainer is one round.
 
-    `log_round(round, metrics)` receives the numbers of a round, counted from 1; `run` is the fingerprint that checkpoints carry. The
-    numbers of `log_every` rounds are read from the compute device at once, so that it need not wait for the host. The validation split
-    is called `val`; where there is none the test images are watched under the name `monitor` and never used to choose. best_by: the
-    validation metric that says which round is best, None for `judged_by`.
+    `log_round(round, metrics)` receives the numbers of a round, counted from 1; `run` and `files` are the fingerprints that checkpoints
+    carry, of the configuration and its images, and of all else that is read. The numbers of `log_every` rounds are read from the
+    compute device at once, so that it need not wait for the host. The validation split is called `val`; where there is none the test
+    images are watched under the name `monitor` and never used to choose. best_by: the validation metric that says which round is best,
+    None for `judged_by`.
     """
 
     model: HardSharing
@@ -64,13 +65,14 @@ class Learner(LightningModule):
             raise ValueError(f"best_by={best_by} needs validation images to choose by, and split leaves none")
         self.best_by, self.per_task, self.log_every = best_by, per_task, log_every
         self.log_round: Log = lambda round, metrics: None
-        self.run = ""
+        self.run = self.files = ""
         self.latest: dict[str, float] = {}
         self.account = {"seconds": 0.0, "samples": 0, "bytes_up": 0, "bytes_down": 0}
         self.spans: list[tuple[float, float]] = []
+        self._timing: tuple[float, float] | None = None
         self.test_scores: Tensor | None = None
         self.test_metrics: Metrics = {}
-        self.pairs: Tensor | None = None  # of all rounds, to be drawn
+        self.pairs: Tensor | None = None  # of the rounds so far; of those up to the tested one once its checkpoint is loaded
         self._unread: list[RoundNumbers] = []
         self._start = 0.0
 
@@ -118,6 +120,21 @@ class Learner(LightningModule):
         index = data.split.val if len(data.split.val) else data.split.test
         return "rank1" if bool((data.identity[index] >= 0).any()) else "auroc"
 
+    def check_choice(self) -> None:
+        """Raises ValueError where the metric that is to say which round is best is not one that every evaluation has."""
+        chosen = self.best_by or self.judged_by
+        if chosen not in (names := self._choices()):
+            raise ValueError(f"best_by must be one of {', '.join(names)}, got {chosen}")
+
+    def _choices(self) -> list[str]:
+        """The validation metrics that every evaluation has, whatever the scores are."""
+        data, own = self.federated_data, slice(self.federated_data.num_tested)
+        index = data.split.val
+        targets = data.targets[index, own]
+        truth = (targets, data.known[index, own], data.identity[index], data.tasks[own], data.num_exclusive)
+        metrics = evaluate_scores(torch.zeros(targets.shape), *truth)
+        return [name for name, value in metrics.items() if value is not None and "/" not in name]
+
     def setup(self, stage: str) -> None:
         self.federated_data = self.federated_data.to(self.device)
 
@@ -139,11 +156,11 @@ class Learner(LightningModule):
 
     def round_seconds(self) -> tuple[float, float] | None:
         """A round from its start to the start of the next, and the share of it that is not training but the Trainer and logging;
-        medians over the rounds of this process, None where there was but one.
+        medians over the rounds of this process; where it made but one, those of the process that it goes on from, or None.
         """
         whole = [after[0] - before[0] for before, after in itertools.pairwise(self.spans)]
         if not whole:
-            return None
+            return self._timing
         training = statistics.median(end - start for start, end in self.spans)
         return statistics.median(whole), max(1 - training / statistics.median(whole), 0.0)
 
@@ -209,7 +226,8 @@ class Learner(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.read_rounds()
         checkpoint["account"] = dict(self.account)
-        checkpoint["run"] = self.run
+        checkpoint["run"], checkpoint["files"] = self.run, self.files
+        checkpoint["timing"] = self.round_seconds()
         checkpoint["pairs"] = self.pairs
         # What the model of this run is built for, beside its configuration.
         checkpoint["image_shape"] = list(self.image_shape)
@@ -220,4 +238,5 @@ class Learner(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.account = dict(checkpoint["account"])
+        self._timing = checkpoint["timing"]
         self.pairs = checkpoint["pairs"]
