@@ -137,6 +137,8 @@ def needs_rounds(config: Mapping[str, Any]) -> list[str]:
         reasons.append("prune=weights")
     if any(value is not None for value in _values_of("defer", config.get("loss"))):
         reasons.append("loss.defer")
+    if None in list(_values_of("warmup", config.get("balancer"))):
+        reasons.append("balancer.warmup=null")
     varying = of("sampling", "cohort") is not None or of("sampling", "dropout", 0) or of("fleet", "mix") is not None
     if config.get("mode", "federated") in ("centralised", "detection", "single_task") and varying:
         reasons.append(f"mode={config['mode']}, which makes as many steps as the clients that come back in all rounds,")

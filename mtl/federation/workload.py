@@ -9,8 +9,7 @@ with the rows of the client's own heads, and nothing for the framework, its work
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -24,19 +23,20 @@ from mtl.federation.message import client_bytes
 from mtl.federation.objective import Objective
 from mtl.federation.personalise import travels
 from mtl.losses.pairs import TaskCounts
-from mtl.models.flops import Line, StepCost, count_step
+from mtl.models.cnn import ImageShape
+from mtl.models.flops import StepCost, count_step, image_flops
 from mtl.models.hard_sharing import HardSharing
 from mtl.types import Params
 
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """step: of a client; forward: of the model, without a teacher that its step may ask; parameters: their number; held: what it keeps
-    from step to step but for buffers, [C, T] tasks to bytes [C]; buffers: bytes; batch_size: of the work.
+    """step: of a client; image: FLOPs of an image, see `models.flops`; parameters: their number; held: what it keeps from step to step
+    but for buffers, [C, T] tasks to bytes [C]; buffers: bytes; batch_size: of the work.
     """
 
     step: StepCost
-    forward: Line
+    image: int
     parameters: int
     held: Callable[[Tensor], Tensor]
     buffers: int
@@ -49,11 +49,13 @@ class TrainingCost:
         return (self.held(assignment) + self.buffers + saved).double()
 
     def summary(self, num_tasks: int) -> dict[str, float]:
-        """For one image of a full batch, and for a full batch with all heads."""
+        """flops_forward: of an image; flops_training: of a training step for one image of a full batch; the rest for a full batch with all
+        heads.
+        """
         full = torch.tensor([self.batch_size])
         return {
             "parameters": self.parameters,
-            "flops_forward": self.forward(self.batch_size) / self.batch_size,
+            "flops_forward": self.image,
             "flops_training": self.step.training(self.batch_size) / self.batch_size,
             "modelled_activation_bytes": self.step.saved(self.batch_size),
             "modelled_memory_bytes": float(self.memory(torch.ones(1, num_tasks, dtype=torch.bool), full)),
@@ -68,12 +70,15 @@ def training_cost(
     data: FederatedData,
     *,
     beside: Callable[[HardSharing], Tensor] | None = None,
+    image_shape: ImageShape | None = None,
 ) -> TrainingCost:
-    """Counted on a step of one image and one of two. beside: a loss that every step has besides, however many its images."""
+    """Counted on a step of one image and one of two. beside: a loss that every step has besides, however many its images; image_shape:
+    of the images where `data` hold features in their place.
+    """
 
     dtype = next(model.parameters()).dtype
 
-    def loss(module: nn.Module, images: int, objective: Objective = objective) -> Tensor:
+    def loss(module: nn.Module, images: int) -> Tensor:
         assert isinstance(module, HardSharing)
         pairs = torch.ones(images, data.num_tasks, dtype=torch.bool)
         valid = torch.ones(images, dtype=torch.bool)
@@ -90,11 +95,9 @@ def training_cost(
     def held(assignment: Tensor) -> Tensor:
         return 2 * client_bytes(params, assignment) + client_bytes(state, assignment)
 
-    step = count_step(model, loss)
-    untaught = partial(loss, objective=replace(objective, distil=None))
     return TrainingCost(
-        step=step,
-        forward=step.forward if objective.distil is None else count_step(model, untaught).forward,
+        step=count_step(model, loss),
+        image=image_flops(model, image_shape or data.image_shape, mirror=objective.mirror),
         parameters=sum(value.numel() for value in params.values()),
         held=held,
         buffers=tree.num_bytes(dict(model.named_buffers())),

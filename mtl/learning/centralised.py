@@ -150,7 +150,9 @@ class CentralisedLearning(Learner):
         self.balancer_state = checkpoint["balancer"]
 
     def training_cost(self) -> TrainingCost:
-        return training_cost(self.model, self.objective, self.client, self.work, self.federated_data)
+        return training_cost(
+            self.model, self.objective, self.client, self.work, self.federated_data, image_shape=self.image_shape
+        )
 
     def scores(self, index: Tensor) -> Tensor:
         return self.objective.scores(self.model, self.federated_data.images[index])

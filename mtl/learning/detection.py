@@ -5,13 +5,14 @@ Detection is one more task beside the subtasks: the losses of a step are one vec
 only the optimiser is another.
 """
 
+import copy
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
 
 from mtl.data.client_batches import AUGMENTATION, LocalWork, part_of_key, plan_batches
@@ -31,6 +32,8 @@ from mtl.learning.centralised import CentralisedLearning
 from mtl.losses.centre import TERMS, centre_losses, centre_targets
 from mtl.losses.pairs import PairLosses
 from mtl.metrics import Metrics, share_of_highest
+from mtl.models.centre import map_layers
+from mtl.models.flops import count_forward
 from mtl.models.hard_sharing import HardSharing
 from mtl.seeding import derive_seed, random_uniform
 
@@ -203,6 +206,13 @@ class DetectionLearning(CentralisedLearning):
         cost = training_cost(self.model, self.objective, self.client, self.work, self.federated_data, beside=beside)
         params = self.model.params()
         return replace(cost, held=lambda assignment: 4 * client_bytes(params, assignment))
+
+    def costs(self) -> dict[str, float]:
+        """flops_forward: of a face; flops_scene: of the faces' search in a scene of the run's size, looked at once."""
+        model = copy.deepcopy(self.model).cpu().eval()
+        assert model.detector is not None
+        layers = nn.Sequential(map_layers(model.trunk), model.detector)
+        return super().costs() | {"flops_scene": count_forward(layers, self.scenes.images.shape[1:])}
 
     def _scene_batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """The scenes of a step, augmented: images, boxes and which boxes count."""

@@ -88,7 +88,9 @@ class FederatedLearning(Learner):
     def training_cost(self) -> TrainingCost:
         training, levels = self.setting.training, self.setting.levels
         model = self.model if levels is None else levels.levels[0].model
-        return training_cost(model, training.objective, training.algorithm, training.work, self.federated_data)
+        return training_cost(
+            model, training.objective, training.algorithm, training.work, self.federated_data, image_shape=self.image_shape
+        )
 
     def costs(self) -> dict[str, float]:
         """Those of the server's model, and of each level of width or architecture; flops_total: as the clients trained."""

@@ -1,4 +1,8 @@
-"""What a training step costs: its FLOPs, and the bytes that lie in wait for its backward pass.
+"""What an image and a training step cost: FLOPs, and the bytes that lie in wait for the backward pass.
+
+**The FLOPs of an image** are those of the forward pass of the graph that a device runs, from stored pixels to scores: twice the model's
+where scores are means over the image and its mirror image. Of a model that finds faces, the image is a cut-out face; a scene is counted
+by itself (`count_forward` of the detector). A training step sees each image once, mirrored or not.
 
 FLOPs are those of `torch.utils.flop_counter`: matrix products and convolutions, a multiplication and an addition being two
 (FLOP = 2 MAC), in the forward pass and in the backward pass to the weights and, but for the first layer, to the inputs. Elementwise
@@ -21,6 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+
+from mtl.models.cnn import Trunk
 
 Loss = Callable[[nn.Module, int], Tensor]  # from the model and a number of images to what is differentiated
 
@@ -100,6 +106,15 @@ def count_forward(model: nn.Module, image_shape: Sequence[int], pixels: torch.dt
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, *image_shape, dtype=pixels))
     return int(counter.get_total_flops())
+
+
+def image_flops(model: nn.Module, image_shape: Sequence[int], *, mirror: bool) -> int:
+    """The FLOPs of an image, see above. model: images to scores; it is left as it is. mirror: whether the mirror image is scored too."""
+    model = copy.deepcopy(model).cpu().eval()
+    for part in model.modules():
+        if isinstance(part, Trunk):
+            part.passed_over = 0  # training may start from features; a device does not
+    return (2 if mirror else 1) * count_forward(model, image_shape, next(model.parameters()).dtype)
 
 
 def num_parameters(model: nn.Module) -> int:

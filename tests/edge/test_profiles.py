@@ -1,5 +1,6 @@
 """Profiles come whole and with their sources, or an error names the field."""
 
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,24 @@ def test_the_devices_that_come_along_are_in_the_order_of_their_class() -> None:
     assert speed["raspberry_pi_zero_2w"] < speed["raspberry_pi_4"] < speed["raspberry_pi_5"] < speed["jetson_orin_nano"]
     assert speed["camera_mcu"] < speed["phone_low"] < speed["phone_mid"] < speed["phone_high"]
     assert all(profile.memory_bytes < 2**34 for profile in profiles.values())
+
+
+def test_a_peak_is_what_the_cores_do_in_single_precision() -> None:
+    content = yaml.safe_load((resources.files("mtl.edge") / "devices.yaml").read_text())
+    for name, fields in content.items():
+        peak = fields["peak_flop_per_second"]
+        cores = re.findall(r"(\d+) [\w-]+ x ([\d.]+) GHz x (\d+) FLOP a cycle", peak["source"])
+        assert cores, name
+        by_hand = sum(int(number) * float(clock) * 1e9 * int(flop) for number, clock, flop in cores)
+        assert float(peak["value"]) == pytest.approx(by_hand, rel=1e-3), name
+
+
+def test_devices_of_one_kind_differ_as_their_cores_do() -> None:
+    speed = {name: profile.peak_flop_per_second * profile.efficiency for name, profile in load_profiles().items()}
+    # Eight Cortex-A53 at 1.8 GHz against four at 1.0 GHz.
+    assert speed["phone_low"] / speed["raspberry_pi_zero_2w"] == pytest.approx(8 * 1.8 / (4 * 1.0))
+    # Four cores each: a Cortex-A76 at 2.4 GHz does 16 FLOP a cycle, a Cortex-A72 at 1.8 GHz does 8.
+    assert speed["raspberry_pi_5"] / speed["raspberry_pi_4"] == pytest.approx(2.4 * 16 / (1.8 * 8))
 
 
 def test_a_users_profile_is_a_file_or_its_content_and_wins_by_its_name(tmp_path: Path) -> None:

@@ -196,6 +196,13 @@ def test_people_attributes_and_detection_share_one_trunk(tmp_path: Path) -> None
     )
     assert "test/named" not in summary  # the scenes show other people
     assert summary["cost/flops_training"] > 0  # type: ignore[operator]
+    # Grey scenes of 64x64: two convolutions of stride 2 to 8 channels; the pyramid of width 8 on 16x16, 8x8 and 4x4.
+    separable = 8 * 9 + 8 * 8  # of a place: each channel alone, and across them
+    trunk = 32 * 32 * 8 * 9 + 16 * 16 * 8 * 8 * 9
+    pyramid = 256 * 64 + (64 + 16) * separable + 16 * separable + (64 + 256) * separable + 256 * 8 * 5
+    assert summary["cost/flops_scene"] == 2 * (trunk + pyramid)
+    # A face of 28x23 and its mirror image: 14x12, 7x6, an embedding of 8, and five heads.
+    assert summary["cost/flops_forward"] == 2 * 2 * (14 * 12 * 8 * 9 + 7 * 6 * 8 * 8 * 9 + 7 * 6 * 8 * 8 + 8 * 5)
     with np.load(tmp_path / "run" / "predictions.npz") as file:
         assert (file["tasks"].tolist(), int(file["num_exclusive"])) == (["0", "1", "2", "Male", "Young"], 3)
     assert (tmp_path / "run" / "report.html").is_file()

@@ -1,6 +1,7 @@
 """What a step costs, against counts by hand."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from mtl.data.client_batches import LocalWork
 from mtl.data.transforms import Augmentation, Normalise
+from mtl.edge.device_model import DeviceModel
 from mtl.federation.local_sgd import LocalSGD
 from mtl.federation.objective import Objective
 from mtl.federation.workload import TrainingCost, training_cost
@@ -16,7 +18,7 @@ from mtl.losses.ldam import LDAM
 from mtl.losses.sphereface2 import SphereFace2
 from mtl.models import cnn, heads
 from mtl.models.cnn import ImageShape, Trunk
-from mtl.models.flops import count_once, count_step
+from mtl.models.flops import count_forward, count_once, count_step, image_flops
 from mtl.models.hard_sharing import HardSharing
 from mtl.models.norm import replace_batch_norm
 from tests.conftest import make_federation
@@ -47,6 +49,29 @@ def test_the_flops_of_convolutions_by_channel_are_those_counted_by_hand() -> Non
     rest = 8 * 8 * 8 * 9 + 8 * 8 * 16 * 8 + 8 * 8 * 16 * 8 + 8 * 4  # each channel alone, across them, embedding, heads
     assert step.forward(1) == 2 * (first + rest)
     assert step.training(1) == 2 * (2 * first + 3 * rest)
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_the_flops_of_an_image_are_those_of_the_graph_on_a_device(mirror: bool) -> None:
+    trunk = cnn.small_cnn((1, 16, 16), channels=(8, 16), width=8)
+    model = HardSharing(trunk, heads.CosineHeads(8, 4), SphereFace2(4))
+    by_hand = 2 * (8 * 8 * 8 * 9 * 1 + 4 * 4 * 16 * 9 * 8 + (4 * 4 * 16) * 8 + 8 * 4)
+    views = 2 if mirror else 1
+    assert image_flops(model, (1, 16, 16), mirror=mirror) == views * by_hand
+    device = DeviceModel(model, Normalise(), mirror=mirror)
+    assert count_forward(device, (1, 16, 16), torch.uint8) == views * by_hand
+    objective = replace(OBJECTIVE, mirror=mirror)
+    cost = training_cost(model, objective, LocalSGD(), LocalWork(batch_size=4), make_federation(size=16))
+    assert cost.summary(4)["flops_forward"] == views * by_hand
+
+
+def test_layers_that_training_passes_over_are_there_on_a_device() -> None:
+    trunk = cnn.small_cnn((1, 16, 16), channels=(8, 16), width=8)
+    model = HardSharing(trunk, heads.CosineHeads(8, 4), SphereFace2(4))
+    whole = image_flops(model, (1, 16, 16), mirror=False)
+    trunk.passed_over = 3
+    assert image_flops(model, (1, 16, 16), mirror=False) == whole
+    assert trunk.passed_over == 3
 
 
 def test_saved_bytes_by_hand() -> None:
