@@ -51,7 +51,7 @@ class CohortBatches:
 
     active: how many clients take step s, always the first ones; the rows of step s follow those of step s - 1.
     index: int64 [rows, B] into the images, padded with an image of the client's own; filled: int64 [rows], how many of a batch count,
-    the first ones; client: int64 [rows], which of the K; step: int32 [rows]; key: int32 [K, 2].
+    the first ones; client: int64 [rows], which of the K; step: int32 [rows]; key: int32 [K, 2]; batch_size: of the work, at least B.
     """
 
     active: tuple[int, ...]
@@ -60,6 +60,7 @@ class CohortBatches:
     client: Tensor
     step: Tensor
     key: Tensor
+    batch_size: int
 
     @property
     def valid(self) -> Tensor:
@@ -70,7 +71,8 @@ class CohortBatches:
         """The uniform draws of the augmentation, [len(rows), B, DRAWS]."""
         size = self.index.shape[1]
         within = torch.arange(size * DRAWS, dtype=torch.int32, device=self.index.device)
-        place = self.step[rows, None] * (size * DRAWS) + within
+        # Counted from the batch size: what an image draws does not depend on how far the batches of the company are filled.
+        place = self.step[rows, None] * (self.batch_size * DRAWS) + within
         return random_uniform(self._part(rows, AUGMENTATION)[:, None], place).view(-1, size, DRAWS)
 
     def dropout_keys(self, rows: slice, num_layers: int) -> Tensor:
@@ -95,7 +97,8 @@ def plan_batches(
     held: Ragged, clients: Sequence[int], work: LocalWork, *, seed: int, round: int, max_steps: int | None = None
 ) -> CohortBatches:
     """held: what each client of the federation holds; clients: whom to plan for, the one with most steps first; max_steps: stop there."""
-    device, size = held.values.device, work.batch_size
+    device = held.values.device
+    size = min(work.batch_size, max((held.size(client) for client in clients), default=1))  # nobody has a fuller batch
     steps = [work.num_steps(held.size(client)) for client in clients]
     if max_steps is not None:
         steps = [min(count, max_steps) for count in steps]
@@ -125,6 +128,7 @@ def plan_batches(
         client=owner[order].to(device),
         step=step[order].int().to(device),
         key=key,
+        batch_size=work.batch_size,
     )
 
 

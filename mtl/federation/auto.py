@@ -42,12 +42,14 @@ class AutoBackend:
     def __call__(self, job: CohortJob, data: FederatedData) -> Iterator[Trained]:
         if self._chosen is None:
             ranks = Ranks()
-            # Every rank measures, while the others do, and all take what the first one found.
-            name, why = ranks.agree(self._choose(job, data) if job.clients else ("loop", "nobody came back"))
+            # Every rank measures, while the others do, and all take what the first one found: the one with a client if there is any.
+            choice = ranks.agree(self._choose(job, data) if job.clients else None)
+            if choice is None:
+                return  # nobody came back: the next cohort is tried
+            name, why = choice
             self.settle(name)
             if ranks.first:
                 logger.info("backend: %s (%s)", name, why)
-        assert self._chosen is not None
         yield from self._chosen(job, data)
 
     def _choose(self, job: CohortJob, data: FederatedData) -> tuple[str, str]:
@@ -58,14 +60,14 @@ class AutoBackend:
         seconds = {"loop": loop * sum(steps)}
         try:
             stacked = StackedBackend(self.training, block=self.block)
-            seconds["vmap"] = _seconds(stacked, many, data) / min(max(steps), TRIED_STEPS) * max(steps)
+            seconds["vmap"] = _stacked_seconds(stacked, many, steps, data)
         except CannotStack as reason:
             return "loop", str(reason)
         pays = self.num_rounds * min(seconds.values()) > 2 * COMPILING
         wanted = self.compile == "always" or (self.compile == "auto" and (pays or data.images.device.type == "cuda"))
         if wanted and self.training.balance is None:
             compiled = StackedBackend(self.training, block=self.block, compiled=True)
-            seconds["compiled"] = _seconds(compiled, many, data) / min(max(steps), TRIED_STEPS) * max(steps)
+            seconds["compiled"] = _stacked_seconds(compiled, many, steps, data)
         best = min(seconds, key=lambda name: seconds[name])
         told = ", ".join(f"{name} {value:.3g} s" for name, value in seconds.items())
         return best, f"a round of {len(steps)} clients would take: {told}"
@@ -82,6 +84,19 @@ def make_backend(name: str, training: Training, *, num_rounds: int, block: int |
     if name == "loop":
         return LoopBackend(training)
     return StackedBackend(training, block=block, compiled=name == "compiled" or compile == "always")
+
+
+def _stacked_seconds(backend: Backend, job: CohortJob, steps: list[int], data: FederatedData) -> float:
+    """How long a stacked round would take. job: of all clients, a few steps long; steps: that each of them really makes.
+
+    A step costs what one client alone costs and something more for each other that still trains, both of them measured.
+    """
+    longest = steps.index(max(steps))
+    tried = [min(count, TRIED_STEPS) for count in steps]
+    alone = _seconds(backend, replace(job, clients=[job.clients[longest]]), data) / tried[longest]
+    others = sum(tried) - tried[longest]
+    more = max(_seconds(backend, job, data) - alone * tried[longest], 0) / max(others, 1)
+    return alone * steps[longest] + more * (sum(steps) - steps[longest])
 
 
 def _seconds(backend: Backend, job: CohortJob, data: FederatedData) -> float:

@@ -18,6 +18,7 @@ from torch._dynamo.exc import BackendCompilerFailed
 from torch.func import functional_call, grad, vmap
 from torch.profiler import record_function
 
+from mtl import tree
 from mtl.compiling import slow_guards_allowed
 from mtl.data.client_batches import CohortBatches
 from mtl.data.federated_data import FederatedData
@@ -25,6 +26,7 @@ from mtl.federation.balance import OWN, BalancedStep, Batch
 from mtl.federation.cuda_graph import CapturedCalls
 from mtl.federation.for_each_client import CohortJob, Trained, Training, chunks, prepare
 from mtl.federation.objective import Objective
+from mtl.federation.workload import training_cost
 from mtl.losses.pairs import TaskCounts
 from mtl.models.hard_sharing import HardSharing
 from mtl.types import Params
@@ -32,6 +34,7 @@ from mtl.types import Params
 logger = logging.getLogger(__name__)
 SHARE_OF_MEMORY = 0.25  # of what is free may be taken by a block's parameters, gradients and momenta
 COPIES = 4
+ACTIVATIONS = 2  # what is saved for the backward pass, and its gradient
 START = "start."
 
 
@@ -62,6 +65,7 @@ class StackedBackend:
         if training.balance is not None:
             self._balanced = BalancedStep(training.balance, self._losses.model, training.objective, stacked=True)
         self._checked = False
+        self._client_bytes: float | None = None
         self._frozen: frozenset[str] = frozenset()
 
     def __call__(self, job: CohortJob, data: FederatedData) -> Iterator[Trained]:
@@ -70,7 +74,7 @@ class StackedBackend:
         if longest_first and not self._checked:
             self._check(data)
         while longest_first:
-            block = self.block or self._room(data.images.device)
+            block = self.block or self._room(data)
             trained = self._try(longest_first[:block], job, data)
             if trained is None:
                 continue
@@ -117,7 +121,8 @@ class StackedBackend:
     ) -> tuple[Params, Params, Tensor, Tensor | None]:
         active, self._frozen = shape
         start = {name.removeprefix(START): value for name, value in tensors.items() if name.startswith(START)}
-        batches = CohortBatches(active, *(tensors[name] for name in ("index", "filled", "client", "step", "key")))
+        named = (tensors[name] for name in ("index", "filled", "client", "step", "key"))
+        batches = CohortBatches(active, *named, self.training.work.batch_size)
         tasks, rate = tensors["tasks"], tensors["rate"]
         algorithm = self.training.algorithm
         params = {name: value.clone(memory_format=torch.contiguous_format) for name, value in start.items()}
@@ -275,10 +280,16 @@ class StackedBackend:
                 hook.remove()
         self._checked = True
 
-    def _room(self, device: torch.device) -> int:
-        """How many clients' parameters, gradients, momenta and starts fit in a share of the free memory."""
-        size = COPIES * sum(value.numel() * value.element_size() for value in self.training.model.params().values())
-        return max(int(SHARE_OF_MEMORY * _free_memory(device) / size), 1)
+    def _room(self, data: FederatedData) -> int:
+        """How many clients fit in a share of the free memory: their parameters, gradients, momenta and starts, and what a step keeps of
+        the largest batch for its backward pass.
+        """
+        training = self.training
+        if self._client_bytes is None:
+            batch = min(training.work.batch_size, max(data.clients.sizes))
+            cost = training_cost(training.model, training.objective, training.algorithm, training.work, data)
+            self._client_bytes = COPIES * tree.num_bytes(training.model.params()) + ACTIVATIONS * cost.step.saved(batch)
+        return max(int(SHARE_OF_MEMORY * _free_memory(data.images.device) / self._client_bytes), 1)
 
 
 class _Losses(nn.Module):

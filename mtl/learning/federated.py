@@ -13,12 +13,14 @@ from mtl.federation.fleet import FleetSampling
 from mtl.federation.heterofl import LevelsBackend
 from mtl.federation.inference import Inference
 from mtl.federation.message import calibration_bytes, client_bytes
+from mtl.federation.objective import SCORED, images_at_once
 from mtl.federation.personalise import Bank
 from mtl.federation.ranks import Ranks
 from mtl.federation.rounds import Setting, State, check_health, run_round
 from mtl.federation.workload import TrainingCost, training_cost
 from mtl.learning.learner import Learner
 from mtl.models.hard_sharing import HardSharing
+from mtl.models.norm import LocalBatchNorm
 from mtl.models.peers import Peers
 from mtl.types import Params
 
@@ -121,11 +123,17 @@ class FederatedLearning(Learner):
         return None
 
     def scores(self, index: Tensor) -> Tensor:
-        """Each rank scores a part of the images."""
+        """Each rank scores a part of the images: whole batches, of which LocalBatchNorm takes its statistics, or every second image and the
+        like where an image's scores do not depend on the others.
+        """
         ranks, data = Ranks(), self.federated_data
-        mine = slice(ranks.number, None, ranks.count)
+        mine = torch.arange(len(index))[ranks.number :: ranks.count]
+        if any(isinstance(module, LocalBatchNorm) for module in self.model.modules()):
+            batches = torch.arange(len(index)).split(images_at_once(self.model, SCORED))
+            mine = torch.cat([torch.zeros(0, dtype=torch.long), *batches[ranks.number :: ranks.count]])
         scores = torch.zeros(len(index), data.num_tasks, device=data.images.device)
-        scores[mine] = self.inference.scores(data, self._state(), index[mine], stacked=self.setting.backend.name != "loop")
+        if len(mine):
+            scores[mine] = self.inference.scores(data, self._state(), index[mine], stacked=self.setting.backend.name != "loop")
         ranks.sum([scores])
         return scores
 
