@@ -106,6 +106,8 @@ def test_the_modes_make_the_same_number_of_gradient_steps(class_folders: Path, t
         ["mode=centralised", "balancer=famo", "balance.conflict=true"],
         ["mode=federated", "server=conflict_averse", "server.momentum=.5"],
         ["mode=single_task"],
+        ["mode=local", "engine.bank_memory=100"],
+        ["mode=federated", "keep=heads", "engine.bank_memory=100", "sampling.dropout=0.4"],
         ["mode=federated", "fleet=mix", "fleet.mix={raspberry_pi_4:1,phone_low:1}", "fleet.wait_for=1", "fusion=platt"],
     ],
     ids="-".join,

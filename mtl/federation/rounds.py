@@ -12,7 +12,7 @@ from mtl.federation.feddf import Ensemble
 from mtl.federation.for_each_client import Backend, CohortJob, Trained, Training
 from mtl.federation.heterofl import Levels
 from mtl.federation.message import message_bytes
-from mtl.federation.personalise import Bank
+from mtl.federation.personalise import Bank, Kept
 from mtl.federation.ranks import Ranks
 from mtl.federation.sampling import Draws
 from mtl.federation.schedule import Schedule
@@ -95,7 +95,7 @@ def run_round(setting: Setting, state: State, round: int) -> tuple[State, RoundL
     # the server compares them.
     losses = like.new_zeros(len(returned), 2, data.num_tasks)
     health = losses.new_zeros(len(returned))
-    kept = {name: value.new_zeros(len(returned), *value.shape) for name, value in start.items() if bank.stays(name)}
+    kept = Kept({name: value for name, value in start.items() if bank.stays(name)}, assigned.cpu())
     pairs = losses.new_zeros(3, data.num_tasks, data.num_tasks) if balance is not None and balance.conflict else None
     votes = None if ensemble is None else losses.new_zeros(len(ensemble.images), data.num_tasks)
 
@@ -108,13 +108,13 @@ def run_round(setting: Setting, state: State, round: int) -> tuple[State, RoundL
         frozen=frozen,
     )
     for trained in _each(setting.backend, job, data):
-        places = torch.tensor([place[client] for client in trained.clients], device=losses.device)
+        whom = torch.tensor([place[client] for client in trained.clients])
+        places = whom.to(losses.device)
         index = None if levels is None else levels.index(trained.level, losses.device)
         mean.add(trained.update, weights[places], tasks[places], index)
         losses[places] = trained.losses
         health[places] = sum(value.reshape(len(places), -1).sum(1) for value in (trained.losses, *trained.update.values()))
-        for name, value in kept.items():
-            value[places] = trained.params[name]
+        kept.put(whom, trained.params)
         for name, value in together.items():
             value[places] = trained.update[name]
         if pairs is not None and trained.pairs is not None:
@@ -122,7 +122,7 @@ def run_round(setting: Setting, state: State, round: int) -> tuple[State, RoundL
         if ensemble is not None and votes is not None:
             votes += ensemble.votes(trained, tasks[places])
     shared = [value for value in (pairs, votes) if value is not None]
-    ranks.sum([*mean.sums.values(), losses, health, *kept.values(), *together.values(), *shared])
+    ranks.sum([*mean.sums.values(), losses, health, *kept.values.values(), *together.values(), *shared])
 
     if together and returned:
         per_image = losses.sum((1, 2)) / samples.to(losses)
@@ -145,9 +145,9 @@ def run_round(setting: Setting, state: State, round: int) -> tuple[State, RoundL
         bytes_down=sent_by(travelling, data.assignment, cohort),
         pairs=pairs,
     )
-    if kept:
+    if kept.values:
         check_health(log)
-        bank.store(returned, kept)
+        bank.store(returned, kept.values)
     return State(state.params | params, server, bank), log
 
 

@@ -1,6 +1,5 @@
 """Checkpoints that are whole, belong to the run, and survive a kill at any moment."""
 
-import io
 import logging
 import math
 import pickle
@@ -9,7 +8,7 @@ import threading
 import zipfile
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytorch_lightning as pl
 import torch
@@ -33,14 +32,35 @@ class AtomicCheckpoints(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        # In memory first: on a full disk torch.save would hide the reason behind an error of its own.
-        content = io.BytesIO()
-        torch.save(checkpoint, content)
         with atomic_write(target) as file:
-            file.write(content.getbuffer())
+            through = _Told(file)
+            try:
+                torch.save(checkpoint, through)
+            except RuntimeError as error:
+                if through.error is not None:
+                    raise through.error from error
+                raise
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return read_checkpoint(Path(path))
+
+
+class _Told:
+    """Writes to a file and remembers why it could not: torch.save hides that, a full disk say, behind an error of its own."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 def read_checkpoint(path: Path, run: str | None = None) -> dict[str, Any]:
