@@ -290,7 +290,14 @@ def build_learner(config: DictConfig, data: FederatedData, run_dir: Path) -> tup
         ensemble=ensemble,
     )
     params = model.params() if balance is None else model.params() | balance.start(model.params(), data.num_tasks)
-    bank = Bank(kept(config), params, data.assignment, folder=run_dir / "bank", memory=engine.bank_memory)
+    bank = Bank(
+        kept(config),
+        params,
+        data.assignment,
+        folder=run_dir / "bank",
+        memory=engine.bank_memory,
+        num_processes=Ranks().count,
+    )
     if bank.num_bytes:
         place = f"files in {bank.folder}" if bank.folder else "memory"
         logger.info(

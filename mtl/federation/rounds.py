@@ -12,12 +12,11 @@ from mtl.federation.feddf import Ensemble
 from mtl.federation.for_each_client import Backend, CohortJob, Trained, Training
 from mtl.federation.heterofl import Levels
 from mtl.federation.message import message_bytes
-from mtl.federation.personalise import Bank
+from mtl.federation.personalise import Bank, Kept
 from mtl.federation.ranks import Ranks
 from mtl.federation.sampling import Draws
 from mtl.federation.schedule import Schedule
 from mtl.federation.server import FedAvg, RunningMean
-from mtl.models.hard_sharing import is_head
 from mtl.types import Diverged, Params
 
 
@@ -96,14 +95,7 @@ def run_round(setting: Setting, state: State, round: int) -> tuple[State, RoundL
     # the server compares them.
     losses = like.new_zeros(len(returned), 2, data.num_tasks)
     health = losses.new_zeros(len(returned))
-    row = assigned.flatten().cumsum(0).view_as(assigned) - 1  # of each client's own subtasks, one client after the other
-    kept = {
-        name: value.new_zeros(int(assigned.sum()), *value.shape[1:])
-        if is_head(name)
-        else value.new_zeros(len(returned), *value.shape)
-        for name, value in start.items()
-        if bank.stays(name)
-    }
+    kept = Kept({name: value for name, value in start.items() if bank.stays(name)}, assigned.cpu())
     pairs = losses.new_zeros(3, data.num_tasks, data.num_tasks) if balance is not None and balance.conflict else None
     votes = None if ensemble is None else losses.new_zeros(len(ensemble.images), data.num_tasks)
 
@@ -116,17 +108,13 @@ def run_round(setting: Setting, state: State, round: int) -> tuple[State, RoundL
         frozen=frozen,
     )
     for trained in _each(setting.backend, job, data):
-        places = torch.tensor([place[client] for client in trained.clients], device=losses.device)
+        whom = torch.tensor([place[client] for client in trained.clients])
+        places = whom.to(losses.device)
         index = None if levels is None else levels.index(trained.level, losses.device)
         mean.add(trained.update, weights[places], tasks[places], index)
         losses[places] = trained.losses
         health[places] = sum(value.reshape(len(places), -1).sum(1) for value in (trained.losses, *trained.update.values()))
-        own, at = tasks[places], row[places.cpu()]
-        for name, value in kept.items():
-            if is_head(name):
-                value[at[own.cpu()].to(value.device)] = trained.params[name][own]
-            else:
-                value[places] = trained.params[name]
+        kept.put(whom, trained.params)
         for name, value in together.items():
             value[places] = trained.update[name]
         if pairs is not None and trained.pairs is not None:
@@ -134,7 +122,7 @@ def run_round(setting: Setting, state: State, round: int) -> tuple[State, RoundL
         if ensemble is not None and votes is not None:
             votes += ensemble.votes(trained, tasks[places])
     shared = [value for value in (pairs, votes) if value is not None]
-    ranks.sum([*mean.sums.values(), losses, health, *kept.values(), *together.values(), *shared])
+    ranks.sum([*mean.sums.values(), losses, health, *kept.values.values(), *together.values(), *shared])
 
     if together and returned:
         per_image = losses.sum((1, 2)) / samples.to(losses)
@@ -157,9 +145,9 @@ def run_round(setting: Setting, state: State, round: int) -> tuple[State, RoundL
         bytes_down=sent_by(travelling, data.assignment, cohort),
         pairs=pairs,
     )
-    if kept:
+    if kept.values:
         check_health(log)
-        bank.store(returned, kept)
+        bank.store(returned, kept.values)
     return State(state.params | params, server, bank), log
 
 

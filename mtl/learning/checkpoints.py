@@ -1,6 +1,5 @@
 """Checkpoints that are whole, belong to the run, and survive a kill at any moment."""
 
-import io
 import logging
 import math
 import pickle
@@ -34,40 +33,34 @@ class AtomicCheckpoints(TorchCheckpointIO):
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(target) as file:
-            save_whole(checkpoint, file)
+            writing = _WritingFile(file)
+            try:
+                torch.save(checkpoint, writing)
+            except RuntimeError as error:
+                if writing.error is not None:
+                    raise writing.error from error
+                raise
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return read_checkpoint(Path(path))
 
 
-def save_whole(checkpoint: dict[str, Any], file: BinaryIO) -> None:
-    """Write a checkpoint as it is made, without a copy in memory. Raises OSError where the file cannot be written."""
-    content = _Remembering(file)
-    try:
-        torch.save(checkpoint, content)
-    except RuntimeError as error:
-        # torch hides the reason behind an error of its own.
-        if content.error is None:
-            raise
-        raise content.error from error
-
-
-class _Remembering(io.RawIOBase):
-    """A file that is only written, and the first error that writing met."""
+class _WritingFile:
+    """Writes to a file and remembers why it could not: torch.save hides that, a full disk say, behind an error of its own."""
 
     def __init__(self, file: BinaryIO) -> None:
-        super().__init__()
-        self.file, self.error = file, None
+        self.file = file
+        self.error: OSError | None = None
 
-    def writable(self) -> bool:
-        return True
-
-    def write(self, content: Any) -> int:
+    def write(self, content: bytes) -> int:
         try:
             return self.file.write(content)
         except OSError as error:
-            self.error: OSError | None = self.error or error
+            self.error = error
             raise
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 def read_checkpoint(path: Path, run: str | None = None) -> dict[str, Any]:

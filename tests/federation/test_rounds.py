@@ -16,7 +16,7 @@ from mtl.federation.inference import Inference
 from mtl.federation.local_sgd import LocalSGD
 from mtl.federation.message import message_bytes
 from mtl.federation.objective import Objective
-from mtl.federation.personalise import Bank
+from mtl.federation.personalise import Bank, Kept
 from mtl.federation.rounds import RoundLog, Setting, State, check_health, run_round
 from mtl.federation.sampling import Sampling
 from mtl.federation.schedule import Schedule
@@ -245,18 +245,26 @@ def bank_of(keep: str, num_clients: int, folder: Path | None = None, memory: flo
     return Bank(keep, params, assignment, folder=folder, memory=memory), params
 
 
+def keep_all(bank: Bank, clients: list[int], params: Params) -> None:
+    """Store what stays of the clients' parameters, stacked."""
+    stays = {name: value[0] for name, value in params.items() if bank.stays(name)}
+    kept = Kept(stays, bank._assignment[clients])
+    for place in range(len(clients)):
+        kept.put(torch.tensor([place]), {name: value[[place]] for name, value in params.items()})
+    bank.store(clients, kept.values)
+
+
 @pytest.mark.parametrize("keep", ["heads", "all"])
 def test_what_stays_lies_in_a_file_beyond_a_size_and_is_the_same(keep: str, tmp_path: Path) -> None:
     in_memory, params = bank_of(keep, 6)
     in_file, _ = bank_of(keep, 6, tmp_path / "bank", memory=10)
     assert in_memory.folder is None
     assert in_file.folder == tmp_path / "bank"
+    assert not in_file.folder.exists()  # a run directory must be empty when it is opened
     rng = torch.Generator().manual_seed(0)
     own = {name: torch.randn(2, *value.shape, generator=rng) for name, value in params.items()}
-    rows = torch.cat([own["heads.w"][0, [0]], own["heads.w"][1]])  # client 4 has subtask 0 alone, client 0 has all
-    assert not (tmp_path / "bank").exists()  # a run directory must be empty until it is opened
     for bank in (in_memory, in_file):
-        bank.store([4, 0], own | {"heads.w": rows})
+        keep_all(bank, [4, 0], own)
         assert bank.trained() == [0, 4]
         loaded = bank.load([0, 1, 4], params)
         assert torch.equal(loaded["heads.w"][0], own["heads.w"][1])  # client 0 trains every subtask
@@ -274,27 +282,42 @@ def test_what_stays_lies_in_a_file_beyond_a_size_and_is_the_same(keep: str, tmp_
 def test_a_hundred_thousand_clients_take_memory_only_where_they_have_trained() -> None:
     bank, params = bank_of("heads", 100_000)
     assert bank.num_bytes == (100_000 + 3) * 2 * 4
-    bank.store([70_000], {"heads.w": params["heads.w"][[0]] + 1})
+    keep_all(bank, [70_000], {name: value[None] + 1 for name, value in params.items()})
     state = bank.state_dict()
     assert state["clients"].tolist() == [70_000]
     assert state["heads.w"].shape == (1, 2)
 
 
-def test_what_stays_is_saved_without_a_copy_where_all_have_trained() -> None:
-    bank, _ = bank_of("all", 2)
-    bank.store([0, 1], {"trunk.w": torch.zeros(2, 3), "heads.w": torch.zeros(5, 2)})
-    first, second = bank.state_dict(), bank.state_dict()
-    assert first["trunk.w"].data_ptr() == second["trunk.w"].data_ptr()
+@pytest.mark.parametrize(
+    ("keep", "processes", "needed"), [("heads", 1, 4_800_000), ("all", 1, 11_999_964), ("all", 2, 23_999_928)]
+)
+def test_too_little_disk_for_all_that_stays_is_told_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: str, processes: int, needed: int
+) -> None:
+    # 599,997 clients with one subtask of two numbers each but the first with four, and with three shared numbers each: 4 bytes a number.
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=needed - 1))
+    params = {"trunk.w": torch.arange(3.0), "heads.w": torch.arange(8.0).view(4, 2)}
+    assignment = torch.zeros(600_000 - 3, 4, dtype=torch.bool)
+    assignment[:, 0] = assignment[0] = True
+    with pytest.raises(OSError, match=rf"bank must have {needed} bytes free for what stays .*, and it has {needed - 1}"):
+        Bank(keep, params, assignment, folder=tmp_path / "bank", memory=10, num_processes=processes)
+    assert not (tmp_path / "bank").exists()
 
 
-def test_the_disk_must_hold_all_that_stays_and_not_only_each_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Six clients: 72 bytes of trunks and 72 of heads."""
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=100))
-    with pytest.raises(OSError, match=r"bank must have 144 bytes free for what stays on the clients, and it has 100"):
-        bank_of("all", 6, tmp_path / "bank", memory=10)
+def test_what_stays_is_saved_where_it_lies_and_no_more_than_is_in_use(tmp_path: Path) -> None:
+    bank, params = bank_of("all", 100_000)
+    keep_all(bank, [7, 3], {name: value[None].repeat(2, *[1] * value.dim()) for name, value in params.items()})
+    state = bank.state_dict()
+    assert state["clients"].tolist() == [3, 7]
+    assert state["trunk.w"].data_ptr() == bank.state_dict()["trunk.w"].data_ptr()
+    torch.save(state, tmp_path / "state")
+    assert (tmp_path / "state").stat().st_size < 4_000
 
 
-def test_too_little_disk_for_what_stays_is_told_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=100))
-    with pytest.raises(OSError, match=r"bank must have 4800000 bytes free for what stays on the clients, and it has 100"):
-        bank_of("heads", 600_000 - 3, tmp_path / "bank", memory=10)
+def test_what_stays_of_heads_is_the_rows_of_the_clients_own_subtasks() -> None:
+    # 1,500 clients with a subtask each and 64 features: all rows of all clients would be 576 MB.
+    clients = 1500
+    kept = Kept({"heads.w": torch.empty(clients, 64)}, torch.eye(clients, dtype=torch.bool))
+    assert kept.values["heads.w"].shape == (clients, 64)
+    kept.put(torch.tensor([1, 0]), {"heads.w": torch.arange(2.0 * clients).view(2, clients, 1).expand(2, clients, 64)})
+    assert kept.values["heads.w"][:3, 0].tolist() == [1500.0, 1.0, 0.0]  # client 0 is the second of the block, at its subtask 0
