@@ -182,7 +182,7 @@ WHOLE: dict[str, dict[str, Any]] = {
 }
 # These wait for what is known only at run time: the data, the seed, the number of subtasks.
 PARTIAL: dict[str, dict[str, Any]] = {
-    "split": {"per_class": splits.per_class, "fractions": splits.fractions, "official": splits.official},
+    "split": {"auto": splits.auto, "per_class": splits.per_class, "fractions": splits.fractions, "official": splits.official},
     "subtasks": {
         "one_vs_rest": subtasks.one_vs_rest,
         "attributes": subtasks.attributes,
@@ -262,7 +262,7 @@ PARTIAL: dict[str, dict[str, Any]] = {
 DEFAULTS = {
     "data": "orl",
     "subtasks": "one_vs_rest",
-    "split": "per_class",
+    "split": "auto",
     "partition": "by_class",
     "assignment": "owner",
     "trunk": "small_cnn",

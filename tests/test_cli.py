@@ -57,7 +57,7 @@ def test_train_help_lists_groups_members_and_defaults(capfd: pytest.CaptureFixtu
     assert main(["train", "--help"]) == 0
     printed = capfd.readouterr().out
     for text in (
-        "partition: by_class, dirichlet, iid",
+        "partition: by_class, dirichlet, dirichlet_clients, iid",
         "loss: asymmetric, bce, by_kind",
         "learning_rate: 0.05",
         "experiment:",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mtl.data.images import check_size, data_root, list_folders, list_images, load_images, no_attributes, not_found, read_images
+from mtl.data.lists import check_matches, read_lines
 from mtl.types import ImageData
 
 # Where two of the damaged ORL files held a 13 before a 10 from the start: the place that leaves each row likest to the next.
@@ -83,10 +84,10 @@ def celeba(
 
     crop: (top, left, height, width), cut before resizing; (20, 0, 178, 178) keeps the shape of the 218 x 178 originals.
     classes: the identities of `identity_CelebA.txt`, named by CelebA's numbers; attributes: those of `list_attr_celeba.txt`.
-    Either list may be absent; then its labels are unknown, as they are for images that it does not name. official_split: that
-    of `list_eval_partition.txt`, if present. part: all, or the people of train, val or test in that partition, which is by person:
-    what is learnt of some is verified on others. Raises DataNotFound (a ValueError) where there are no pictures or neither list,
-    and ValueError for a list that cannot be read and for a part that has no pictures.
+    Either list may be absent; then its labels are unknown, as they are for images that it does not name, which a warning counts.
+    official_split: that of `list_eval_partition.txt`, if present. part: all, or the people of train, val or test in that partition,
+    which is by person: what is learnt of some is verified on others. Raises DataNotFound (a ValueError) where there are no pictures
+    or neither list, and ValueError for a list that cannot be read or names no picture, and for a part that has no pictures.
     """
     if part not in ("all", *PARTS):
         raise ValueError(f"data.part must be one of all, {', '.join(PARTS)}, got {part}")
@@ -128,7 +129,7 @@ def celeba(
 def _read_numbers(
     lines: list[str], list_file: Path, files: list[str], count: int, allowed: set[int] | None
 ) -> dict[str, list[int]]:
-    """`count` integers for each of `files` that a line `file integer ...` names."""
+    """`count` integers for each of `files` that a line `file integer ...` names; see `check_matches` for those that none names."""
     wanted = set(files)
     rows: dict[str, list[int]] = {}
     for fields in map(str.split, lines):
@@ -142,6 +143,7 @@ def _read_numbers(
             values = "an integer" if allowed is None else f"each one of {sorted(allowed)}"
             raise ValueError(f"{list_file} must give {count} value(s) for each image, {values}; got {' '.join(fields)!r}")
         rows[fields[0]] = numbers
+    check_matches(list_file, files, rows, next(filter(None, map(str.strip, lines)), ""))
     return rows
 
 
@@ -149,7 +151,7 @@ def _read_identities(list_file: Path, files: list[str]) -> tuple[Tensor, tuple[s
     """Class of each file, -1 where not named, and the identities present, by number."""
     if not list_file.is_file():
         return torch.full((len(files),), -1), ()
-    rows = _read_numbers(list_file.read_text().splitlines(), list_file, files, 1, None)
+    rows = _read_numbers(read_lines(list_file), list_file, files, 1, None)
     identities = sorted({identity for (identity,) in rows.values()})
     place = {identity: index for index, identity in enumerate(identities)}
     classes = [place[rows[file][0]] if file in rows else -1 for file in files]
@@ -160,7 +162,7 @@ def _read_attributes(list_file: Path, files: list[str]) -> tuple[Tensor, tuple[s
     """int8 [N, A] and the names; the file has a count, the names, and then a line per image of -1 (no) and 1 (yes)."""
     if not list_file.is_file():
         return no_attributes(len(files)), ()
-    lines = list_file.read_text().splitlines()
+    lines = read_lines(list_file)
     names = tuple(lines[1].split()) if len(lines) > 1 else ()
     if not names or not lines[0].strip().isdigit():
         raise ValueError(
@@ -177,7 +179,7 @@ def _read_attributes(list_file: Path, files: list[str]) -> tuple[Tensor, tuple[s
 def _read_partition(list_file: Path, files: list[str]) -> Tensor | None:
     if not list_file.is_file():
         return None
-    rows = _read_numbers(list_file.read_text().splitlines(), list_file, files, 1, {0, 1, 2})
+    rows = _read_numbers(read_lines(list_file), list_file, files, 1, {0, 1, 2})
     missing = [file for file in files if file not in rows]
     if missing:
         raise ValueError(f"{list_file} must name every image, or be absent; got none for {len(missing)}, the first {missing[0]}")

@@ -1,14 +1,15 @@
 """From image files to one uint8 tensor in memory, decoded once and cached on disk.
 
 A picture is turned upright by its EXIF tag, 16-bit grey is scaled to 8 bits, transparency is laid on black, and grey, palette
-and CMYK become RGB (or all become grey, by the ITU-R 601 weights). Resizing averages each target pixel's area (Pillow's BOX
-filter) and does not keep the aspect ratio; an axis that grows repeats its pixels.
+and CMYK become RGB (or all become grey, by the ITU-R 601 weights); of a TIFF with several pages the first is taken. Resizing
+averages each target pixel's area (Pillow's BOX filter) and does not keep the aspect ratio; an axis that grows repeats its pixels.
 
 The cache is `<root>/.cache/<name>-<fingerprint>.images`; the fingerprint covers the options and every file's path, size and time of
 change, so a changed file makes a new cache, and a damaged one is made anew. Any file in `.cache` may be deleted at any time.
 """
 
 import hashlib
+import importlib
 import io
 import json
 import logging
@@ -33,7 +34,9 @@ log = logging.getLogger(__name__)
 
 Pixels = npt.NDArray[np.uint8]
 CACHE_VERSION = 1  # raise it when the same files and options come to decode to other pixels
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".pgm", ".ppm", ".bmp", ".webp"})
+HEIC = frozenset({".heic", ".heif"})
+EXTENSIONS = HEIC | {".png", ".jpg", ".jpeg", ".jfif", ".pgm", ".ppm", ".bmp", ".webp", ".tif", ".tiff"}
+FOREIGN = frozenset({"__MACOSX"})  # folders that a system or an archiver adds beside the user's own
 # What Pillow raises on damaged bytes, as seen by flipping some in files of each kind.
 PILLOW_ERRORS = (
     *(OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, ArithmeticError),
@@ -47,6 +50,10 @@ class DataNotFound(FileNotFoundError, ValueError):
 
 class CorruptImage(ValueError):
     """A file that has an image's name and cannot be decoded."""
+
+
+class DecoderMissing(ValueError):
+    """A kind of picture that a library reads which is not installed."""
 
 
 def data_root(root: str) -> Path:
@@ -76,9 +83,10 @@ def no_attributes(num_images: int) -> Tensor:
 
 
 def list_folders(folder: Path) -> list[Path]:
-    """Sub-folders that are not hidden, by name."""
+    """Sub-folders that are the user's own and not hidden, by name."""
     with os.scandir(folder) as entries:
-        return sorted(Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        folders = [Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    return sorted(path for path in folders if path.name not in FOREIGN)
 
 
 def list_images(folder: Path, extensions: frozenset[str] = EXTENSIONS) -> list[Path]:
@@ -86,6 +94,30 @@ def list_images(folder: Path, extensions: frozenset[str] = EXTENSIONS) -> list[P
     with os.scandir(folder) as entries:
         paths = [Path(entry.path) for entry in entries if entry.is_file() and not entry.name.startswith(".")]
     return sorted(path for path in paths if path.suffix.lower() in extensions)
+
+
+def list_others(folder: Path, *, folders: bool) -> list[Path]:
+    """What `list_images` and, with `folders`, `list_folders` pass over, by name."""
+    taken = {*list_images(folder), *(list_folders(folder) if folders else ())}
+    return sorted(path for path in folder.iterdir() if path not in taken and path.name != ".cache")
+
+
+def printable(path: Path | str) -> str:
+    """A path as text that can be written: bytes of its name that are not UTF-8 as escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def require_decoder(path: Path) -> None:
+    """Raises DecoderMissing for a HEIC picture where the library that reads it is not installed."""
+    if path.suffix.lower() not in HEIC:
+        return
+    try:
+        importlib.import_module("pillow_heif").register_heif_opener()
+    except ImportError as error:
+        raise DecoderMissing(
+            f"HEIC pictures such as {printable(path)} need the extra heic (pip install -e '.[heic]', or pip install pillow-heif), "
+            "or save them as JPEG"
+        ) from error
 
 
 def to_pixels(image: Image.Image, image_size: Sequence[int] | None, grey: bool, crop: Sequence[int] | None = None) -> Pixels:
@@ -115,13 +147,18 @@ def decode(
     read: Callable[[Path], bytes] = Path.read_bytes,
 ) -> Pixels:
     """One file's pixels, [1 or 3, height, width]. Raises CorruptImage, or ValueError where the crop leaves the picture."""
+    require_decoder(path)
     content = read(path)
     try:
         image = Image.open(io.BytesIO(content))
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
+        # What TIFF holds besides pictures: measurements, whose range nobody states.
+        if image.mode == "F" or (image.mode == "I" and not 0 <= min(image.getextrema()) <= max(image.getextrema()) <= 65535):
+            raise ValueError
     except PILLOW_ERRORS as error:
-        raise CorruptImage(f"cannot decode {path}: it is damaged or not an image ({type(error).__name__})") from error
+        reason = "it is damaged or not an image of 8 or 16 bits"
+        raise CorruptImage(f"cannot decode {printable(path)}: {reason} ({type(error).__name__})") from error
     if crop is not None and (crop[0] + crop[2] > image.height or crop[1] + crop[3] > image.width):
         raise ValueError(f"crop must lie inside every picture, got {tuple(crop)} for {path} of {image.height} x {image.width}")
     return to_pixels(image, image_size, grey, crop)
@@ -215,7 +252,9 @@ def load_images(
     num_skipped = len(paths) - len(result[1])
     if num_skipped:
         first = min(set(range(len(paths))).difference(result[1].tolist()))
-        log.warning("skipped %d of %d images that cannot be decoded; the first is %s", num_skipped, len(paths), paths[first])
+        log.warning(
+            "skipped %d of %d images that cannot be decoded; the first is %s", num_skipped, len(paths), printable(paths[first])
+        )
     return result
 
 

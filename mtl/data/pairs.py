@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mtl.data.faces import lfw_folders
 from mtl.data.images import data_root, load_images, not_found
+from mtl.data.lists import read_lines
 from mtl.seeding import generator
 from mtl.types import ImageData
 
@@ -61,6 +62,10 @@ def lfw_pairs(
     folder = min(missing, key=lambda folder: len(missing[folder]), default=None)
     if folder is None or missing[folder]:
         lost = [] if folder is None else [str(path.relative_to(folder)) for path in missing[folder]]
+        if len(lost) == len(names):
+            raise ValueError(
+                f"{held[0][1]} names {len(names)} pictures, and none of them is in {folder}: the first is {lost[0]}, letter case counts"
+            )
         raise ValueError(
             f"{held[0][1]} names {len(names)} pictures, and {len(lost)} of them are missing in {folder}: {', '.join(lost)}"
         )
@@ -83,7 +88,7 @@ def read_pairs(file: Path) -> list[tuple[Picture, Picture, int]]:
     The first line has the folds and the pairs of each kind in a fold; then for each fold `person 1 4`, two pictures of one person, and
     `person 1 other 2`, pictures of two. Raises ValueError for the first line that is otherwise.
     """
-    rows = [line.split() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = [line.split() for line in read_lines(file) if line.strip()]
     if not rows or len(rows[0]) != 2 or not all(word.isdigit() and int(word) for word in rows[0]):
         raise ValueError(f"{file} must begin with the number of folds and of pairs of each kind in a fold, got {rows[:1]}")
     num_folds, num_pairs = map(int, rows[0])

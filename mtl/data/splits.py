@@ -4,6 +4,7 @@ The best round is chosen on validation images and never on test images. Where a 
 chosen: the last round counts.
 """
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from mtl.seeding import generator
 from mtl.types import ImageData
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,19 @@ class Split:
     train: Tensor
     val: Tensor
     test: Tensor
+
+
+def auto(data: ImageData, seed: int, *, train: int | None = None, val: int | None = None, test: int | None = None) -> Split:
+    """`official` where the data come in parts of their own, and else `per_class` with these numbers of images."""
+    if data.official_split is None or len(data.official_split.unique()) < 2:
+        return per_class(data, seed, train=5 if train is None else train, val=0 if val is None else val, test=test)
+    given = {name: number for name, number in (("train", train), ("val", val), ("test", test)) if number is not None}
+    if given:
+        raise ValueError(
+            f"split.{' split.'.join(given)} must be null, as {data.name} comes in parts of its own, got "
+            f"{', '.join(map(str, given.values()))}; say split=per_class to mix them and draw anew, or split=official"
+        )
+    return official(data, seed)
 
 
 def per_class(data: ImageData, seed: int, *, train: int = 5, val: int = 0, test: int | None = None) -> Split:
@@ -44,7 +60,7 @@ def per_class(data: ImageData, seed: int, *, train: int = 5, val: int = 0, test:
             part.append(piece)
     if not parts[0]:
         raise ValueError(f"split=per_class needs a data set with classes, and {data.name} has none")
-    return _checked(data, Split(*(torch.cat(part).sort().values for part in parts)))
+    return _checked("per_class", data, Split(*(torch.cat(part).sort().values for part in parts)))
 
 
 def fractions(data: ImageData, seed: int, *, val: float = 0.1, test: float = 0.2) -> Split:
@@ -54,7 +70,7 @@ def fractions(data: ImageData, seed: int, *, val: float = 0.1, test: float = 0.2
     everything = torch.arange(len(data))
     rest, test_part = _stratified(data.classes, everything, test, generator(seed, "split"))
     train, val_part = _stratified(data.classes, rest, val / (1 - test), generator(seed, "split-val"))
-    return _checked(data, Split(train, val_part, test_part))
+    return _checked("fractions", data, Split(train, val_part, test_part))
 
 
 def official(data: ImageData, seed: int, *, val: float = 0.1) -> Split:
@@ -66,9 +82,13 @@ def official(data: ImageData, seed: int, *, val: float = 0.1) -> Split:
     if not 0 <= val < 1:
         raise ValueError(f"split.val must be in [0, 1), got {val}")
     train, val_part, test = (torch.nonzero(data.official_split == part).flatten() for part in range(3))
+    if not len(test):
+        raise ValueError(
+            f"split=official needs test images, and {data.name} has none of its own; use split=fractions to draw them"
+        )
     if not len(val_part):
         train, val_part = _stratified(data.classes, train, val, generator(seed, "split-val"))
-    return _checked(data, Split(train, val_part, test))
+    return _checked("official", data, Split(train, val_part, test))
 
 
 def _stratified(classes: Tensor, index: Tensor, fraction: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -83,9 +103,11 @@ def _stratified(classes: Tensor, index: Tensor, fraction: float, rng: torch.Gene
     return order[~taken].sort().values, order[taken].sort().values
 
 
-def _checked(data: ImageData, split: Split) -> Split:
+def _checked(rule: str, data: ImageData, split: Split) -> Split:
     if not len(split.train) or not len(split.test):
         raise ValueError(
             f"split must leave images for training and for test, got {len(split.train)} and {len(split.test)} of {len(data)} in {data.name}"
         )
+    sizes = len(split.train), len(split.val), len(split.test)
+    logger.info("split=%s of %s: %d images to train, %d for validation, %d to test", rule, data.name, *sizes)
     return split

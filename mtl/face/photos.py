@@ -1,12 +1,13 @@
 """Photos of users: found by name, folder or pattern, read whatever their kind, and drawn on.
 
-Read are jpg, png, webp, bmp, pgm and ppm, grey or colour, turned upright by their EXIF tag, transparency laid on black. A photo must have
-at least 16 pixels on each side and at most 64 megapixels; what is longer than `max_side` is averaged down to it.
+Read are jpg, jfif, png, webp, bmp, tif, pgm, ppm and, with the extra `heic`, heic, grey or colour, turned upright by their EXIF tag,
+transparency laid on black. A photo must have at least 16 pixels on each side and at most 64 megapixels; what is longer than `max_side` is
+averaged down to it.
 """
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-from mtl.data.images import EXTENSIONS, PILLOW_ERRORS, list_images, to_pixels
+from mtl.data.images import EXTENSIONS, PILLOW_ERRORS, list_images, require_decoder, to_pixels
 
 LEAST_SIDE, MOST_PIXELS = 16, 2**26
 COLOURS = {True: (30, 160, 80), False: (215, 95, 20)}
@@ -44,8 +45,10 @@ def find_photos(names: Sequence[str]) -> list[Path]:
             some = [path]
         else:
             start = Path(path.anchor or ".")
-            matches = start.glob(str(path.relative_to(start) if path.anchor else path)) if path.parts else ()
-            some = sorted(p for p in matches if p.is_file() and p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
+            matches = _expand(start, (path.relative_to(start) if path.anchor else path).parts)
+            some = sorted(
+                p for p in set(matches) if p.is_file() and p.suffix.lower() in EXTENSIONS and not p.name.startswith(".")
+            )
         if not some:
             kinds = " ".join(sorted(EXTENSIONS))
             raise ValueError(f"PHOTO must be a photo, a folder of them or a pattern, got {name} with none ({kinds})")
@@ -53,8 +56,23 @@ def find_photos(names: Sequence[str]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
+def _expand(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
+    """What a pattern names under a folder. A part that is there letter for letter, such as a folder `holiday [2024]`, is no pattern."""
+    if not parts:
+        yield folder
+        return
+    first, rest = parts[0], parts[1:]
+    if first == "**":
+        matches: Iterable[Path] = (path for path in folder.glob("**") if path.is_dir())
+    else:
+        matches = [folder / first] if (folder / first).exists() else folder.glob(first)
+    for path in matches:
+        yield from _expand(path, rest)
+
+
 def open_photo(path: Path) -> Image.Image:
-    """The picture, upright. Raises UnreadablePhoto with the reason."""
+    """The picture, upright. Raises UnreadablePhoto with the reason, and DecoderMissing for HEIC without its library."""
+    require_decoder(path)
     try:
         with warnings.catch_warnings():
             # Pillow's own limit is only a warning; ours is checked before anything is decoded.

@@ -166,6 +166,38 @@ def test_celeba_names_the_list_that_is_wrong(celeba_root, file, text, message):
         celeba(str(celeba_root))
 
 
+@pytest.mark.parametrize("file", ["list_attr_celeba.txt", "identity_CelebA.txt", "list_eval_partition.txt"])
+@pytest.mark.parametrize(("mark", "end"), [("\ufeff", "\n"), ("", "\r\n"), ("\ufeff", "\r\n"), ("", "\r")])
+def test_celeba_lists_are_read_as_editors_save_them(celeba_root, file, mark, end):
+    plain = celeba(str(celeba_root))
+    path = celeba_root / "celeba" / file
+    path.write_bytes((mark + path.read_text().replace("\n", end)).encode())
+    again = celeba(str(celeba_root))
+    assert again.class_names == plain.class_names
+    for field in ("classes", "attributes", "official_split"):
+        assert torch.equal(getattr(again, field), getattr(plain, field))
+
+
+def test_celeba_says_how_many_pictures_have_no_line_and_refuses_lists_without_any(celeba_root, caplog):
+    identities = celeba_root / "celeba" / "identity_CelebA.txt"
+    celeba(str(celeba_root))
+    assert f"{identities} has no line for 1 of 5 pictures, the first 000004.jpg" in caplog.text
+    identities.write_text(identities.read_text().replace(".jpg", ".JPG"))
+    with pytest.raises(
+        ValueError,
+        match=r"identity_CelebA\.txt must have lines for the pictures.*letter case.*'000001\.jpg', a line is '000001\.JPG 20'",
+    ):
+        celeba(str(celeba_root))
+    identities.write_text("000001.jpg 20\n", encoding="utf-16")
+    with pytest.raises(ValueError, match=r"identity_CelebA\.txt must be text in UTF-8, got 0xff at byte 0"):
+        celeba(str(celeba_root))
+
+
+def test_a_root_in_the_home_folder_is_found(celeba_root, monkeypatch):
+    monkeypatch.setenv("HOME", str(celeba_root))
+    assert celeba("~/celeba").source == str(celeba_root / "celeba")
+
+
 @pytest.mark.parametrize("load", [celeba, lfw])
 def test_missing_faces_say_where_and_how(tmp_path, load):
     root = tmp_path / "nowhere"

@@ -1,5 +1,6 @@
 """Class folders written by hand."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,74 @@ def test_split_folders_give_the_official_split(tmp_path):
     assert levels(data) == [0, 1, 2, 3, 4]
     assert data.classes.tolist() == [0, 1, 1, 0, 2]
     assert data.official_split.tolist() == [0, 0, 1, 2, 2]
+
+
+@pytest.mark.parametrize("names", [("Train", "VALID", "Testing"), ("training", "validation", "TEST")])
+def test_parts_are_known_by_their_usual_names(tmp_path, names):
+    for level, part in enumerate(names):
+        paint(tmp_path / part / "a" / "1.png", level)
+        paint(tmp_path / part / "b" / "1.png", level)
+    (tmp_path / "__MACOSX" / "train").mkdir(parents=True)
+    data = folder(str(tmp_path))
+    assert data.class_names == ("a", "b")
+    assert sorted(zip(levels(data), data.official_split.tolist(), strict=True)) == [(i, i) for i in range(3) for _ in "ab"]
+    paint(tmp_path / "val" / "a" / "1.png")
+    with pytest.raises(ValueError, match=r"data\.root must hold one folder for val, got both .*(VALID|val) and .*"):
+        folder(str(tmp_path))
+
+
+def test_copies_in_two_parts_or_under_two_classes_are_named(tmp_path, caplog):
+    for level, name in enumerate(
+        ("train/a/1.png", "train/a/2.png", "train/b/3.png", "test/a/4.png", "test/b/5.png", "test/b/6.png")
+    ):
+        paint(tmp_path / name, level)
+    folder(str(tmp_path))
+    assert "copies" not in caplog.text
+    paint(tmp_path / "test" / "a" / "4.png", 1)  # as train/a/2.png
+    paint(tmp_path / "train" / "a" / "7.png", 1)  # within one part: no matter
+    paint(tmp_path / "test" / "b" / "5.png", 0)  # as train/a/1.png
+    paint(tmp_path / "test" / "b" / "6.png", 0)
+    # The same pixels in another file are no copy.
+    paint(tmp_path / "test" / "b" / "8.bmp", 2)
+    folder(str(tmp_path))
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "2 files are copies of others under two classes, so that an image may be trained and tested on: the first are "
+        f"{tmp_path / 'train/a/1.png'} and {tmp_path / 'test/b/5.png'}",
+        "1 files are copies of others in two parts, so that an image may be trained and tested on: the first are "
+        f"{tmp_path / 'train/a/2.png'} and {tmp_path / 'test/a/4.png'}",
+    ]
+
+
+def test_copies_within_a_class_are_named_where_the_parts_are_yet_to_be_drawn(tmp_path, caplog):
+    for name, level in (("a/1.png", 1), ("b/2.png", 2), ("b/3.png", 2)):
+        paint(tmp_path / name, level)
+    folder(str(tmp_path))
+    assert (
+        f"1 files are copies of others in one class, so that an image may be trained and tested on: the first are {tmp_path}/b/2"
+        in (caplog.text)
+    )
+
+
+def test_what_is_passed_over_is_counted_and_named(tmp_path, caplog):
+    caplog.set_level("INFO")
+    for name in ("train/a/1.png", "train/b/1.png", "test/a/2.png", "test/b/2.png"):
+        paint(tmp_path / name, len(name))
+    for name in ("train/a/notes.txt", "test/a/more.TXT", "train/b/._1.png", "__MACOSX/x.png", "test/b/deeper/1.png", "README"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("no picture")
+    assert len(folder(str(tmp_path))) == 4
+    assert (
+        f"passed over in {tmp_path}, with the first of each kind: 2 .txt (train/a/notes.txt), 2 folders (__MACOSX), "
+        "1 hidden (train/b/._1.png), 1 no extension (README)"
+    ) in caplog.text
+    assert not caplog.text.count(".cache")
+
+
+def test_a_folder_name_that_is_not_utf8_is_named(tmp_path):
+    paint(tmp_path / "a" / "1.png")
+    (tmp_path / "a").rename(os.fsdecode(os.fsencode(tmp_path) + b"/Zo\xeb"))
+    with pytest.raises(ValueError, match=r"class folders with names in UTF-8, got 'Zo\\+xeb' in"):
+        folder(str(tmp_path))
 
 
 def test_a_class_may_be_called_test(tmp_path):

@@ -1,7 +1,9 @@
 """Pixels are written by hand; expected values are worked out by hand."""
 
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from PIL import Image
 
 from mtl.data import images
 from mtl.data.cache import load_cache
-from mtl.data.images import decode, load_images, read_images
+from mtl.data.images import CorruptImage, DecoderMissing, decode, list_images, load_images, read_images
 
 
 def paint(
@@ -49,6 +51,38 @@ def test_grey_follows_the_itu_weights(tmp_path):
         pixels = decode(paint(tmp_path / "a.png", colour), grey=True)
         assert pixels.shape == (1, 3, 4)
         assert (pixels == expected).all()
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a.jfif", "JPEG"), ("a.tif", "TIFF"), ("a.TIFF", "TIFF")])
+def test_further_names_of_pictures_are_read(tmp_path, name, kind):
+    Image.new("RGB", (4, 3), (10, 20, 30)).save(tmp_path / name, format=kind)
+    assert list_images(tmp_path) == [tmp_path / name]
+    assert first_pixel(tmp_path / name) == pytest.approx([10, 20, 30], abs=2)
+
+
+@pytest.mark.parametrize(("values", "mode"), [(np.full((3, 4), 0.5, np.float32), "F"), (np.full((3, 4), 70000, np.int32), "I")])
+def test_a_tiff_of_measurements_is_refused_and_not_made_black(tmp_path, values, mode):
+    image = Image.fromarray(values)
+    assert image.mode == mode
+    image.save(tmp_path / "a.tif")
+    with pytest.raises(CorruptImage, match=r"cannot decode .*a\.tif: it is damaged or not an image of 8 or 16 bits"):
+        decode(tmp_path / "a.tif")
+
+
+def test_heic_without_its_library_says_how_to_install_it(tmp_path, monkeypatch):
+    (tmp_path / "a.heic").write_bytes(b"a picture from a phone")
+    assert list_images(tmp_path) == [tmp_path / "a.heic"]
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(
+        DecoderMissing, match=r"HEIC pictures such as .*a\.heic need the extra heic \(pip install -e '\.\[heic\]'"
+    ):
+        read_images([tmp_path / "a.heic"], skip_corrupt=True)
+    # With the library, Pillow opens what it has registered.
+    seen = []
+    monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=lambda: seen.append("registered")))
+    paint(tmp_path / "a.png").rename(tmp_path / "a.heic")
+    assert first_pixel(tmp_path / "a.heic") == [10, 20, 30]
+    assert seen == ["registered"]
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.pgm"])

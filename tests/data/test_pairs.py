@@ -48,6 +48,19 @@ def test_all_missing_pictures_are_listed_in_one_error(tmp_path: Path) -> None:
         lfw_pairs(str(tmp_path))
 
 
+def test_pairs_are_read_as_editors_save_them_and_named_where_none_is_there(tmp_path: Path) -> None:
+    lay_out(tmp_path / "lfw")
+    file = tmp_path / "lfw" / "pairs.txt"
+    plain = read_pairs(file)
+    file.write_bytes(("\ufeff" + "\r\n".join(LINES)).encode())
+    assert read_pairs(file) == plain
+    file.write_text("\n".join(LINES).lower())
+    with pytest.raises(
+        ValueError, match=r"names 9 pictures, and none of them is in .*: the first is al/al_0001\.jpg, letter case counts"
+    ):
+        lfw_pairs(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("line", "text", "message"),
     [

@@ -66,6 +66,21 @@ def test_unreadable_photos_are_refused_with_the_reason(tmp_path: Path) -> None:
         read_photo(tmp_path / "huge.png", channels=1)
 
 
+def test_a_folder_named_with_the_signs_of_a_pattern_is_found(tmp_path: Path) -> None:
+    for name in ("holiday [2024]/a.jpg", "holiday [2024]/b.png", "x/holiday [2024]/c.jpg", "holiday 2/d.jpg", "x/y/e[1].jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+
+    def found(pattern: str) -> list[str]:
+        return [path.relative_to(tmp_path).as_posix() for path in find_photos([f"{tmp_path}/{pattern}"])]
+
+    assert found("holiday [2024]/*.jpg") == ["holiday [2024]/a.jpg"]
+    assert found("*/holiday [2024]/*") == ["x/holiday [2024]/c.jpg"]
+    assert found("holiday [2]/*") == ["holiday 2/d.jpg"]
+    assert found("**/*.jpg") == ["holiday 2/d.jpg", "holiday [2024]/a.jpg", "x/holiday [2024]/c.jpg", "x/y/e[1].jpg"]
+    assert found("x/*/e[1].jpg") == ["x/y/e[1].jpg"]
+
+
 def test_photos_are_found_by_name_folder_and_pattern_each_once(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for name in ("b.png", "a.jpg", "notes.txt", ".hidden.png"):
