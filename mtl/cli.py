@@ -234,32 +234,44 @@ def _export(words: list[str]) -> int:
     parser.add_argument("--calibration", type=int, default=256, metavar="N", help="images to calibrate on; default 256")
     parser.add_argument("--thresholds", default="zero", choices=("zero", "calibrated"), help="calibrated: on validation images")
     parser.add_argument("--client", type=int, metavar="K", help="whose model, where parts of it stay on the clients")
+    parser.add_argument("--no-mirror", action="store_true", help="score the picture alone, not the mean with its mirror image")
+    parser.add_argument(
+        "--scene",
+        type=int,
+        nargs=2,
+        default=(480, 640),
+        metavar=("HEIGHT", "WIDTH"),
+        help="in which faces are found; default 480 640",
+    )
     parser.add_argument("--data-root", metavar="DIR", help="where the data of the run lie now, if elsewhere")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: model[_int8].onnx or .pte in the run directory")
     options = parser.parse_args(words)
 
-    from mtl.deploy import export_run
+    from mtl.deploy import ExportOptions, export_run
 
     try:
-        done = export_run(
-            options.run,
+        chosen = ExportOptions(
             to=options.to,
             int8=options.int8,
             qat_steps=options.qat_steps,
-            out=options.out,
             client=options.client,
             thresholds=options.thresholds,
             calibration=options.calibration,
-            data_root=options.data_root,
+            mirror=not options.no_mirror,
+            scene=options.scene,
         )
+        done = export_run(options.run, chosen, out=options.out, data_root=options.data_root)
     except (ValueError, OSError) as error:
         return _fail(str(error))
     away = done.parity
-    print(f"{done.path}: {done.num_bytes:,} bytes")
+    print(f"{done.path}: {done.num_bytes:,} bytes, {done.flops / 1e6:,.2f} MFLOP (2 MAC) for an image")
+    embeddings = f"the embeddings within {away.embeddings:.2g}, " if away.embeddings is not None else ""
     print(
-        f"on {away.images} test images the embeddings are within {away.embeddings:.2g} of the model's (cosine at least {away.cosine:.5f}), "
-        f"the scores within {away.scores:.2g}"
+        f"on {away.images} test images {embeddings}the scores within {away.scores:.2g} of the model's (cosine at least {away.cosine:.5f})"
     )
+    if done.detector is not None:
+        found = done.detector
+        print(f"{found.path}: {found.num_bytes:,} bytes; its maps of {found.images} scenes are within {found.difference:.2g}")
     for name in ("rank1", "balanced_accuracy", "auroc"):
         before, after = done.eager.get(name), done.file.get(name)
         if before is not None and after is not None:
@@ -273,16 +285,27 @@ def _latency(words: list[str]) -> int:
     parser.add_argument("--threads", type=int, default=1, help="default: 1")
     parser.add_argument("--warmup", type=int, default=20, help="images that do not count; default 20")
     parser.add_argument("--repeats", type=int, default=200, help="images that count; default 200")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="a JSON of the result and the machine; default: none")
     options = parser.parse_args(words)
+    from dataclasses import asdict
 
+    from mtl.edge.files import check_output
     from mtl.edge.latency import measure_file
+    from mtl.edge.machine import timing_machine
+    from mtl.files import write_json
 
     try:
+        if options.output is not None:
+            check_output("--output", options.output)
         found = measure_file(options.file, threads=options.threads, warmup=options.warmup, repeats=options.repeats)
+        machine = timing_machine(options.file.suffix, options.threads)
+        if options.output is not None:
+            write_json(options.output, {"file": str(options.file), "milliseconds": asdict(found), "machine": machine})
     except (ValueError, OSError) as error:
         return _fail(str(error))
     threads = f"{options.threads} thread{'s'[: options.threads > 1]}"
     print(f"p50 {found.p50:.3f} ms   p90 {found.p90:.3f} ms   ({found.repeats} images one after the other, {threads})")
+    print(f"{machine['processor']}, {machine['runtime']}, {machine['system']}")
     return 0
 
 

@@ -5,9 +5,11 @@
     sparsify  weights of the model so far are set to zero while it is trained on; its file gets neither smaller nor faster
     int8      the file of the model so far gets 8-bit weights and activations
 
-Each step that trains is a run directory of its own; each step ends in a file, exported and checked as by `mtl export`.
+Each step that trains is a run directory of its own; each step ends in a file, exported and checked as by `mtl export`. A recipe that was
+stopped goes on where it stopped when it is started again with the same options: `steps.json` holds them and what each step gave.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,11 +20,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from mtl.build import read_config
 from mtl.configs import DEFAULTS, compose
-from mtl.deploy import Exported, device_model, export_run
+from mtl.deploy import ExportOptions, export_run
 from mtl.edge.latency import file_call, measure
+from mtl.edge.machine import timing_machine
 from mtl.edge.prune import Pruning
 from mtl.files import write_json
-from mtl.models.flops import count_forward, num_parameters
+from mtl.models.flops import num_parameters
 from mtl.models.hard_sharing import HardSharing
 from mtl.report.style import figure_style, save_figure
 from mtl.report.tradeoff import Model, draw_tradeoff
@@ -66,23 +69,35 @@ def compress(
     repeats: int = 300,
     data_root: str | None = None,
 ) -> list[Row]:
-    """Take the steps of `recipe` in their order, in the new folder `out`; the first row is the run as it is.
+    """Take the steps of `recipe` in their order, in the folder `out`; the first row is the run as it is.
 
     student: KEY=VALUE that the student differs by, for distil; ratio: of the channels, for prune; sparsity: share of zeros, for
     sparsify; rounds: of each training, None for as many as the run had; finetune_rate: the learning rate after pruning over that of the
-    run. `compress.json` holds the rows, `compress.png` draws them.
+    run. `compress.json` holds the rows and the machine that the files were timed on, `compress.png` draws them. A folder `out` that holds
+    the same recipe is gone on with.
 
-    Raises ValueError where the options contradict one another and where a step cannot be taken.
+    Raises ValueError where the options contradict one another, where a step cannot be taken, and where `out` holds anything else.
     """
-    _check(recipe, out, student, ratio, sparsity)
+    _check(recipe, student, ratio, sparsity)
+    asked = {
+        "run": str(run_dir.resolve()),
+        "recipe": list(recipe),
+        "student": list(student),
+        "ratio": ratio,
+        "sparsity": sparsity,
+        "rounds": rounds,
+        "finetune_rate": finetune_rate,
+    }
+    steps = _open(out, asked)
     current, int8 = run_dir, False
     config = read_config(run_dir)
     student_config = with_overrides(config, student)
     trained_at = config.client.learning_rate
-    out.mkdir(parents=True, exist_ok=True)
+    if config.mode == "detection":
+        raise ValueError(f"mode=detection cannot be compressed: its detector is no part of any step, got {run_dir}")
     if data_root is not None:
         config.data.root = student_config.data.root = data_root
-    done: list[tuple[str, Path, Exported]] = []
+    done: list[tuple[str, Path, Path, dict[str, Any]]] = []
     for step in ("as it is", *recipe):
         if step == "distil":
             config = student_config
@@ -99,28 +114,33 @@ def compress(
         if step in ("distil", "prune", "sparsify"):
             current = _train(config, out / step, rounds)
         path = out / f"{len(done)}_{step.replace(' ', '_')}.onnx"
-        done.append((step, current, export_run(current, int8=int8, out=path, data_root=data_root)))
-    times = measure({step: file_call(made.path, threads=threads) for step, _, made in done}, repeats=repeats)
+        if step not in steps or not path.is_file():
+            made = export_run(current, ExportOptions(int8=int8), out=path, data_root=data_root)
+            steps[step] = {"metrics": made.file, "num_bytes": made.num_bytes, "flops": made.flops}
+            write_json(out / "steps.json", {"asked": asked, "steps": steps})
+        done.append((step, current, path, steps[step]))
+    times = measure({step: file_call(path, threads=threads) for step, _, path, _ in done}, repeats=repeats)
     rows = []
-    for step, directory, made in done:
-        run = load_run(directory)
+    for step, directory, _, made in done:
+        run, metrics = load_run(directory), made["metrics"]
         rows.append(
             Row(
                 step=step,
-                rank1=made.file.get("rank1"),
-                auroc=made.file["auroc"],
-                worst_task_auroc=made.file["worst_task_auroc"],
-                worst_clients_auroc=made.file["worst_clients_auroc"],
-                balanced_accuracy=made.file["balanced_accuracy"],
+                rank1=metrics.get("rank1"),
+                auroc=metrics["auroc"],
+                worst_task_auroc=metrics["worst_task_auroc"],
+                worst_clients_auroc=metrics["worst_clients_auroc"],
+                balanced_accuracy=metrics["balanced_accuracy"],
                 parameters=num_parameters(run.model),
                 zeros=_share_of_zeros(run.model),
-                flops=count_forward(device_model(run, run.model), run.image_shape, run.pixels),
-                num_bytes=made.num_bytes,
+                flops=made["flops"],
+                num_bytes=made["num_bytes"],
                 p50=times[step].p50,
                 p90=times[step].p90,
             )
         )
-    write_json(out / "compress.json", [asdict(row) for row in rows])
+    machine = timing_machine(".onnx", threads)
+    write_json(out / "compress.json", {"machine": machine, "steps": [asdict(row) for row in rows]})
     with figure_style():
         figure = draw_tradeoff([_model(row) for row in rows])
         if figure is not None:
@@ -161,7 +181,9 @@ def _train(config: DictConfig, run_dir: Path, rounds: int | None) -> Path:
     if rounds is not None:
         config.rounds = rounds
         config.evaluate_every = min(config.evaluate_every, rounds)
-    config.output_dir, config.resume, config.name, config.write_report = str(run_dir), False, None, False
+    config.output_dir, config.resume, config.name, config.write_report = str(run_dir), True, None, False
+    if (run_dir / "summary.json").is_file():  # a finished run, whose file was not
+        return run_dir
     try:
         train(config, run_dir)
     except HydraException as error:  # around the error of what was to be built
@@ -174,7 +196,7 @@ def _share_of_zeros(model: HardSharing) -> float:
     return sum(int((values == 0).sum()) for values in parameters) / sum(values.numel() for values in parameters)
 
 
-def _check(recipe: Sequence[str], out: Path, student: Sequence[str], ratio: float, sparsity: float) -> None:
+def _check(recipe: Sequence[str], student: Sequence[str], ratio: float, sparsity: float) -> None:
     Pruning("channels", ratio=ratio)
     Pruning("weights", ratio=sparsity)
     unknown = [step for step in recipe if step not in STEPS]
@@ -184,5 +206,27 @@ def _check(recipe: Sequence[str], out: Path, student: Sequence[str], ratio: floa
         raise ValueError(f"recipe must have each step once, in the order {', '.join(STEPS)}, got {', '.join(recipe)}")
     if student and "distil" not in recipe:
         raise ValueError(f"student needs the step distil in the recipe, got {' '.join(student)} without")
-    if out.exists() and any(out.iterdir()):
-        raise ValueError(f"out must be a new or an empty folder, got {out}")
+
+
+def _open(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """What each step that is done gave. Raises ValueError where `out` holds anything but this recipe."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out must be a folder, got the file {out}")
+    file = out / "steps.json"
+    if file.is_file():
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            before, steps = dict(content["asked"]), dict(content["steps"])
+        except (ValueError, LookupError, TypeError) as error:
+            raise ValueError(f"{file} is damaged: expected what mtl compress wrote; use another out") from error
+        differing = [
+            f"{name} ({before.get(name)} there, {value} now)" for name, value in asked.items() if before.get(name) != value
+        ]
+        if differing:
+            raise ValueError(f"out {out} holds another recipe, which differs in {', '.join(differing)}; use another out")
+        return steps
+    if out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"out must be a new or an empty folder, or one that holds this recipe, got {out}")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(file, {"asked": asked, "steps": {}})
+    return {}

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from mtl.configs import compose
-from mtl.deploy import device_model, export_run
+from mtl.deploy import ExportOptions, device_model, export_run
 from mtl.edge.latency import eager_call, file_call, measure
 from mtl.train import train
 from mtl.trained import load_run
@@ -50,7 +50,7 @@ def main() -> None:
         if options.run is None:
             train(compose([*TRAIN, f"trainer.threads={options.threads}", *options.overrides]), run_dir)
         plain = export_run(run_dir, out=Path(folder) / "float.onnx")
-        small = export_run(run_dir, int8=True, out=Path(folder) / "int8.onnx")
+        small = export_run(run_dir, ExportOptions(int8=True), out=Path(folder) / "int8.onnx")
         run = load_run(run_dir)
         image = torch.zeros(1, *run.image_shape, dtype=run.pixels)
         calls = {

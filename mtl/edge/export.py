@@ -1,12 +1,14 @@
 """From a model to a file that runs without torch: ONNX for ONNX Runtime, or an ExecuTorch program with XNNPACK.
 
-The graph is the one that `torch.export` captures; the number of images is left open in ONNX and one in ExecuTorch. What the exporters
-write about the machine they ran on (source paths, stack traces) is left out.
+The graph is the one that `torch.export` captures; the number of images is left open in ONNX, as the axis `N`, and one in ExecuTorch. What
+the exporters write about the machine they ran on (source paths, stack traces) is left out.
 """
 
 import copy
+import math
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtl.compiling import slow_guards_allowed
-from mtl.edge.device_model import DeviceModel
+from mtl.edge.device_model import Deployed
 from mtl.edge.extras import require
 from mtl.edge.files import DeviceFacts, open_onnx
 from mtl.models.cnn import ImageShape
@@ -23,7 +25,8 @@ from mtl.models.cnn import ImageShape
 OPSET = 20
 TOLERANCE = 1e-4  # float against eager: absolute, and of the largest value where that is above one, whose rounding grows with it
 UNIT = 1e-5  # what a BatchNorm adds to a variance of 1 - UNIT
-Predict = Callable[[Tensor], tuple[Tensor, Tensor]]
+MOST_AT_ONCE, PIXELS_AT_ONCE = 64, 2**19  # of what is scored in one call: images, and numbers in them
+Predict = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 class ExportError(ValueError):
@@ -33,17 +36,23 @@ class ExportError(ValueError):
 @dataclass(frozen=True)
 class Parity:
     """How far a file is from the eager model on real images. scores, embeddings: the largest absolute difference; cosine: the least
-    cosine between an embedding and its counterpart; images: how many.
+    cosine between an embedding and its counterpart, or between the scores of an image where there are no embeddings, which are None
+    then; images: how many.
     """
 
     scores: float
-    embeddings: float
+    embeddings: float | None
     cosine: float
     images: int
 
 
-def to_onnx(model: DeviceModel, image_shape: ImageShape, pixels: torch.dtype, facts: DeviceFacts) -> bytes:
-    """One self-contained ONNX model: input `images` [N, c, H, W], outputs `scores` [N, T] and `embeddings` [N, h].
+def at_once(image_shape: Sequence[int]) -> int:
+    """How many images are scored in one call, so that the memory of a check does not grow with the test images."""
+    return min(max(PIXELS_AT_ONCE // math.prod(image_shape), 2), MOST_AT_ONCE)
+
+
+def to_onnx(model: Deployed, image_shape: ImageShape, pixels: torch.dtype, facts: DeviceFacts) -> bytes:
+    """One self-contained ONNX model: input `images` [N, c, H, W], outputs as the model names them.
 
     Raises `ExportError` with the layer's name where one has no counterpart in ONNX.
     """
@@ -59,7 +68,7 @@ def to_onnx(model: DeviceModel, image_shape: ImageShape, pixels: torch.dtype, fa
                 opset_version=OPSET,
                 external_data=False,
                 input_names=["images"],
-                output_names=["scores", "embeddings"],
+                output_names=list(model.outputs),
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
@@ -67,6 +76,7 @@ def to_onnx(model: DeviceModel, image_shape: ImageShape, pixels: torch.dtype, fa
     assert program is not None
     proto = program.model_proto
     strip(proto)
+    name_batch(proto)
     onnx.helper.set_model_props(proto, facts.as_metadata())
     onnx.checker.check_model(proto)
     content: bytes = proto.SerializeToString()
@@ -91,7 +101,7 @@ class _QuickGroupNorm(nn.Module):
         return F.batch_norm(groups.view(maps.shape), self.mean, self.variance, self.weight, self.bias, eps=UNIT)
 
 
-def _with_quick_norms(model: DeviceModel) -> DeviceModel:
+def _with_quick_norms(model: Deployed) -> Deployed:
     """A copy of the model with such norms."""
     quick = copy.deepcopy(model)
     for parent in list(quick.modules()):
@@ -126,6 +136,17 @@ def to_executorch(model: nn.Module, image_shape: ImageShape, pixels: torch.dtype
     return content
 
 
+def name_batch(proto: Any) -> None:
+    """Call the number of images `N` wherever a shape has it: torch.export numbers its symbols as it goes."""
+    symbol = proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    assert symbol
+    values = [part for graph in (proto.graph, *proto.functions) for part in graph.value_info]
+    for value in (*values, *proto.graph.input, *proto.graph.output):
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param:
+                axis.dim_param = re.sub(rf"\b{re.escape(symbol)}\b", "N", axis.dim_param)
+
+
 def strip(proto: Any) -> None:
     """Leave out of an ONNX model what its exporter wrote about the code and the machine that it came from."""
     proto.producer_name, proto.producer_version, proto.doc_string = "mtl", "", ""
@@ -142,12 +163,12 @@ def strip(proto: Any) -> None:
 
 
 def onnx_predict(model: bytes, *, threads: int = 1) -> Predict:
-    """images [N, c, H, W] to scores and embeddings, by ONNX Runtime."""
+    """images [N, c, H, W] to what the file makes of them, by ONNX Runtime, so many in a call as `at_once` says."""
     session = open_onnx(model, threads=threads)
 
-    def predict(images: Tensor) -> tuple[Tensor, Tensor]:
-        scores, embeddings = session.run(["scores", "embeddings"], {"images": images.numpy()})
-        return torch.from_numpy(scores), torch.from_numpy(embeddings)
+    def predict(images: Tensor) -> tuple[Tensor, ...]:
+        parts = [session.run(None, {"images": part.numpy()}) for part in images.split(at_once(images.shape[1:]))]
+        return tuple(torch.cat([torch.from_numpy(one) for one in outputs]) for outputs in zip(*parts, strict=True))
 
     return predict
 
@@ -157,33 +178,41 @@ def executorch_predict(program: bytes) -> Predict:
     runtime = require("executorch.runtime", "executorch")
     method = runtime.Runtime.get().load_program(program).load_method("forward")
 
-    def predict(images: Tensor) -> tuple[Tensor, Tensor]:
-        pairs = [[part.clone() for part in method.execute([image[None]])] for image in images]
-        return torch.cat([scores for scores, _ in pairs]), torch.cat([embedding for _, embedding in pairs])
+    def predict(images: Tensor) -> tuple[Tensor, ...]:
+        parts = [[part.clone() for part in method.execute([image[None]])] for image in images]
+        return tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
 
     return predict
 
 
-def compare(predict: Predict, expected: tuple[Tensor, Tensor], images: Tensor) -> Parity:
-    """images: real ones, [N, c, H, W], all at once and the first alone; expected: the eager model's scores [N, T] and embeddings [N, h]."""
-    scores, embeddings = predict(images)
-    alone = predict(images[:1])
-    differences = [
+def differences(predict: Predict, expected: Sequence[Tensor], images: Tensor) -> tuple[list[float], tuple[Tensor, ...]]:
+    """The largest absolute difference of each output, and the outputs. images: real ones, [N, c, H, W], in batches and the first alone;
+    expected: the eager model's outputs.
+    """
+    found, alone = predict(images), predict(images[:1])
+    away = [
         max(float((got - want).abs().max()), float((one - want[:1]).abs().max()))
-        for got, want, one in zip((scores, embeddings), expected, alone, strict=True)
+        for got, want, one in zip(found, expected, alone, strict=True)
     ]
-    cosine = torch.cosine_similarity(embeddings, expected[1], dim=1).min()
-    return Parity(differences[0], differences[1], float(cosine), len(images))
+    return away, found
 
 
-def check_float(parity: Parity, expected: tuple[Tensor, Tensor]) -> None:
-    """Raises `ExportError` where a float file is not the eager model. expected: its scores and embeddings."""
-    found = {"scores": (parity.scores, expected[0]), "embeddings": (parity.embeddings, expected[1])}
-    for name, (difference, values) in found.items():
+def compare(predict: Predict, expected: Sequence[Tensor], images: Tensor) -> Parity:
+    """As `differences`; expected: the eager model's scores [N, T] and, where there are any, embeddings [N, h]."""
+    away, found = differences(predict, expected, images)
+    cosine = torch.cosine_similarity(found[-1], expected[-1], dim=1).min()
+    return Parity(away[0], away[1] if len(away) > 1 else None, float(cosine), len(images))
+
+
+def check_float(away: Mapping[str, float], expected: Sequence[Tensor], images: int) -> None:
+    """Raises `ExportError` where a float file is not the eager model. away: the largest difference of each output, by its name;
+    expected: the eager model's outputs on so many images.
+    """
+    for (name, difference), values in zip(away.items(), expected, strict=True):
         allowed = TOLERANCE * max(1.0, float(values.abs().max()))
         if not difference <= allowed:
             raise ExportError(
-                f"the file's {name} must be within {allowed:.2g} of the model's, got {difference:.2g} on {parity.images} images"
+                f"the file's {name} must be within {allowed:.2g} of the model's, got {difference:.2g} on {images} images"
             )
 
 

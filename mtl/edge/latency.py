@@ -1,6 +1,7 @@
 """How long one image takes, one after the other (the single-stream scenario of MLPerf Tiny, Banbury et al. 2021)."""
 
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mtl.edge.extras import require
-from mtl.edge.files import open_onnx, require_file
+from mtl.edge.files import fixed_input, open_onnx, require_file
 
 Run = Callable[[], Any]
 TURNS = 5
@@ -63,9 +64,9 @@ def file_call(path: Path, *, threads: int = 1, seed: int = 0) -> Run:
     if path.suffix == ".pte":
         return _executorch_call(path, threads, seed)
     session = open_onnx(path, threads=threads)
-    given = session.get_inputs()[0]
-    image = _random_image(tuple(given.shape[1:]), given.type == "tensor(uint8)", seed).numpy()
-    return lambda: session.run(None, {given.name: image})
+    name, shape, kind = fixed_input(session, path)
+    image = _random_image(shape, kind == "tensor(uint8)", seed).numpy()
+    return lambda: session.run(None, {name: image})
 
 
 def eager_call(model: torch.nn.Module, image: Tensor) -> Run:
@@ -90,9 +91,23 @@ def _random_image(shape: tuple[int, ...], bytes_wanted: bool, seed: int) -> Tens
     return torch.randn(1, *shape, generator=rng)
 
 
+def set_executorch_threads(threads: int) -> None:
+    """Give ExecuTorch's pool, on which XNNPACK computes, so many threads. Raises ValueError where this ExecuTorch has no such call."""
+    pool = require("executorch.extension.pybindings.portable_lib", "executorch")
+    reset, count = (getattr(pool, name, None) for name in ("_unsafe_reset_threadpool", "_threadpool_get_thread_count"))
+    if reset is None or count is None:
+        raise ValueError(f"threads={threads} cannot be set: this executorch has no call for its thread pool; 1.0 and later have")
+    if count() != threads:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the call is marked as experimental
+            reset(threads)
+    if count() != threads:
+        raise ValueError(f"threads={threads} cannot be set: ExecuTorch's pool has {count()}")
+
+
 def _executorch_call(path: Path, threads: int, seed: int) -> Run:
     runtime = require("executorch.runtime", "executorch")
-    torch.set_num_threads(threads)
+    set_executorch_threads(threads)
     try:
         method = runtime.Runtime.get().load_program(path).load_method("forward")
     except RuntimeError as error:

@@ -40,7 +40,8 @@ def quantize_onnx(model: bytes, images: Tensor, facts: DeviceFacts) -> bytes:
     """An ONNX model with 8-bit convolutions and linear layers. images: for calibration, [M, c, H, W], as the model takes them.
 
     What comes before the trunk and behind the embedding stays float: it is cheap, and the scores are made of small differences. So does
-    the first convolution, whose one to three channels of input leave the integer kernels idle: they take longer than the float ones.
+    the first convolution, whose one to three channels of input leave the integer kernels idle: they take longer than the float
+    ones. Where an architecture has no embedding, convolutions alone are quantised.
     """
     check_calibration(images)
     onnx = require("onnx", "onnx")
@@ -51,13 +52,14 @@ def quantize_onnx(model: bytes, images: Tensor, facts: DeviceFacts) -> bytes:
         plain.write_bytes(model)
         tools.shape_inference.quant_pre_process(plain, ready, skip_symbolic_shape=True)
         graph = onnx.load(ready).graph
+        embeds = any(output.name == "embeddings" for output in graph.output)
         tools.quantize_static(
             ready,
             small,
             _Calibration(tools, images),
             quant_format=tools.QuantFormat.QDQ,
-            op_types_to_quantize=["Conv", "Gemm", "MatMul"],
-            nodes_to_exclude=[*_behind_embedding(graph), *_first_convolution(graph)],
+            op_types_to_quantize=["Conv", "Gemm", "MatMul"] if embeds else ["Conv"],
+            nodes_to_exclude=[*(_behind_embedding(graph) if embeds else []), *_first_convolution(graph)],
             per_channel=True,
             activation_type=tools.QuantType.QUInt8,
             weight_type=tools.QuantType.QInt8,

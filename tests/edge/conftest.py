@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mtl.configs import compose
-from mtl.deploy import Exported, export_run
+from mtl.deploy import Exported, ExportOptions, export_run
 from mtl.train import train
 from tests.conftest import make_images
 from tests.test_train import SMALL
@@ -53,4 +53,4 @@ def exported(tmp_path_factory: pytest.TempPathFactory, trained: Train) -> Export
 @pytest.fixture(scope="session")
 def exported_int8(tmp_path_factory: pytest.TempPathFactory, trained: Train) -> Exported:
     """The int8 file of the centralised run."""
-    return export_run(trained(CENTRALISED), int8=True, out=tmp_path_factory.mktemp("int8") / "model.onnx")
+    return export_run(trained(CENTRALISED), ExportOptions(int8=True), out=tmp_path_factory.mktemp("int8") / "model.onnx")

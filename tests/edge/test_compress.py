@@ -1,6 +1,7 @@
 """A run made smaller step by step."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from mtl.build import read_config
 from mtl.cli import main
 from mtl.compress import compress, with_overrides
-from mtl.deploy import Exported
+from mtl.deploy import Exported, ExportOptions
 from mtl.models.flops import num_parameters
 from mtl.trained import load_run
 from tests.edge.conftest import Train
@@ -33,7 +34,12 @@ def test_a_recipe_becomes_a_table_from_one_run(trained: Train, tmp_path: Path, c
         str(out),
     ]
     assert main(["compress", str(run_dir), *words]) == 0
-    rows = json.loads((out / "compress.json").read_text())
+    content = json.loads((out / "compress.json").read_text())
+    rows, machine = content["steps"], content["machine"]
+    assert machine["threads"] == 1
+    assert machine["processor"]
+    assert machine["runtime"].startswith("onnxruntime ")
+    assert {"torch", "mtl", "onnxruntime", "python"} <= set(machine["versions"])
     assert [row["step"] for row in rows] == ["as it is", "distil", "prune", "sparsify", "int8"]
     assert [row["num_bytes"] for row in rows] == [path.stat().st_size for path in sorted(out.glob("*.onnx"))]
     sizes = [row["parameters"] for row in rows]
@@ -60,8 +66,9 @@ def test_each_step_starts_from_the_one_before(
 ) -> None:
     run_dir, asked = trained(*TRUNK), []
 
-    def export_nothing(run: Path, *, int8: bool, out: Path, data_root: str | None) -> Exported:
-        asked.append((run, int8, out.name))
+    def export_nothing(run: Path, options: ExportOptions, *, out: Path, data_root: str | None) -> Exported:
+        asked.append((run, options.int8, out.name))
+        shutil.copy(exported.path, out)
         return exported
 
     monkeypatch.setattr("mtl.compress.export_run", export_nothing)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from mtl import __version__
 from mtl.cli import main
-from mtl.deploy import Exported, export_run, load_data
+from mtl.deploy import Exported, ExportOptions, export_run, load_data
 from mtl.edge import export
 from mtl.edge.device_model import DeviceModel
 from mtl.edge.export import ExportError, to_onnx
@@ -66,9 +66,16 @@ def test_a_file_holds_all_it_needs_and_nothing_of_the_machine(exported: Exported
     session = onnxruntime.InferenceSession(str(done.path))
     facts = DeviceFacts.of_metadata(session.get_modelmeta().custom_metadata_map)
     assert (facts.tasks, facts.thresholds, facts.image_shape) == (["c0", "c1", "c2", "c3"], [0.0] * 4, [1, 16, 16])
-    assert (facts.version, facts.precision, facts.mirror, facts.crop) == (__version__, "float32", True, None)
+    assert (facts.version, facts.precision, facts.mirror) == (__version__, "float32", True)
+    assert facts.picture == {
+        **{"colours": "L", "size": [16, 16], "crop": None, "orientation": "exif", "sixteen_bit": 257, "background": "black"},
+        **{"resize": "box", "layout": "CHW", "values": "uint8"},
+    }
+    # 16x16: a convolution of stride 2 to 8 channels, an embedding of 8, four heads; the picture and its mirror image.
+    assert facts.flops == done.flops == 2 * 2 * (8 * 8 * 8 * 9 + 8 * 8 * 8 * 8 + 8 * 4)
     given = session.get_inputs()[0]
-    assert (given.type, given.shape[1:]) == ("tensor(uint8)", [1, 16, 16])
+    assert (given.type, given.shape) == ("tensor(uint8)", ["N", 1, 16, 16])
+    assert [output.shape for output in session.get_outputs()] == [["N", 4], ["N", 8]]
 
 
 def test_the_file_runs_without_torch(trained: Train, exported: Exported, pictures: Path, tmp_path: Path) -> None:
@@ -108,7 +115,7 @@ def test_a_layer_without_counterpart_is_named(trained: Train) -> None:
     run = load_run(trained("mode=centralised"))
     run.model.trunk = torch.nn.Sequential(run.model.trunk, Odd())
     device = DeviceModel(run.model, run.objective.normalise)
-    facts = DeviceFacts(run.tasks, [0.0] * 4, run.image_shape, None, "float32", False, "0", "run", 1, None)
+    facts = DeviceFacts(run.tasks, [0.0] * 4, run.image_shape, None, "float32", False, 0, "0", "run", 1, None)
     with pytest.raises(ExportError, match=r"trunk.1 \(Odd\) cannot be captured"):
         to_onnx(device, run.image_shape, run.pixels, facts)
 
@@ -118,10 +125,10 @@ def test_what_stays_on_a_client_is_exported_for_that_client(trained: Train, tmp_
     with pytest.raises(ValueError, match=r"must have one trunk for all, or a client be named"):
         export_run(run_dir, out=tmp_path / "model.onnx")
     with pytest.raises(ValueError, match=r"client must be in \[0, 1\], got 7"):
-        export_run(run_dir, out=tmp_path / "model.onnx", client=7)
+        export_run(run_dir, ExportOptions(client=7), out=tmp_path / "model.onnx")
     with pytest.raises(ValueError, match=r"client must be left out where nothing stays"):
-        export_run(trained("mode=centralised"), out=tmp_path / "model.onnx", client=0)
-    done = export_run(run_dir, out=tmp_path / "model.onnx", client=1)
+        export_run(trained("mode=centralised"), ExportOptions(client=0), out=tmp_path / "model.onnx")
+    done = export_run(run_dir, ExportOptions(client=1), out=tmp_path / "model.onnx")
     facts = DeviceFacts.of_metadata(onnxruntime.InferenceSession(str(done.path)).get_modelmeta().custom_metadata_map)
     own = [f"c{t}" for t in range(4) if np.load(run_dir / "federation.npz")["assignment"][1, t]]
     assert facts.tasks == own
@@ -141,7 +148,7 @@ def test_calibrated_thresholds_are_the_best_of_the_validation_images(
         return exported.path.read_bytes()
 
     monkeypatch.setattr(export, "to_onnx", listening)
-    export_run(run_dir, out=tmp_path / "model.onnx", thresholds="calibrated")
+    export_run(run_dir, ExportOptions(thresholds="calibrated"), out=tmp_path / "model.onnx")
     (facts,) = told
     run = load_run(run_dir)
     data = load_data(run)
@@ -152,7 +159,9 @@ def test_calibrated_thresholds_are_the_best_of_the_validation_images(
         others = [balanced_accuracy(scores[:, [t]] - s - 1e-3, targets[:, [t]], data.known[val][:, [t]]) for s in scores[:, t]]
         assert float(found) >= max(map(float, others)) - 1e-6
     with pytest.raises(ValueError, match=r"thresholds=calibrated needs validation images"):
-        export_run(trained("mode=centralised", "split.val=0"), out=tmp_path / "other.onnx", thresholds="calibrated")
+        export_run(
+            trained("mode=centralised", "split.val=0"), ExportOptions(thresholds="calibrated"), out=tmp_path / "other.onnx"
+        )
 
 
 def test_batch_statistics_cannot_go_to_a_device(trained: Train) -> None:
@@ -182,7 +191,7 @@ def test_contradictory_options_end_with_a_message(
 def test_a_missing_library_is_named(trained: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "executorch", None)
     with pytest.raises(ValueError, match=r"executorch must be installed for this \(pip install executorch\)"):
-        export_run(trained("mode=centralised"), to="executorch", out=tmp_path / "model.pte")
+        export_run(trained("mode=centralised"), ExportOptions(to="executorch"), out=tmp_path / "model.pte")
     assert not list(tmp_path.iterdir())
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 
-from mtl.deploy import Exported, export_run, load_data, predict_eager
+from mtl.deploy import Exported, ExportOptions, export_run, load_data, predict_eager
 from mtl.edge import export
 from mtl.edge.device_model import DeviceModel
 from mtl.edge.files import DeviceFacts
@@ -21,7 +21,7 @@ from tests.edge.conftest import Train
 
 
 def test_weights_are_int8_with_a_scale_for_each_channel(trained: Train, tmp_path: Path) -> None:
-    done = export_run(trained("mode=centralised", "trunk.channels=[8,8]"), int8=True, out=tmp_path / "model.onnx")
+    done = export_run(trained("mode=centralised", "trunk.channels=[8,8]"), ExportOptions(int8=True), out=tmp_path / "model.onnx")
     graph = onnx.load(done.path).graph
     weights = {
         tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.INT8 and len(tensor.dims) > 1
@@ -82,6 +82,6 @@ def test_training_with_simulated_int8_changes_the_trunk_alone(
         assert torch.equal(value, learned.state_dict()[name]) == (not name.startswith("trunk.")), name
     handed: list[DeviceModel] = []
     monkeypatch.setattr(export, "to_onnx", lambda device, *_: (handed.append(device), exported.path.read_bytes())[1])
-    done = export_run(run_dir, int8=True, qat_steps=6, out=tmp_path / "model.onnx")
+    done = export_run(run_dir, ExportOptions(int8=True, qat_steps=6), out=tmp_path / "model.onnx")
     assert done.file["balanced_accuracy"] is not None
     assert not torch.equal(handed[0].trunk.features[0].weight, run.model.trunk.features[0].weight)
