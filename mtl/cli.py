@@ -93,11 +93,18 @@ def _verify(words: list[str]) -> int:
     )
     parser.add_argument("--root", default="data", help="the folder that holds the pictures, as data.root (default: %(default)s)")
     parser.add_argument(
-        "--crop", type=int, nargs=4, metavar=("TOP", "LEFT", "HEIGHT", "WIDTH"), help="cut from every picture first"
+        "--crop",
+        type=int,
+        nargs=4,
+        metavar=("TOP", "LEFT", "HEIGHT", "WIDTH"),
+        help="cut from every picture first; default: the run's data.crop for pictures of the set it was trained on, else nothing",
     )
     parser.add_argument("--no-flip", action="store_true", help="embed the picture alone, not the mean with its mirror image")
     parser.add_argument(
         "--beside", type=Path, nargs="+", default=[], metavar="RUN", help="runs whose embeddings are joined with this one's"
+    )
+    parser.add_argument(
+        "--allow-unknown", action="store_true", help="go on where a run it learned from is gone; the result is marked"
     )
     options = parser.parse_args(words)
     from rich.console import Console
@@ -106,10 +113,18 @@ def _verify(words: list[str]) -> int:
 
     try:
         result = verify_run(
-            options.run, options.pairs, options.root, crop=options.crop, flip=not options.no_flip, beside=options.beside
+            options.run,
+            options.pairs,
+            options.root,
+            crop=options.crop,
+            flip=not options.no_flip,
+            beside=options.beside,
+            allow_unknown=options.allow_unknown,
         )
     except (ValueError, OSError) as error:
         return _fail(str(error))
+    for warning in result.warnings:
+        print(f"mtl: warning: {warning}", file=sys.stderr)
     Console(width=None if sys.stdout.isatty() else 150).print(verification_table(result))
     print(f"written: {result.file} and {result.picture}")
     return 0

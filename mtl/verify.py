@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 from torch import Tensor
 
@@ -14,8 +14,9 @@ from mtl.build import build_objective
 from mtl.data import faces
 from mtl.data.pairs import Pairs, lfw_pairs, unseen_pairs
 from mtl.files import write_arrays, write_json
+from mtl.lineage import check_unseen
 from mtl.models.hard_sharing import HardSharing
-from mtl.report.style import figure_style, save_figure
+from mtl.report.style import GREY, figure_style, save_figure
 from mtl.report.verification import draw_verification
 from mtl.trained import load_run, untrained
 from mtl.verification import FARS, Verification, pair_scores, verify
@@ -27,13 +28,14 @@ BATCH = 500
 @dataclass(frozen=True)
 class VerifiedRun:
     """results: of the trained trunk joined with those of other runs, where there are any, of the trained trunk, of one as drawn by the
-    run's seed, and of the pixels; file, picture: what was written.
+    run's seed, and of the pixels; file, picture: what was written; warnings: sentences on what makes the numbers less than they seem.
     """
 
     pairs: Pairs
     results: dict[str, Verification]
     file: Path
     picture: Path
+    warnings: tuple[str, ...]
 
 
 def verify_run(
@@ -44,18 +46,21 @@ def verify_run(
     crop: Sequence[int] | None = None,
     flip: bool = True,
     beside: Sequence[Path] = (),
+    allow_unknown: bool = False,
 ) -> VerifiedRun:
     """Verify, and write `verification-<pairs>.json`, the scores and curves beside it as `.npz`, and `figures/verification-<pairs>.png`.
 
     pairs: lfw, ten folds of 600 pairs as its authors drew them; or celeba, ten folds of at most 600 drawn from the people of the test
     part of its official partition. crop: (top, left, height, width), cut from every picture before it is brought to the size that the
-    run was trained on. flip: the embedding is the mean over a picture and its mirror image. beside: runs whose embeddings, each brought to
-    length 1, are set beside the run's own, so that a pair scores the mean of their cosines. Raises ValueError where the pictures are
-    not there, and where a run may have been trained on the people of the pairs.
+    run was trained on; None for that of the run itself where it was trained on pictures of the same kind, else for whole pictures, with a
+    warning where the run's own were not. flip: the embedding is the mean over a picture and its mirror image. beside: runs whose
+    embeddings, each brought to length 1, are set beside the run's own, so that a pair scores the mean of their cosines. allow_unknown: go
+    on where it cannot be told whom a run was trained on. Raises ValueError where the pictures are not there, and where a run may have
+    been trained on the people of the pairs, see `lineage`.
     """
     if pairs not in PAIRS:
         raise ValueError(f"--pairs must be one of {', '.join(PAIRS)}, got {pairs}")
-    first, *others = [_Embedder(path, pairs, root, crop, flip) for path in (run_dir, *beside)]
+    first, *others = [_Embedder(path, pairs, root, crop, flip, allow_unknown) for path in (run_dir, *beside)]
     run, at_hand = first.run, first.at_hand
     start = untrained(run.config, run.image_shape, run.tasks, run.num_exclusive)
     scores = {
@@ -76,32 +81,37 @@ def verify_run(
     for name, result in results.items():
         arrays |= {f"{name}_far": result.roc.far, f"{name}_frr": result.roc.frr}
     write_arrays(run_dir / f"{stem}.npz", **{name: value.numpy() for name, value in arrays.items()})
+    warnings = tuple(warning for embedder in (first, *others) for warning in embedder.warnings)
     told = {
         "pairs": pairs,
         "source": at_hand.source,
         "num_pairs": len(at_hand),
+        "num_same": int(at_hand.same.sum()),
+        "num_different": int((~at_hand.same).sum()),
         "num_folds": len(at_hand.fold.unique()),
-        "crop": None if crop is None else list(crop),
+        "crop": first.crop,
         "flip": flip,
-        "beside": [str(path) for path in beside],
+        "beside": [{"run": str(path), "crop": other.crop} for path, other in zip(beside, others, strict=True)],
+        "warnings": list(warnings),
         "checkpoint": run.checkpoint.name,
         "round": run.round,
-        "results": {name: _plain(result) for name, result in results.items()},
+        "results": {name: _plain(result, at_hand) for name, result in results.items()},
     }
     write_json(run_dir / f"{stem}.json", told)
     picture = run_dir / "figures" / f"{stem}.png"
     picture.parent.mkdir(exist_ok=True)
     with figure_style():
         curves = {name: (result.roc.far.numpy(), result.roc.frr.numpy()) for name, result in results.items()}
-        save_figure(draw_verification(curves), picture)
-    return VerifiedRun(at_hand, results, run_dir / f"{stem}.json", picture)
+        figure = draw_verification(curves)
+        figure.supxlabel(_counted(at_hand), size=7, color=GREY)
+        save_figure(figure, picture)
+    return VerifiedRun(at_hand, results, run_dir / f"{stem}.json", picture, warnings)
 
 
 def verification_table(verified: VerifiedRun) -> Table:
     """For the terminal."""
-    folds = len(verified.pairs.fold.unique())
     table = Table(
-        title=f"{len(verified.pairs)} pairs in {folds} folds; ± is the standard error of the mean over the folds",
+        title=f"{_counted(verified.pairs)}; ± is the standard error of the mean over the folds",
         title_style="dim",
     )
     table.add_column("Score", min_width=9)
@@ -123,13 +133,15 @@ def verification_table(verified: VerifiedRun) -> Table:
 class _Embedder:
     """A run, and the pictures of the pairs as its trunk takes them."""
 
-    def __init__(self, run_dir: Path, pairs: str, root: str, crop: Sequence[int] | None, flip: bool) -> None:
+    def __init__(self, run_dir: Path, pairs: str, root: str, crop: Sequence[int] | None, flip: bool, allow_unknown: bool) -> None:
         self.run = load_run(run_dir)
-        _check_unseen(self.run.config, pairs)
+        self.crop, warnings = choose_crop(self.run.config.data, pairs, crop)
         channels, *image_size = self.run.image_shape
-        self.at_hand = _read(pairs, root, image_size, crop, grey=channels == 1)
+        self.at_hand = _read(pairs, root, image_size, self.crop, grey=channels == 1)
         if self.at_hand.images.shape[1] != channels:
             raise ValueError(f"the run must be trained on pictures of 1 or 3 channels, got {channels} in {run_dir}")
+        warnings += check_unseen(run_dir, pairs, self.at_hand.source, allow_unknown=allow_unknown).unknown
+        self.warnings = tuple(f"{run_dir}: {warning}" for warning in warnings)
         self.objective = replace(build_objective(self.run.config), mirror=flip)
 
     def scores(self, model: HardSharing) -> Tensor:
@@ -147,22 +159,46 @@ def _read(pairs: str, root: str, image_size: Sequence[int], crop: Sequence[int] 
     return unseen_pairs(faces.celeba(root, image_size=(height, width), crop=cut, grey=grey, part="test"))
 
 
-def _check_unseen(config: DictConfig, pairs: str) -> None:
-    """Who was trained on is not who is verified on."""
-    loader = str(config.data.get("_target_", "")).rpartition(".")[2]
-    if loader != pairs:
-        return
-    if pairs == "lfw":
-        raise ValueError("verification is of people never seen, and this run was trained on data=lfw; train on other data")
-    if config.data.get("part") not in ("train", "val"):
-        raise ValueError(
-            f"verification is of people never seen, and this run was trained on data.part={config.data.get('part')}; use data.part=train"
+def choose_crop(data: DictConfig, pairs: str, crop: Sequence[int] | None) -> tuple[list[int] | None, tuple[str, ...]]:
+    """What to cut from the pictures of the pairs, and warnings. data: that the run was trained on; crop: that was asked for."""
+    found = OmegaConf.select(data, "crop")
+    own = None if found is None else [int(side) for side in found]
+    loader = str(data.get("_target_", "")).rpartition(".")[2]
+    asked = None if crop is None else list(crop)
+    if loader == pairs:
+        if asked is None or asked == own:
+            return own, ()
+        cut = "from whole pictures" if own is None else f"with data.crop={own}"
+        return asked, (f"the run was trained {cut} of {pairs}, and --crop {_spaced(asked)} shows it others",)
+    if asked is not None or own is None:
+        return asked, ()
+    return None, (
+        f"the run was trained with data.crop={own} of {loader}, and the pictures of {pairs} are taken whole: the face must fill both "
+        "alike, say --crop TOP LEFT HEIGHT WIDTH",
+    )
+
+
+def _spaced(crop: Sequence[int]) -> str:
+    return " ".join(map(str, crop))
+
+
+def _counted(pairs: Pairs) -> str:
+    same = int(pairs.same.sum())
+    return f"n = {same:,} pairs of one person and {len(pairs) - same:,} of two, in {len(pairs.fold.unique())} folds"
+
+
+def _plain(result: Verification, pairs: Pairs) -> dict[str, Any]:
+    """With the pairs that each number is of: a fold's accuracy of its own, its threshold of all others."""
+    folds = []
+    for place, number in enumerate(pairs.fold.unique().tolist()):
+        here = pairs.fold == number
+        folds.append(
+            {
+                "accuracy": float(result.accuracy[place]),
+                "num_same": int(pairs.same[here].sum()),
+                "num_different": int((~pairs.same[here]).sum()),
+                "threshold": float(result.threshold[place]),
+                "num_threshold_pairs": int((~here).sum()),
+            }
         )
-
-
-def _plain(result: Verification) -> dict[str, Any]:
-    folds = [
-        {"accuracy": accuracy, "threshold": threshold}
-        for accuracy, threshold in zip(result.accuracy.tolist(), result.threshold.tolist(), strict=True)
-    ]
     return {**result.summary(), "folds": folds}
