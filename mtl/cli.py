@@ -12,7 +12,7 @@ mtl: multi-task learning of binary subtasks over simulated edge devices
   mtl train -m seed=0,1,2 loss=bce,sphereface2   a sweep: every combination, one run directory each
   mtl report RUN...                          one page and pictures from run directories; several runs stand side by side
   mtl verify RUN --pairs lfw --root DIR      face verification of a run's trunk: ten folds, equal error rate, ROC and DET
-  mtl enrol --gallery DIR --model RUN        a gallery of people from a folder of photos for each
+  mtl enrol --gallery DIR --model RUN        a gallery of people from a folder of photos for each; --add, --remove, --list
   mtl recognise PHOTO... --gallery FILE      find the faces in photos and say whose they are
   mtl export RUN --to onnx [--int8]          one file for a device from a run directory, checked against the model on the run's images
   mtl latency FILE [--threads 1]             how long an exported file takes for one image
@@ -132,21 +132,69 @@ def _verify(words: list[str]) -> int:
 
 def _enrol(words: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="mtl enrol", description="Find the face in each photo of each person and write their embeddings as a gallery."
+        prog="mtl enrol",
+        description="Find the face in each photo of each person and write their embeddings as a gallery; add, remove and list people.",
     )
+    parser.add_argument("--gallery", type=Path, metavar="DIR", help="a folder with a folder of photos for each person")
     parser.add_argument(
-        "--gallery", required=True, type=Path, metavar="DIR", help="a folder with a folder of photos for each person"
-    )
-    parser.add_argument(
-        "--model", required=True, type=Path, metavar="RUN", help="a run directory of mtl train +experiment=detect"
+        "--model",
+        type=Path,
+        metavar="RUN",
+        help="a run directory of mtl train +experiment=detect; with --add that of the gallery",
     )
     parser.add_argument("--output", type=Path, default=Path("gallery.npz"), metavar="FILE", help="default: gallery.npz")
-    parser.add_argument("--threshold", type=float, help="cosine from which a face is somebody; default: calibrated on the photos")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        help="cosine from which a face is somebody, in (-1, 1); default: calibrated on photos and strangers",
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--add", action="store_true", help="the people of --gallery to those that --output holds")
+    what.add_argument("--remove", nargs="+", metavar="NAME", help="take people out of --output")
+    what.add_argument("--list", action="store_true", help="say who is in --output, and what its threshold promises")
+    what.add_argument("--force", action="store_true", help="write over --output")
+    parser.add_argument("--strangers", type=Path, metavar="DIR", help="photos of people not enrolled, laid out as --gallery")
+    parser.add_argument(
+        "--data-root", metavar="DIR", help="where the data of the run lie now, if elsewhere: its people are strangers"
+    )
+    parser.add_argument(
+        "--not-strangers",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="people of the run's data who are enrolled under another name",
+    )
     options = parser.parse_args(words)
-    from mtl.recognise import enrol
+    makes = not (options.add or options.remove or options.list)
+    for option, missing in (("gallery", makes or options.add), ("model", makes)):
+        if missing and getattr(options, option) is None:
+            parser.error(f"--{option} is required")
+    from rich.console import Console
+
+    from mtl import enrol
+    from mtl.face.gallery import Gallery
 
     try:
-        enrol(options.gallery, options.model, options.output, threshold=options.threshold)
+        if options.list:
+            gallery = Gallery.load(options.output)
+            Console(width=None if sys.stdout.isatty() else 150).print(enrol.people_table(gallery))
+            print(gallery.calibration)
+            return 0
+        if options.remove:
+            enrol.remove_people(options.remove, options.output, threshold=options.threshold)
+        elif options.add:
+            enrol.add_people(options.gallery, options.output, run=options.model, threshold=options.threshold)
+        else:
+            enrol.enrol(
+                options.gallery,
+                options.model,
+                options.output,
+                threshold=options.threshold,
+                strangers=options.strangers,
+                data_root=options.data_root,
+                not_strangers=options.not_strangers,
+                force=options.force,
+            )
     except (ValueError, OSError) as error:
         return _fail(str(error))
     print(f"gallery: {options.output}")

@@ -1,4 +1,4 @@
-"""`mtl enrol` and `mtl recognise`: a gallery from folders of photos, and the people in a photo."""
+"""`mtl recognise`: the people in a photo, by a gallery that `mtl enrol` wrote."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,9 +14,8 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from mtl.data.images import list_folders, list_images
 from mtl.face.finder import FaceFinder, Faces
-from mtl.face.gallery import UNKNOWN, Gallery, GalleryError, make_gallery
+from mtl.face.gallery import UNKNOWN, Gallery, GalleryError
 from mtl.face.photos import Photo, UnreadablePhoto, draw_faces, find_photos, read_photo
 from mtl.files import atomic_write, write_json
 from mtl.trained import load_run
@@ -51,6 +50,11 @@ class Recogniser:
         )
         return cls(run_dir, finder, options.confidence)
 
+    def check(self, gallery: Gallery, file: Path) -> None:
+        """Raises GalleryError where a gallery is of another model."""
+        if self.finder.fingerprint() != gallery.model:
+            raise GalleryError(f"gallery {file} must be of the model of {self.run}, and it is of another; enrol again")
+
     def read(self, path: Path, max_side: int) -> Photo:
         return read_photo(path, channels=self.finder.channels, max_side=max_side)
 
@@ -70,48 +74,6 @@ class Recogniser:
             return None
         sides = faces.boxes[:, 2:] - faces.boxes[:, :2]
         return embeddings[[int(sides.prod(1).argmax())]]
-
-
-def enrol(folder: Path, run: Path, output: Path, *, threshold: float | None = None, max_side: int = 640) -> Gallery:
-    """Write a gallery of `folder`, which has a folder of photos for each person.
-
-    What cannot be used, a photo or a person without any, is named and left out. Raises ValueError where nobody is left.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"--gallery must be a folder with a folder of photos for each person, got {folder}, no such folder")
-    people = [(person.name, list_images(person)) for person in list_folders(folder)]
-    if not any(photos for _, photos in people):
-        raise ValueError(f"--gallery must be a folder with a folder of photos for each person, got {folder} with none")
-    model, console = Recogniser.load(run), Console(stderr=True)
-    enrolled: list[tuple[str, list[str], torch.Tensor]] = []
-    without: list[str] = []
-    for name, photos in _progress(people, "enrolling", console):
-        files, embeddings = [], []
-        for path in photos:
-            try:
-                embedding = model.portrait(model.read(path, max_side))
-            except UnreadablePhoto as error:
-                _warn(console, f"{error}; it is left out")
-                continue
-            if embedding is None:
-                _warn(console, f"no face found in {path}; it is left out")
-                continue
-            files.append(str(path.relative_to(folder)))
-            embeddings.append(embedding)
-        if embeddings:
-            enrolled.append((name, files, torch.cat(embeddings).clone()))
-        else:
-            without.append(name)
-    if not enrolled:
-        raise ValueError(f"--gallery must hold a photo with a face that the model finds, got none in {len(people)} people")
-    if without:
-        _warn(console, f"not enrolled, for want of a photo with a face: {', '.join(without)}")
-    gallery = make_gallery(enrolled, threshold=threshold, model=model.finder.fingerprint(), run=str(run.resolve()))
-    gallery.save(output)
-    console.print(
-        f"{len(gallery.names)} people, {len(gallery.files)} photos; {gallery.calibration}", highlight=False, soft_wrap=True
-    )
-    return gallery
 
 
 @dataclass(frozen=True)
@@ -154,8 +116,7 @@ def recognise(
     paths = find_photos(names)
     gallery = Gallery.load(gallery_file)
     model = Recogniser.load(run or Path(gallery.run))
-    if model.finder.fingerprint() != gallery.model:
-        raise GalleryError(f"gallery {gallery_file} must be of the model of {model.run}, and it is of another; enrol again")
+    model.check(gallery, gallery_file)
     console = Console(stderr=True)
     pictures = _unused_names(paths)
     own = {(output / picture).resolve() for picture in pictures.values()} & {path.resolve() for path in paths}
@@ -164,12 +125,12 @@ def recognise(
     output.mkdir(parents=True, exist_ok=True)
     table = Table("Photo", "Face", "Who", "Cosine", "Score", "Left, top, right, bottom")
     photos, skipped = [], []
-    for path in _progress(paths, "recognising", console):
+    for path in progress(paths, "recognising", console):
         try:
             faces = name_faces(model, gallery, model.read(path, max_side))
             picture = draw_faces(path, [f.box for f in faces], [f.label for f in faces], [f.name is not None for f in faces])
         except UnreadablePhoto as error:
-            _warn(console, f"{error}; it is left out")
+            warn(console, f"{error}; it is left out")
             skipped.append({"photo": str(path), "reason": str(error)})
             continue
         with atomic_write(output / pictures[path]) as file:
@@ -190,6 +151,7 @@ def recognise(
         "model": gallery.model,
         "run": str(model.run),
         "threshold": gallery.calibration.threshold,
+        "calibration": gallery.calibration.plain(),
         "photos": photos,
         "left_out": skipped,
     }
@@ -212,9 +174,9 @@ def _unused_names(paths: Sequence[Path]) -> dict[Path, str]:
     return names
 
 
-def _warn(console: Console, message: str) -> None:
+def warn(console: Console, message: str) -> None:
     console.print(f"warning: {message}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _progress(items: Sequence[Any], what: str, console: Console) -> Iterator[Any]:
+def progress(items: Sequence[Any], what: str, console: Console) -> Iterator[Any]:
     yield from track(items, what, console=console, disable=not console.is_terminal)

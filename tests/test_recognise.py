@@ -129,7 +129,7 @@ def test_wrong_input_is_refused_with_the_reason(
     )
     before = (tmp_path / "in" / "0.png").read_bytes()
     for words, message in cases:
-        output = [] if "--output" in words else ["--output", str(tmp_path / "out")]
+        output = [] if "--output" in words else ["--output", str(tmp_path / f"out-{words[0]}")]
         assert main([*words, *output]) == 2
         assert message in capsys.readouterr().err.replace("\n", " "), words
     assert (tmp_path / "in" / "0.png").read_bytes() == before

@@ -24,7 +24,7 @@ from mtl.build import build_model
 from mtl.configs import compose
 from mtl.data.scenes import orl_scenes
 from mtl.face.finder import FaceFinder
-from mtl.face.gallery import make_gallery
+from mtl.face.gallery import Photos, make_gallery
 from mtl.face.photos import draw_faces
 from mtl.recognise import Recogniser, name_faces
 
@@ -68,7 +68,8 @@ def main() -> None:
             Path(folder), finder, float(finder.find(photo.image[None], confidence=0.0, pyramid=True)[0].scores[FACES - 1])
         )
         embeddings = F.normalize(torch.randn(40, 5, finder.embed(torch.zeros(1, *CROP)).shape[1]), dim=2)
-        people = [(f"p{i}", [f"{j}.jpg" for j in range(5)], own) for i, own in enumerate(embeddings)]
+        names = [tuple(f"p{i}/{j}.jpg" for j in range(5)) for i in range(len(embeddings))]
+        people = [Photos(f"p{i}", files, own, files) for i, (files, own) in enumerate(zip(names, embeddings, strict=True))]
         gallery = make_gallery(people, threshold=None, model=finder.fingerprint(), run=folder)
         named = name_faces(model, gallery, photo)
 

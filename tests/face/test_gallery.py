@@ -1,75 +1,35 @@
-"""Galleries: templates, thresholds by leaving one out, files."""
+"""Galleries: templates, files, people added and removed, one person under two names."""
 
 from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from mtl.face.gallery import UNKNOWN, Calibration, Gallery, GalleryError, calibrate, left_out, make_gallery, make_templates
-
-
-def at(*degrees: float) -> Tensor:
-    """Unit vectors in the plane."""
-    angle = torch.tensor(degrees, dtype=torch.float64).deg2rad()
-    return torch.stack([angle.cos(), angle.sin()], 1).float()
-
-
-def cosine(degrees: float) -> float:
-    return float(torch.tensor(degrees, dtype=torch.float64).deg2rad().cos())
-
-
-def test_left_out_cosines_are_those_worked_out_by_hand() -> None:
-    # Person 0 at 0, 10 and 20 degrees, person 1 at 90 and 100, person 2 at 180.
-    embeddings, person = at(0, 10, 20, 90, 100, 180), torch.tensor([0, 0, 0, 1, 1, 2])
-    own, other = left_out(embeddings, person, 3)
-    # Without the photo at 0 the template of person 0 lies at 15, without 10 at 10, without 20 at 5.
-    assert own[:5].tolist() == pytest.approx([cosine(15), 1.0, cosine(15), cosine(10), cosine(10)], abs=1e-6)
-    assert bool(own[5].isnan())
-    # Person 1's template lies at 95, person 0's at 10.
-    assert other.tolist() == pytest.approx([cosine(95), cosine(85), cosine(75), cosine(80), cosine(80), cosine(85)], abs=1e-6)
-
-
-def test_the_threshold_lies_in_the_middle_of_the_gap_between_own_and_others() -> None:
-    embeddings, person = at(0, 10, 20, 90, 100), torch.tensor([0, 0, 0, 1, 1])
-    calibration = calibrate(embeddings, person, 2)
-    assert calibration.threshold == pytest.approx((cosine(15) + cosine(75)) / 2, abs=1e-6)
-    assert (calibration.kept, calibration.refused) == (1.0, 1.0)
-
-
-def test_no_other_threshold_is_better_than_the_calibrated_one() -> None:
-    generator = torch.Generator().manual_seed(0)
-    person = torch.arange(6).repeat_interleave(4)
-    embeddings = F.normalize(torch.randn(6, 8, generator=generator)[person] + torch.randn(24, 8, generator=generator), dim=1)
-    own, other = left_out(embeddings, person, 6)
-    own = torch.where(own < other, -1.0, own)
-
-    def rate(threshold: float) -> float:
-        return float((own >= threshold).double().mean() + (other < threshold).double().mean())
-
-    calibration = calibrate(embeddings, person, 6)
-    assert calibration.kept is not None
-    assert calibration.refused is not None
-    assert calibration.kept + calibration.refused == pytest.approx(rate(calibration.threshold))
-    assert rate(calibration.threshold) >= max(rate(threshold / 1000) for threshold in range(-1000, 1001)) - 1e-12
-
-
-def test_galleries_that_say_too_little_fall_back_as_stated() -> None:
-    assert calibrate(at(0), torch.tensor([0]), 1) == Calibration(0.5, None, None)
-    two = calibrate(at(0, 60), torch.tensor([0, 1]), 2)
-    assert two.threshold == pytest.approx((0.5 + 1) / 2, abs=1e-6)
-    assert (two.kept, two.refused) == (None, 1.0)
-    one = calibrate(at(0, 60), torch.tensor([0, 0]), 1)
-    assert one.threshold == pytest.approx(0.25, abs=1e-6)
-    assert (one.kept, one.refused) == (1.0, None)
-    given = calibrate(at(0, 60), torch.tensor([0, 0]), 1, threshold=0.6)
-    assert (given.threshold, given.kept) == (0.6, 0.0)
+from mtl.face.calibration import Strangers, make_templates
+from mtl.face.gallery import (
+    UNKNOWN,
+    Gallery,
+    GalleryError,
+    Photos,
+    find_doubles,
+    find_enrolled_strangers,
+    make_gallery,
+)
+from tests.face.test_calibration import at, cosine, strangers
 
 
 def people() -> Gallery:
-    rows = [("ada", ["ada/1.jpg", "ada/2.jpg"], at(0, 10)), ("bob", ["bob/1.jpg", "bob/2.jpg"], at(90, 100))]
-    return make_gallery(rows, threshold=None, model="abc", run="/runs/x")
+    return make(ada=at(0, 10), bob=at(90, 100))
+
+
+def make(strangers: Strangers | None = None, threshold: float | None = None, **embeddings: Tensor) -> Gallery:
+    """Every photo another picture."""
+    rows = [
+        Photos(name, files := tuple(f"{name}/{number + 1}.jpg" for number in range(len(own))), own, files)
+        for name, own in embeddings.items()
+    ]
+    return make_gallery(rows, strangers=strangers, threshold=threshold, model="abc", run="/runs/x")
 
 
 def test_a_face_is_the_likest_person_or_nobody() -> None:
@@ -81,14 +41,21 @@ def test_a_face_is_the_likest_person_or_nobody() -> None:
     assert torch.allclose(make_templates(at(0, 90), torch.tensor([0, 0]), 1), at(45), atol=1e-6)
 
 
-def test_a_saved_gallery_is_the_same(tmp_path: Path) -> None:
-    gallery = people()
+@pytest.mark.parametrize("others", [None, strangers(at(200), at(140, 300))])
+def test_a_saved_gallery_is_the_same(tmp_path: Path, others: Strangers | None) -> None:
+    gallery = make(others, ada=at(0, 10), bob=at(90, 100))
     gallery.save(tmp_path / "sub" / "g.npz")
     again = Gallery.load(tmp_path / "sub" / "g.npz")
     assert (again.names, again.files, again.calibration) == (gallery.names, gallery.files, gallery.calibration)
     assert (again.model, again.run) == ("abc", "/runs/x")
     assert torch.equal(again.embeddings, gallery.embeddings)
     assert torch.equal(again.person, gallery.person)
+    assert again.digests == gallery.digests
+    assert (again.strangers is None) == (others is None)
+    if others is not None and again.strangers is not None:
+        assert torch.equal(again.strangers.embeddings, others.embeddings)
+        assert torch.equal(again.strangers.person, others.person)
+        assert (again.strangers.names, again.strangers.own, again.strangers.source) == (others.names, others.own, others.source)
 
 
 def test_what_is_no_gallery_is_refused(tmp_path: Path) -> None:
@@ -101,3 +68,64 @@ def test_what_is_no_gallery_is_refused(tmp_path: Path) -> None:
         file.write_bytes(damage)
         with pytest.raises(GalleryError, match="damaged or another"):
             Gallery.load(file)
+
+
+def test_people_are_added_and_removed_and_the_threshold_is_that_of_who_is_there() -> None:
+    others = strangers(at(200), at(140, 300))
+    both = make(others, ada=at(0, 10), bob=at(90, 100))
+    three = both.add(make(cyd=at(45, 50)).people)
+    assert three.names == ("ada", "bob", "cyd")
+    assert three.calibration == make(others, ada=at(0, 10), bob=at(90, 100), cyd=at(45, 50)).calibration
+    assert three.calibration.threshold != both.calibration.threshold
+    again = three.remove(["cyd"])
+    assert (again.names, again.files, again.calibration) == (both.names, both.files, both.calibration)
+    assert torch.equal(again.embeddings, both.embeddings)
+
+
+def test_a_threshold_that_was_given_stays_until_another_is() -> None:
+    gallery = make(None, 0.4, ada=at(0, 10), bob=at(90, 100))
+    assert gallery.add(make(cyd=at(45, 50)).people).calibration.threshold == 0.4
+    assert gallery.remove(["bob"], threshold=0.5).calibration.threshold == 0.5
+
+
+def test_people_who_are_there_or_not_are_named_when_refused() -> None:
+    gallery = people()
+    with pytest.raises(GalleryError, match="not enrolled yet, got bob"):
+        gallery.add(make(bob=at(45)).people)
+    with pytest.raises(GalleryError, match="people of the gallery, ada, bob; got cyd"):
+        gallery.remove(["cyd"])
+    with pytest.raises(GalleryError, match="must leave somebody"):
+        gallery.remove(["ada", "bob"])
+
+
+def test_one_picture_under_two_names_is_refused_and_both_are_named() -> None:
+    ada = Photos("ada", ("ada/1.jpg", "ada/2.jpg"), at(0, 10), ("x", "y"))
+    bob = Photos("bob", ("bob/7.png",), at(10), ("y",))
+    with pytest.raises(GalleryError, match=r"ada/2\.jpg of ada and bob/7\.png of bob"):
+        make_gallery([ada, bob], threshold=None, model="", run="")
+    with pytest.raises(GalleryError, match=r"bob/7\.png of bob"):
+        make_gallery([ada], threshold=None, model="", run="").add([bob])
+
+
+def test_one_person_under_two_names_is_found_and_both_photos_are_named() -> None:
+    (text,) = find_doubles(make(ada=at(0, 20), bob=at(90, 100), robert=at(93, 97)))
+    assert text.startswith("bob and robert may be one person under two names")
+    assert "bob/1.jpg and robert/1.jpg most (cosine 0.999)" in text
+    assert find_doubles(people()) == []
+
+
+def test_a_single_photo_is_held_against_the_others_own_or_the_threshold() -> None:
+    # Ada's two photos are 20 degrees from each other.
+    assert len(find_doubles(make(ada=at(0, 20), bob=at(15)))) == 1
+    assert find_doubles(make(ada=at(0, 20), bob=at(60))) == []
+    assert len(find_doubles(make(None, cosine(10), ada=at(0), bob=at(8)))) == 1
+    assert find_doubles(make(None, cosine(10), ada=at(0), bob=at(12))) == []
+
+
+def test_a_stranger_by_name_is_none_and_one_by_looks_is_named() -> None:
+    # Two strangers are as near to ada as her photos to each other; the one of her name does not count.
+    others = strangers(at(1, 3, 5), at(2, 4, 6), at(170, 180, 190), names=("ada", "s2", "s3"))
+    gallery = make(others, ada=at(0, 10), bob=at(90, 100))
+    assert gallery.calibration.refused is not None
+    assert (gallery.calibration.refused.people, gallery.calibration.refused.faces) == (2, 6)
+    assert find_enrolled_strangers(gallery) == ["s2 (as ada)"]
