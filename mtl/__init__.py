@@ -13,7 +13,8 @@
     learning      the LightningModules
     configs, train, launch, cli             a run from its configuration; the command line
     build, trained                          data and model of a configuration; a run's model from its directory
-    verify, recognise, deploy, compress     `mtl verify`; who is in a photo; a file for a device; a smaller model
+    verify, enrol, recognise                `mtl verify`; a gallery of people; who is in a photo
+    deploy, compress                        a file for a device; a smaller model
     report        pages, pictures and tables from run directories
 
 The same run as `mtl train rounds=2`:

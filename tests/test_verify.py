@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+from mtl.build import read_config
 from mtl.cli import main
 from mtl.train import train
 from mtl.trained import load_run
@@ -124,16 +126,96 @@ def test_what_cannot_be_verified_is_refused(
     assert not list(run_dir.glob("verification*"))
 
 
-def test_people_that_were_trained_on_are_refused(run_dir: Path, people: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = run_dir / "config.yaml"
-    text = config.read_text()
-    for loader, pairs, message in (
-        ("lfw", "lfw", "this run was trained on data=lfw"),
-        ("celeba", "celeba", "this run was trained on data.part=None; use data.part=train"),
+def test_people_that_were_trained_on_are_refused(
+    run_dir: Path, people: Path, celeba: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = read_config(run_dir)
+    for loader, root, message in (
+        ("lfw", people, "this run was trained on data=lfw"),
+        ("celeba", celeba, "this run was trained on data.part=None; use data.part=train"),
     ):
-        config.write_text(text.replace("mtl.data.folders.folder", f"mtl.data.faces.{loader}"))
-        assert main(["verify", str(run_dir), "--pairs", pairs, "--root", str(people)]) == 2
+        config = text.copy()
+        config.data._target_ = f"mtl.data.faces.{loader}"
+        OmegaConf.save(config, run_dir / "config.yaml")
+        assert main(["verify", str(run_dir), "--pairs", loader, "--root", str(root)]) == 2
         assert message in capsys.readouterr().err
+    assert not list(run_dir.glob("verification*"))
+
+
+@pytest.fixture
+def celeba(tmp_path: Path) -> Path:
+    """Twenty people of two pictures each in the test part, each a bright square in the corner that a crop of [8, 8, 8, 8] shows."""
+    base = tmp_path / "sets" / "celeba"
+    (base / "img_align_celeba").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        picture = rng.integers(0, 100, (16, 16)).astype(np.uint8)
+        picture[8:, 8:] = np.random.default_rng(number // 2).integers(0, 255, (8, 8))
+        Image.fromarray(picture).save(base / "img_align_celeba" / f"{number:06}.jpg", quality=100)
+    names = [f"{number:06}.jpg" for number in range(40)]
+    (base / "identity_CelebA.txt").write_text("".join(f"{name} {place // 2}\n" for place, name in enumerate(names)))
+    (base / "list_eval_partition.txt").write_text("".join(f"{name} 2\n" for name in names))
+    return tmp_path / "sets"
+
+
+def test_the_runs_own_crop_is_that_of_pairs_of_the_same_set(
+    run_dir: Path, celeba: Path, people: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = read_config(run_dir)
+    config.data = {"_target_": "mtl.data.faces.celeba", "root": str(celeba), "part": "train", "crop": [8, 8, 8, 8]}
+    OmegaConf.save(config, run_dir / "config.yaml")
+    words = ["verify", str(run_dir), "--pairs", "celeba", "--root", str(celeba)]
+    told, scores = [], []
+    for crop in ((), ("--crop", "8", "8", "8", "8"), ("--crop", "0", "0", "16", "16")):
+        assert main([*words, *crop]) == 0
+        told.append(json.loads((run_dir / "verification-celeba.json").read_text()))
+        with np.load(run_dir / "verification-celeba.npz") as arrays:
+            scores.append(arrays["pixels_scores"])
+        assert ("shows it others" in capsys.readouterr().err) == ("16" in crop)
+    assert [one["crop"] for one in told] == [[8, 8, 8, 8], [8, 8, 8, 8], [0, 0, 16, 16]]
+    assert np.array_equal(scores[0], scores[1])
+    # What is the same in a person's pictures is in the crop alone.
+    assert told[0]["results"]["pixels"]["auc"] == pytest.approx(1)
+    with np.load(run_dir / "verification-celeba.npz") as arrays:
+        assert scores[0][arrays["same"]].min() > 0.99 > scores[2][arrays["same"]].max()
+    assert len(told[2]["warnings"]) == 1
+    # Of other pictures the crop is another, and the run says so.
+    assert main(["verify", str(run_dir), "--pairs", "lfw", "--root", str(people)]) == 0
+    assert "trained with data.crop=[8, 8, 8, 8] of celeba, and the pictures of lfw are taken whole" in capsys.readouterr().err
+    assert json.loads((run_dir / "verification-lfw.json").read_text())["crop"] is None
+    assert main(["verify", str(run_dir), "--pairs", "lfw", "--root", str(people), "--crop", "2", "2", "8", "8"]) == 0
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_every_number_says_of_how_many_pairs_it_is(
+    run_dir: Path, people: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    monkeypatch.setattr("mtl.verify.save_figure", lambda figure, path: drawn.append(figure))
+    assert main(["verify", str(run_dir), "--root", str(people)]) == 0
+    counted = "n = 4 pairs of one person and 4 of two, in 2 folds"
+    assert counted in " ".join(capsys.readouterr().out.split())
+    assert drawn[0].get_supxlabel() == counted
+    told = json.loads((run_dir / "verification-lfw.json").read_text())
+    assert (told["num_pairs"], told["num_same"], told["num_different"]) == (8, 4, 4)
+    for result in told["results"].values():
+        for fold in result["folds"]:
+            assert (fold["num_same"], fold["num_different"], fold["num_threshold_pairs"]) == (2, 2, 4)
+
+
+def test_a_run_that_is_gone_stops_the_verification_or_marks_it(
+    run_dir: Path, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = read_config(run_dir)
+    config.weights = str(tmp_path / "gone")
+    OmegaConf.save(config, run_dir / "config.yaml")
+    words = ["verify", str(run_dir), "--root", str(people)]
+    assert main(words) == 2
+    assert f"weights={tmp_path / 'gone'} cannot be followed" in capsys.readouterr().err
+    assert main([*words, "--allow-unknown"]) == 0
+    assert "cannot be followed" in capsys.readouterr().err
+    (warning,) = json.loads((run_dir / "verification-lfw.json").read_text())["warnings"]
+    assert "cannot be followed" in warning
 
 
 def test_a_run_in_which_each_client_keeps_its_trunk_is_refused(
