@@ -98,7 +98,7 @@ def _stratified(classes: Tensor, index: Tensor, fraction: float, rng: torch.Gene
     _, sizes = classes[order].unique_consecutive(return_counts=True)
     starts = sizes.cumsum(0) - sizes
     rank = torch.arange(len(order)) - starts.repeat_interleave(sizes)
-    quota = torch.minimum((sizes * fraction).round().long(), sizes - 1)
+    quota = torch.minimum((sizes.double() * fraction).round().long(), sizes - 1)
     taken = rank < quota.repeat_interleave(sizes)
     return order[~taken].sort().values, order[taken].sort().values
 

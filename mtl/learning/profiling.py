@@ -34,7 +34,8 @@ class ProfileRounds(Callback):
         only_one = trainer.current_epoch + 1 == trainer.max_epochs
         if self._profiler is None and Ranks().first and (self._rounds == 1 or (self._rounds == 0 and only_one)):
             kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
-            self._profiler = profile(activities=kinds)
+            # There is but one cycle of events; torch 2.11 warns unless they are kept.
+            self._profiler = profile(activities=kinds, acc_events=True)
             self._profiler.start()
             self._running = True
             self._start, self._first = time.perf_counter(), self._rounds

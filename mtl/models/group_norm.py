@@ -34,8 +34,10 @@ class GroupNorm(nn.GroupNorm):
 def normalise_groups(features: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """`F.group_norm` in operations that can all be stacked. features: [B, c, ...]; weight, bias: [c]; returns the shape of `features`."""
     values = features.to(torch.promote_types(features.dtype, torch.float32)).unflatten(1, (num_groups, -1))
-    variance, mean = torch.var_mean(values, tuple(range(2, values.ndim)), correction=0, keepdim=True)
-    normal: Tensor = ((values - mean) * torch.rsqrt(variance + eps)).flatten(1, 2)
+    places = tuple(range(2, values.ndim))
+    # Not `var_mean`, which warns where there is no image.
+    centred = values - values.mean(places, keepdim=True)
+    normal: Tensor = (centred * torch.rsqrt(centred.square().mean(places, keepdim=True) + eps)).flatten(1, 2)
     channels = (-1, *[1] * (features.ndim - 2))
     if weight is not None:
         normal = normal * weight.view(channels)

@@ -16,7 +16,7 @@ from mtl.models.norm import replace_batch_norm
 from mtl.models.sphereface import sphereface_cnn
 
 
-@pytest.mark.parametrize("shape", [(3, 8), (3, 8, 5), (3, 8, 5, 7)])
+@pytest.mark.parametrize("shape", [(3, 8), (3, 8, 5), (3, 8, 5, 7), (0, 8, 5, 7)])
 @pytest.mark.parametrize("affine", [True, False])
 def test_written_out_it_is_torchs_own(shape: tuple[int, ...], affine: bool) -> None:
     torch.manual_seed(0)
