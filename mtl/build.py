@@ -89,7 +89,7 @@ def _content(name: str) -> bytes:
 
 def _bytes(tensor: Tensor) -> memoryview:
     """The bytes of a tensor, in its own memory."""
-    return memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def build_model(config: DictConfig, image_shape: ImageShape, tasks: tuple[str, ...], num_exclusive: int) -> HardSharing:

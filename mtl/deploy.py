@@ -134,7 +134,9 @@ def export_run(
     files, detector = {path: content}, None
     if finds:
         second = path.with_name(f"{path.stem}_detector{path.suffix}")
-        shape, picture = (run.image_shape[0], *options.scene), PictureRule.of((run.image_shape[0], *options.scene))
+        height, width = options.scene
+        shape = (run.image_shape[0], height, width)
+        picture = PictureRule.of(shape)
         told = replace(
             facts, tasks=[], thresholds=[], image_shape=shape, picture=asdict(picture), flops=detector_flops(run, options.scene)
         )

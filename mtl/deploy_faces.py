@@ -96,7 +96,8 @@ def detector_content(run: TrainedRun, facts: DeviceFacts, scene: Sequence[int], 
     shape, picture and costs. Raises `ExportError` where they differ.
     """
     device = device_detector(run, scene)
-    shape = (run.image_shape[0], *scene)
+    height, width = scene
+    shape = (run.image_shape[0], height, width)
     if to == "onnx":
         content = export.to_onnx(device, shape, torch.uint8, facts)
         predict = export.onnx_predict(content)

@@ -138,6 +138,12 @@ def to_pixels(image: Image.Image, image_size: Sequence[int] | None, grey: bool, 
     return pixels[None] if grey else pixels.transpose(2, 0, 1)
 
 
+def _within_16_bits(image: Image.Image) -> bool:
+    """Whether all values of an image of one channel are those of 16 bits."""
+    low, high = image.getextrema()
+    return isinstance(low, int) and isinstance(high, int) and 0 <= low <= high <= 65535
+
+
 def decode(
     path: Path,
     *,
@@ -154,7 +160,7 @@ def decode(
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         # What TIFF holds besides pictures: measurements, whose range nobody states.
-        if image.mode == "F" or (image.mode == "I" and not 0 <= min(image.getextrema()) <= max(image.getextrema()) <= 65535):
+        if image.mode == "F" or (image.mode == "I" and not _within_16_bits(image)):
             raise ValueError
     except PILLOW_ERRORS as error:
         reason = "it is damaged or not an image of 8 or 16 bits"

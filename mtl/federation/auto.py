@@ -50,6 +50,7 @@ class AutoBackend:
             self.settle(name)
             if ranks.first:
                 logger.info("backend: %s (%s)", name, why)
+        assert self._chosen is not None
         yield from self._chosen(job, data)
 
     def _choose(self, job: CohortJob, data: FederatedData) -> tuple[str, str]:

@@ -121,8 +121,8 @@ class StackedBackend:
     ) -> tuple[Params, Params, Tensor, Tensor | None]:
         active, self._frozen = shape
         start = {name.removeprefix(START): value for name, value in tensors.items() if name.startswith(START)}
-        named = (tensors[name] for name in ("index", "filled", "client", "step", "key"))
-        batches = CohortBatches(active, *named, self.training.work.batch_size)
+        named = {name: tensors[name] for name in ("index", "filled", "client", "step", "key")}
+        batches = CohortBatches(active, **named, batch_size=self.training.work.batch_size)
         tasks, rate = tensors["tasks"], tensors["rate"]
         algorithm = self.training.algorithm
         params = {name: value.clone(memory_format=torch.contiguous_format) for name, value in start.items()}

@@ -35,7 +35,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
         with atomic_write(target) as file:
             writing = _WritingFile(file)
             try:
-                torch.save(checkpoint, writing)
+                torch.save(checkpoint, writing)  # type: ignore[arg-type]  # it needs no more than write and flush
             except RuntimeError as error:
                 if writing.error is not None:
                     raise writing.error from error
