@@ -75,7 +75,7 @@ def data_fingerprint(config: DictConfig, data: FederatedData, *further: Tensor) 
 
 def _bytes(tensor: Tensor) -> memoryview:
     """The bytes of a tensor, in its own memory."""
-    return memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def build_model(config: DictConfig, image_shape: ImageShape, tasks: tuple[str, ...], num_exclusive: int) -> HardSharing:

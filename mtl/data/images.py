@@ -154,7 +154,7 @@ def decode(
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         # What TIFF holds besides pictures: measurements, whose range nobody states.
-        if image.mode == "F" or (image.mode == "I" and not 0 <= min(image.getextrema()) <= max(image.getextrema()) <= 65535):
+        if image.mode == "F" or (image.mode == "I" and not 0 <= np.asarray(image).min() <= np.asarray(image).max() <= 65535):
             raise ValueError
     except PILLOW_ERRORS as error:
         reason = "it is damaged or not an image of 8 or 16 bits"
