@@ -138,12 +138,6 @@ def to_pixels(image: Image.Image, image_size: Sequence[int] | None, grey: bool, 
     return pixels[None] if grey else pixels.transpose(2, 0, 1)
 
 
-def _within_16_bits(image: Image.Image) -> bool:
-    """Whether all values of an image of one channel are those of 16 bits."""
-    low, high = image.getextrema()
-    return isinstance(low, int) and isinstance(high, int) and 0 <= low <= high <= 65535
-
-
 def decode(
     path: Path,
     *,
@@ -160,7 +154,7 @@ def decode(
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         # What TIFF holds besides pictures: measurements, whose range nobody states.
-        if image.mode == "F" or (image.mode == "I" and not _within_16_bits(image)):
+        if image.mode == "F" or (image.mode == "I" and not 0 <= np.asarray(image).min() <= np.asarray(image).max() <= 65535):
             raise ValueError
     except PILLOW_ERRORS as error:
         reason = "it is damaged or not an image of 8 or 16 bits"
