@@ -58,5 +58,9 @@ def run_branches(module: nn.Module, number: int, params: Params, inputs: Tensor,
         outputs: Tensor = functional_call(module, own, (inputs,))
         return outputs
 
+    if torch.compiler.is_exporting():
+        # Inside vmap, norms fix the number of images.
+        each = [run({name: value[b] for name, value in own.items()}, inputs if same else inputs[b]) for b in range(number)]
+        return torch.stack(each)
     branches: Tensor = vmap(run, in_dims=(0, None if same else 0))(own, inputs)
     return branches

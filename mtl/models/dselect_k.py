@@ -83,7 +83,7 @@ class DSelectGates(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         selectors, weights = self.selectors(features)
-        return (weights[..., None] * selectors).sum(-2).expand(len(features), -1, -1)
+        return (weights[..., None] * selectors).sum(-2).expand(features.shape[0], -1, -1)
 
     def selectors(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """features: [B, h]; returns what each selector gives the experts, [B, T, k, E], and its weight, [B, T, k]; B is 1 where the

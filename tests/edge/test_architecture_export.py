@@ -18,13 +18,18 @@ ARCHITECTURES = {
     "grouped": ["architecture.groups=2"],
     "mtan": [],
     "mmoe": ["architecture.num_experts=2", "architecture.width=8"],
-    "dselect_k": ["architecture.num_experts=3", "architecture.num_selected=2", "architecture.width=8"],
+    "dselect_k": ["architecture.num_experts=4", "architecture.num_selected=2", "architecture.width=8"],
     "cgc": ["architecture.width=8"],
     "ple": ["architecture.width=8"],
 }
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+QUICK = ("cross_stitch", "dselect_k")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES]
+)
 def test_an_architecture_scores_in_its_file_as_in_the_run(trained: Train, tmp_path: Path, name: str) -> None:
     run_dir = trained("mode=centralised", f"architecture={name}", "rounds=1", "evaluate_every=1", *ARCHITECTURES[name])
     done = export_run(run_dir, out=tmp_path / "model.onnx")

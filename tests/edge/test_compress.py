@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from omegaconf import DictConfig
 
 from mtl.build import read_config
 from mtl.cli import main
@@ -13,6 +14,7 @@ from mtl.deploy import Exported, ExportOptions
 from mtl.models.flops import num_parameters
 from mtl.trained import load_run
 from tests.edge.conftest import Train
+from tests.test_train import kill_after
 
 TRUNK = ("mode=centralised", "trunk=classic_cnn", "trunk.channels=[8,16]", "trunk.width=16")
 
@@ -100,6 +102,42 @@ def test_contradictory_recipes_end_with_a_message(
 ) -> None:
     assert main(["compress", str(trained(*TRUNK)), *words, "--out", str(tmp_path / "out")]) == 2
     assert message.replace("\\", "") in capsys.readouterr().err
+
+
+def test_a_recipe_goes_on_where_it_stopped(
+    trained: Train, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir, out, made = trained(*TRUNK), tmp_path / "out", []
+
+    def export_nothing(run: Path, options: ExportOptions, *, out: Path, data_root: str | None) -> Exported:
+        made.append(out.name)
+        shutil.copy(exported.path, out)
+        return exported
+
+    def stop(config: DictConfig, directory: Path) -> None:
+        kill_after(config, directory, rounds=1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mtl.compress.export_run", export_nothing)
+    monkeypatch.setattr("mtl.compress.train", stop)
+    with pytest.raises(KeyboardInterrupt):
+        compress(run_dir, ["prune", "int8"], out=out, rounds=2, repeats=5)
+    assert made == ["0_as_it_is.onnx"]
+    monkeypatch.undo()
+    monkeypatch.setattr("mtl.compress.export_run", export_nothing)
+    rows = compress(run_dir, ["prune", "int8"], out=out, rounds=2, repeats=5)
+    assert made == ["0_as_it_is.onnx", "1_prune.onnx", "2_int8.onnx"]
+    assert [row.step for row in rows] == ["as it is", "prune", "int8"]
+    assert load_run(out / "prune").round == 2
+    # All is done: nothing is trained or exported again.
+    monkeypatch.setattr("mtl.compress.train", lambda *_: pytest.fail("trained again"))
+    assert len(compress(run_dir, ["prune", "int8"], out=out, rounds=2, repeats=5)) == 3
+    assert len(made) == 3
+    with pytest.raises(ValueError, match=r"holds another recipe, which differs in ratio \(0.5 there, 0.25 now\)"):
+        compress(run_dir, ["prune", "int8"], out=out, rounds=2, ratio=0.25)
+    (out / "steps.json").write_text("{")
+    with pytest.raises(ValueError, match=r"steps.json is damaged"):
+        compress(run_dir, ["prune", "int8"], out=out, rounds=2)
 
 
 def test_a_folder_in_use_is_left_as_it_is(trained: Train, tmp_path: Path) -> None:

@@ -178,6 +178,7 @@ def test_batch_statistics_cannot_go_to_a_device(trained: Train) -> None:
         (["--int8", "--qat-steps", "-1"], "qat_steps must be >= 0, got -1"),
         (["--out", "model.pte"], r"out must end in .onnx for onnx, got model.pte"),
         (["--int8", "--calibration", "20"], "calibration must have at least 32 images, got 20"),
+        (["--out", "/nowhere/model.onnx"], "out must be in a folder that exists, got /nowhere/model.onnx"),
         (["--data-root", "/nowhere"], "data.root must hold one folder of images per class"),
     ],
 )
@@ -193,6 +194,17 @@ def test_a_missing_library_is_named(trained: Train, tmp_path: Path, monkeypatch:
     with pytest.raises(ValueError, match=r"executorch must be installed for this \(pip install executorch\)"):
         export_run(trained("mode=centralised"), ExportOptions(to="executorch"), out=tmp_path / "model.pte")
     assert not list(tmp_path.iterdir())
+
+
+def test_where_a_file_cannot_be_written_is_said_before_the_work(
+    trained: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mtl.deploy.load_run", lambda *_, **__: pytest.fail("the run was loaded"))
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(ValueError, match=r"out must be a file, got the folder"):
+        export_run(trained("mode=centralised"), out=tmp_path / "folder.onnx")
+    with pytest.raises(ValueError, match=r"out must be in a folder that exists"):
+        export_run(trained("mode=centralised"), out=tmp_path / "none" / "model.onnx")
 
 
 def test_a_folder_that_is_no_run_is_refused(trained: Train, tmp_path: Path) -> None:

@@ -1,13 +1,21 @@
 """How long one image takes: the arithmetic, and files that cannot be measured."""
 
+import json
+import platform
+import re
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import onnxruntime
 import pytest
 import torch
+from onnx import TensorProto, helper
 
 from mtl.cli import main
-from mtl.edge.latency import measure, measure_file
+from mtl.edge.latency import measure, measure_file, set_executorch_threads
+from mtl.edge.machine import processor
 from mtl.models.cnn import classic_cnn
 from mtl.models.flops import count_forward, num_parameters
 
@@ -53,3 +61,78 @@ def test_costs_are_those_of_a_count_by_hand() -> None:
     by_hand = 2 * (30 * 30 * 32 * 27 + 28 * 28 * 64 * 288 + 12_544 * 128)
     assert count_forward(trunk.eval(), (3, 32, 32)) == by_hand
     assert torch.is_grad_enabled()
+
+
+def model_of(shape: list[object], kind: int = TensorProto.FLOAT, inputs: int = 1) -> bytes:
+    """An ONNX model that gives back its first input."""
+    given = [helper.make_tensor_value_info(f"x{i}", kind, shape) for i in range(inputs)]
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x0"], ["y"])], "g", given, [helper.make_tensor_value_info("y", kind, shape)]
+    )
+    content: bytes = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    return content
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (model_of(["N", 3, "H", "W"]), r"must take images of one size: .* got \[N, 3, H, W\]"),
+        (model_of([None, 3, None, 8]), r"must take images of one size"),
+        (model_of([8, 3, 8, 8]), r"must take one image or any number: .* got \[8, 3, 8, 8\]"),
+        (model_of(["N", 4], TensorProto.INT64), r"must take uint8 or float32, got tensor\(int64\)"),
+        (model_of(["N", 4], inputs=2), r"must have one input, images \[N, c, H, W\], got 2"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused_in_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, message: str
+) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    assert main(["latency", str(path)]) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_latency_says_what_it_is_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, output = tmp_path / "model.onnx", tmp_path / "latency.json"
+    path.write_bytes(model_of(["N", 3, 8, 8]))
+    assert main(["latency", str(path), "--threads", "2", "--repeats", "5", "--output", str(output)]) == 0
+    content = json.loads(output.read_text())
+    assert content["milliseconds"]["repeats"] == 5
+    assert content["machine"]["threads"] == 2
+    assert content["machine"]["runtime"] == f"onnxruntime {onnxruntime.__version__}"
+    assert content["machine"]["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert content["machine"]["processor"] in capsys.readouterr().out
+    assert main(["latency", str(path), "--output", str(tmp_path / "none" / "latency.json")]) == 2
+    assert "--output must be in a folder that exists" in capsys.readouterr().err
+
+
+def test_threads_reach_the_pool_of_executorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = SimpleNamespace(threads=8)
+    calls = SimpleNamespace(
+        _threadpool_get_thread_count=lambda: pool.threads,
+        _unsafe_reset_threadpool=lambda threads: setattr(pool, "threads", threads),
+    )
+    monkeypatch.setitem(sys.modules, "executorch.extension.pybindings.portable_lib", calls)
+    for name in ("executorch", "executorch.extension", "executorch.extension.pybindings"):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(__path__=[]))
+    set_executorch_threads(3)
+    assert pool.threads == 3
+    calls._unsafe_reset_threadpool = lambda threads: None
+    with pytest.raises(ValueError, match=r"threads=2 cannot be set: ExecuTorch's pool has 3"):
+        set_executorch_threads(2)
+    del calls._unsafe_reset_threadpool
+    with pytest.raises(ValueError, match=r"threads=2 cannot be set: this executorch has no call for its thread pool"):
+        set_executorch_threads(2)
+
+
+def test_a_machine_names_its_processor_or_its_board(monkeypatch: pytest.MonkeyPatch) -> None:
+    files: dict[str, str] = {}
+    monkeypatch.setattr(Path, "is_file", lambda self: str(self) in files)
+    monkeypatch.setattr(Path, "read_text", lambda self, **_: files[str(self)])
+    files["/proc/cpuinfo"] = "processor\t: 0\nmodel name\t: AMD EPYC 7R13\n"
+    assert processor() == "AMD EPYC 7R13"
+    files["/proc/cpuinfo"] = "processor\t: 0\nBogoMIPS\t: 108.00\n\nModel\t\t: Raspberry Pi 4 Model B Rev 1.5\n"
+    assert processor() == "Raspberry Pi 4 Model B Rev 1.5"
+    files.clear()
+    monkeypatch.setattr(platform, "processor", lambda: "arm")
+    assert processor() == "arm"

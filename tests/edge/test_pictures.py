@@ -46,7 +46,8 @@ def write(kind: str, folder: Path) -> Path:
     rgb = Image.fromarray(coarse.repeat(4, 0).repeat(4, 1))
     grey: npt.NDArray[np.uint8] = np.asarray(rgb.convert("L"))
     alpha = np.linspace(0, 255, 40).astype(np.uint8)[None].repeat(32, 0)
-    path = folder / f"{kind}.{'jpg' if kind in ('cmyk', 'turned') else 'png'}"
+    suffix = {"cmyk": "jpg", "turned": "jpg", "grey32": "pgm"}.get(kind, "png")
+    path = folder / f"{kind}.{suffix}"
     options: dict[str, object] = {}
     match kind:
         case "grey":
