@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 
 from mtl.build import data_fingerprint
-from mtl.tracking import fingerprint
+from mtl.run_directory import fingerprint
 from tests.conftest import make_federation
 
 

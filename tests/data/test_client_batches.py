@@ -63,9 +63,11 @@ def test_a_client_has_the_same_batches_in_any_cohort(sizes: list[int], batch_siz
         alone = plan_batches(held, [client], work, seed=3, round=1)
         rows = (together.client == place).nonzero().flatten()
         assert together.step[rows].tolist() == list(range(len(rows)))
-        for name in ("index", "filled", "step"):
+        width = alone.index.shape[1]  # the padding of the company may be wider
+        for name in ("filled", "step"):
             assert torch.equal(getattr(together, name)[rows], getattr(alone, name))
-        assert torch.equal(together.draws(every)[rows], alone.draws(every))
+        assert torch.equal(together.index[rows, :width], alone.index)
+        assert torch.equal(together.draws(every)[rows, :width], alone.draws(every))
         assert torch.equal(together.dropout_keys(every, 2)[rows], alone.dropout_keys(every, 2))
 
 

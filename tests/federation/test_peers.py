@@ -15,7 +15,7 @@ from mtl.build import build_data, build_levels, build_workloads
 from mtl.configs import compose
 from mtl.data.client_batches import LocalWork
 from mtl.data.federated_data import FederatedData
-from mtl.deploy import export_run, load_data, predict_eager
+from mtl.deploy import ExportOptions, export_run, load_data, predict_eager
 from mtl.edge.widths import Level
 from mtl.federation.feddf import Ensemble, FedDF
 from mtl.federation.for_each_client import Backend, LoopBackend, Training
@@ -201,7 +201,7 @@ def test_a_run_of_two_architectures(class_folders: Path, tmp_path: Path) -> None
     assert rank1 == [summary["test/rank1"], summary["test/trunk_light/rank1"]]
     with pytest.raises(ValueError, match=r"client must be in \[0, 2\], got 3"):
         load_run(tmp_path / "whole", client=3)
-    done = export_run(tmp_path / "whole", client=trunks.index("light"), out=tmp_path / "light.onnx")
+    done = export_run(tmp_path / "whole", ExportOptions(client=trunks.index("light")), out=tmp_path / "light.onnx")
     assert done.file["rank1"] == summary["test/trunk_light/rank1"]
 
 
