@@ -1,10 +1,14 @@
 """A small federation that every test can build in milliseconds."""
 
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from mtl import compiling
 from mtl.data.federated_data import FederatedData
 from mtl.data.ragged import Ragged
 from mtl.data.splits import Split
@@ -80,3 +84,23 @@ def class_folders(tmp_path: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture[0].numpy()).save(folder / f"{i}.png")
     return tmp_path / "pictures"
+
+
+SLOW_GUARDS = "Guards may run slower on Python 3.13.0. Consider upgrading to Python 3.13.1+."
+
+
+@pytest.fixture
+def python_3_13_0(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every call of torch.export.export warns of slow guards, as there, and that is an error; returns what was captured."""
+    seen: list[str] = []
+    real = torch.export.export
+
+    def export(module: nn.Module, *arguments: Any, **options: Any) -> Any:
+        seen.append(type(module).__name__)
+        warnings.warn(SLOW_GUARDS, RuntimeWarning, stacklevel=2)
+        return real(module, *arguments, **options)
+
+    monkeypatch.setattr(compiling, "AFFECTED", True)
+    monkeypatch.setattr(torch.export, "export", export)
+    warnings.filterwarnings("error", message="Guards may run slower")  # before the exception in setup.cfg; pytest undoes it
+    return seen

@@ -9,6 +9,7 @@ import math
 
 import torch
 
+from mtl.compiling import slow_guards_allowed
 from mtl.data.client_batches import LocalWork, plan_batches
 from mtl.data.federated_data import FederatedData
 from mtl.edge.quantize import simulate_int8
@@ -38,7 +39,8 @@ def train_quantized(
     model = copy.deepcopy(model)
     inputs = objective.inputs(data.images[:2])
     simulated = simulate_int8(model.trunk, inputs)
-    whole = HardSharing(simulated, model.heads, model.loss).train()
+    with slow_guards_allowed():  # torchao captures a pattern when its model changes to training
+        whole = HardSharing(simulated, model.heads, model.loss).train()
     optimizer = torch.optim.SGD(simulated.parameters(), lr=learning_rate, momentum=momentum)
     batches = plan_batches(data.clients, [0], LocalWork(batch_size=batch_size, steps=steps), seed=seed, round=0)
     counts = TaskCounts(data.positives[0].float(), data.negatives[0].float(), torch.ones(()))

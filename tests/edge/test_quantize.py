@@ -73,7 +73,7 @@ def test_simulated_int8_is_near_and_keeps_the_names(trained: Train) -> None:
 
 
 def test_training_with_simulated_int8_changes_the_trunk_alone(
-    trained: Train, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Train, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, python_3_13_0: list[str]
 ) -> None:
     run_dir = trained("mode=centralised")
     run = load_run(run_dir)
