@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from hydra.errors import HydraException
-from hydra_zen import instantiate
 from torch import Tensor, nn
 
 from mtl import __version__
@@ -203,15 +202,11 @@ def load_data(run: TrainedRun, root: str | None = None) -> FederatedData:
     config = run.config.copy()
     if root is not None:
         config.data.root = root
-    further: tuple[Tensor, ...] = ()
     try:
         data = build_data(config)
-        if config.mode == "detection":
-            scenes = instantiate(config.scenes)
-            further = scenes.images, scenes.boxes, scenes.counts, scenes.identity
     except HydraException as error:  # around the error of what was to be built
         raise ValueError(str(error.__cause__ or error)) from error
-    if data_fingerprint(run.config, data, *further) != run.fingerprint:
+    if data_fingerprint(run.config, data) != run.fingerprint:
         raise ValueError(f"data.root must hold the images that the run was trained on, and {config.data.root!r} holds others")
     return data
 
