@@ -79,6 +79,8 @@ def compress(
     Raises ValueError where the options contradict one another, where a step cannot be taken, and where `out` holds anything else.
     """
     _check(recipe, student, ratio, sparsity)
+    if threads < 1:
+        raise ValueError(f"threads must be >= 1, got {threads}")
     asked = {
         "run": str(run_dir.resolve()),
         "recipe": list(recipe),
@@ -115,8 +117,8 @@ def compress(
             current = _train(config, out / step, rounds)
         path = out / f"{len(done)}_{step.replace(' ', '_')}.onnx"
         if step not in steps or not path.is_file():
-            made = export_run(current, ExportOptions(int8=int8), out=path, data_root=data_root)
-            steps[step] = {"metrics": made.file, "num_bytes": made.num_bytes, "flops": made.flops}
+            exported = export_run(current, ExportOptions(int8=int8), out=path, data_root=data_root)
+            steps[step] = {"metrics": exported.file, "num_bytes": exported.num_bytes, "flops": exported.flops}
             write_json(out / "steps.json", {"asked": asked, "steps": steps})
         done.append((step, current, path, steps[step]))
     times = measure({step: file_call(path, threads=threads) for step, _, path, _ in done}, repeats=repeats)
