@@ -79,6 +79,8 @@ def compress(
     Raises ValueError where the options contradict one another, where a step cannot be taken, and where `out` holds anything else.
     """
     _check(recipe, student, ratio, sparsity)
+    if threads < 1:
+        raise ValueError(f"threads must be >= 1, got {threads}")
     asked = {
         "run": str(run_dir.resolve()),
         "recipe": list(recipe),

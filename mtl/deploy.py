@@ -21,6 +21,7 @@ from mtl.deploy_faces import (
     detector_flops,
     face_finder,
     finder_facts,
+    scene_shape,
 )
 from mtl.edge import export
 from mtl.edge.device_model import DeviceModel
@@ -133,11 +134,14 @@ def export_run(
     files, detector = {path: content}, None
     if finds:
         second = path.with_name(f"{path.stem}_detector{path.suffix}")
-        height, width = options.scene
-        shape = (run.image_shape[0], height, width)
-        picture = PictureRule.of(shape)
+        shape = scene_shape(run, options.scene)
         told = replace(
-            facts, tasks=[], thresholds=[], image_shape=shape, picture=asdict(picture), flops=detector_flops(run, options.scene)
+            facts,
+            tasks=[],
+            thresholds=[],
+            image_shape=shape,
+            picture=asdict(PictureRule.of(shape)),
+            flops=detector_flops(run, options.scene),
         )
         found, away, checked = detector_content(run, told, options.scene, options.to)
         files[second], detector = found, ExportedDetector(second, len(found), away, checked)

@@ -19,6 +19,7 @@ from mtl.edge import export
 from mtl.edge.device_model import DeviceDetector
 from mtl.edge.files import DeviceFacts
 from mtl.face.finder import LEAST_SIDE, OVERLAP, WITHIN, FaceFinder
+from mtl.models.cnn import ImageShape
 from mtl.models.flops import count_forward
 from mtl.trained import TrainedRun
 
@@ -52,6 +53,11 @@ def halvings(scene: Sequence[int]) -> int:
     while side >= 2 * LEAST_SIDE:
         number, side = number + 1, side // 2
     return number
+
+
+def scene_shape(run: TrainedRun, scene: Sequence[int]) -> ImageShape:
+    height, width = scene
+    return run.image_shape[0], height, width
 
 
 def face_finder(run: TrainedRun) -> FaceFinder:
@@ -96,8 +102,7 @@ def detector_content(run: TrainedRun, facts: DeviceFacts, scene: Sequence[int], 
     shape, picture and costs. Raises `ExportError` where they differ.
     """
     device = device_detector(run, scene)
-    height, width = scene
-    shape = (run.image_shape[0], height, width)
+    shape = scene_shape(run, scene)
     if to == "onnx":
         content = export.to_onnx(device, shape, torch.uint8, facts)
         predict = export.onnx_predict(content)
@@ -116,7 +121,7 @@ def detector_content(run: TrainedRun, facts: DeviceFacts, scene: Sequence[int], 
 
 def detector_flops(run: TrainedRun, scene: Sequence[int]) -> int:
     """Of one picture and its halves."""
-    return count_forward(device_detector(run, scene), (run.image_shape[0], *scene), torch.uint8)
+    return count_forward(device_detector(run, scene), scene_shape(run, scene), torch.uint8)
 
 
 def fit(images: Tensor, scene: Sequence[int]) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from recognise import as_pixels, open_file, open_picture  # type: ignore[import-not-found]
+from recognise import as_pixels, open_file, open_picture  # type: ignore[import-not-found]  # beside this file
 
 
 class FaceFiles:

@@ -1,12 +1,15 @@
 """Every architecture goes to a device with its scores, and with an embedding where its trunk gives one."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 
 from mtl.deploy import ExportOptions, export_run, load_data
+from mtl.edge import export
 from mtl.edge.export import at_once
 from mtl.edge.files import DeviceFacts
 from mtl.trained import load_run
@@ -61,6 +64,21 @@ def test_without_the_mirror_image_a_file_scores_the_picture_alone(trained: Train
     alone, mirrored = (session.run(["scores"], {"images": view.numpy()})[0] for view in (images, images.flip(-1)))
     # The mean over both views is what the run said.
     np.testing.assert_allclose((alone + mirrored) / 2, run.objective.scores(run.model, images), rtol=1e-4, atol=1e-4)
+
+
+def test_a_file_is_scored_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    class Session:
+        def run(self, outputs: None, given: dict[str, Any]) -> list[Any]:
+            sizes.append(len(given["images"]))
+            return [given["images"].sum((2, 3))]
+
+    monkeypatch.setattr(export, "open_onnx", lambda *_, **__: Session())
+    images = torch.rand(150, 3, 32, 32)
+    (sums,) = export.onnx_predict(b"")(images)
+    assert sizes == [64, 64, 22]
+    torch.testing.assert_close(sums, images.sum((2, 3)))
 
 
 def test_a_check_scores_as_many_images_at_once_as_fit_whatever_their_number() -> None:

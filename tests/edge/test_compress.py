@@ -93,6 +93,7 @@ def test_each_step_starts_from_the_one_before(
         (["--recipe", "int8", "prune"], "in the order distil, prune, sparsify, int8, got int8, prune"),
         (["--recipe", "int8", "--student", "trunk.width=8"], "student needs the step distil"),
         (["--recipe", "distil", "--student", "trunk.depth=8"], "student must be KEY=VALUE with a key of the run's configuration"),
+        (["--recipe", "int8", "--threads", "0"], "threads must be >= 1, got 0"),
         (["--recipe", "prune", "--ratio", "1"], r"prune.ratio must be in \(0, 1\)"),
         (["--recipe", "sparsify", "--sparsity", "0"], r"prune.ratio must be in \(0, 1\)"),
     ],
