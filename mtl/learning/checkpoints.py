@@ -8,7 +8,7 @@ import threading
 import zipfile
 from pathlib import Path
 from types import FrameType
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import pytorch_lightning as pl
 import torch
@@ -35,7 +35,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
         with atomic_write(target) as file:
             through = _Told(file)
             try:
-                torch.save(checkpoint, through)
+                torch.save(checkpoint, cast(IO[bytes], through))
             except RuntimeError as error:
                 if through.error is not None:
                     raise through.error from error

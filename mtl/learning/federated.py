@@ -8,9 +8,7 @@ import torch
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
-from mtl.federation.auto import AutoBackend
 from mtl.federation.fleet import FleetSampling
-from mtl.federation.heterofl import LevelsBackend
 from mtl.federation.inference import Inference
 from mtl.federation.message import calibration_bytes, client_bytes
 from mtl.federation.personalise import Bank
@@ -115,11 +113,13 @@ class FederatedLearning(Learner):
         return None
 
     def scores(self, index: Tensor) -> Tensor:
-        """Each rank scores a part of the images."""
+        """Each rank scores a part of the images: whole batches of those that one process would score, where scores depend on them."""
         ranks, data = Ranks(), self.federated_data
-        mine = slice(ranks.number, None, ranks.count)
+        place = torch.arange(len(index), device=index.device) // self.inference.images_scored_together
+        mine = place % ranks.count == ranks.number
         scores = torch.zeros(len(index), data.num_tasks, device=data.images.device)
-        scores[mine] = self.inference.scores(data, self._state(), index[mine], stacked=self.setting.backend.name != "loop")
+        if bool(mine.any()):
+            scores[mine] = self.inference.scores(data, self._state(), index[mine], stacked=self.setting.backend.name != "loop")
         ranks.sum([scores])
         return scores
 
@@ -133,11 +133,10 @@ class FederatedLearning(Learner):
         super().on_save_checkpoint(checkpoint)
         checkpoint["server_state"] = self.server_state
         checkpoint["bank"] = self.bank.state_dict()
-        checkpoint["backend"] = self.setting.backend.name
+        checkpoint["backend"] = self.setting.backend.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.server_state = checkpoint["server_state"]
         self.bank.load_state_dict(checkpoint["bank"])
-        if isinstance(self.setting.backend, AutoBackend | LevelsBackend):
-            self.setting.backend.settle(checkpoint["backend"])
+        self.setting.backend.load_state_dict(checkpoint["backend"])

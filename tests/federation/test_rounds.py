@@ -288,7 +288,9 @@ def test_a_hundred_thousand_clients_take_memory_only_where_they_have_trained() -
     assert state["heads.w"].shape == (1, 2)
 
 
-@pytest.mark.parametrize(("keep", "processes", "needed"), [("heads", 1, 4_800_000), ("all", 1, 11_999_964), ("all", 2, 23_999_928)])
+@pytest.mark.parametrize(
+    ("keep", "processes", "needed"), [("heads", 1, 4_800_000), ("all", 1, 11_999_964), ("all", 2, 23_999_928)]
+)
 def test_too_little_disk_for_all_that_stays_is_told_at_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: str, processes: int, needed: int
 ) -> None:
