@@ -26,6 +26,7 @@ from mtl.types import Diverged, Interrupted
 
 GRACE = 10.0  # seconds in which the other ranks may end by themselves
 READY = "ready"  # the file that says that the first rank can be interrupted
+RECORDED = ("name", "levelno", "levelname", "pathname", "filename", "module", "funcName", "lineno", "created")  # of a log record
 RAISED = {kind.__name__: kind for kind in (ValueError, OSError, Diverged, Interrupted)}
 
 
@@ -168,7 +169,7 @@ class RankLog(logging.Handler):
         self.path = path
 
     def emit(self, record: logging.LogRecord) -> None:
-        told = {name: getattr(record, name) for name in ("name", "levelno", "levelname", "pathname", "lineno", "created")}
+        told = {name: getattr(record, name) for name in RECORDED}
         told["msg"] = record.getMessage()
         if record.exc_info:
             told["exc_text"] = logging.Formatter().formatException(record.exc_info)
