@@ -57,11 +57,11 @@ def main() -> None:
         figures.update({f"{title}_{name}": times[first] / value for name, value in times.items() if name != first})
 
     backends = {name: f"engine.backend={name}" for name in ("loop", "vmap", "compiled")}
-    measure("synthetic_loop_vs", sides(30, "+experiment=synthetic", "keep=heads", **backends), "loop")
-    many = ("+experiment=synthetic", "keep=heads", "sampling.cohort=100", "data.num_clients=100", "partition.num_clients=100")
+    measure("synthetic_loop_vs", sides(20, "+experiment=synthetic", "keep=heads", **backends), "loop")
+    many = ("+experiment=synthetic", "keep=heads", "sampling.cohort=100", "data.num_clients=100")
     even = ("data.samples_per_client=100",)
-    measure("hundred_even_clients_loop_vs", sides(6, *many, *even, **backends), "loop")
-    measure("demo_one_process_vs", sides(6, "engine.backend=loop", one="trainer.devices=1", two="trainer.devices=2"), "one")
+    measure("hundred_even_clients_loop_vs", sides(4, *many, *even, **backends), "loop")
+    measure("demo_one_process_vs", sides(4, "engine.backend=loop", one="trainer.devices=1", two="trainer.devices=2"), "one")
     balanced = sides(4, "mode=centralised", sum="balancer=equal", cagrad="balancer=cagrad")
     measure("plain_sum_vs", balanced, "sum")
     print(json.dumps({name: round(value, 3) for name, value in figures.items()}))
