@@ -1,6 +1,7 @@
 """One rank of a run: `python -m mtl.rank TASK`, started by `mtl.spawn`. What a user can mend is written beside the task."""
 
 import json
+import logging
 import os
 import sys
 import threading
@@ -10,20 +11,27 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from mtl.files import write_json
-from mtl.spawn import RAISED
+from mtl.spawn import RAISED, READY, RankLog
 from mtl.train import train
 
 
 def main() -> int:
     threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
     task = Path(sys.argv[1])
-    told = json.loads(task.read_text())
+    told, rank = json.loads(task.read_text()), os.environ["RANK"]
+    root = logging.getLogger()
+    root.setLevel(told["log_level"])
+    root.addHandler(RankLog(task.parent / f"log{rank}.jsonl"))
     try:
+        if rank == "0":
+            (task.parent / READY).touch()
         train(OmegaConf.create(told["config"]), Path(told["run_dir"]))
     except tuple(RAISED.values()) as error:
         kind = next(name for name, raised in RAISED.items() if isinstance(error, raised))
-        write_json(task.parent / f"error{os.environ['RANK']}.json", {"kind": kind, "message": str(error)})
+        write_json(task.parent / f"error{rank}.json", {"kind": kind, "message": str(error)})
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

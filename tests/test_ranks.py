@@ -2,9 +2,12 @@
 
 import contextlib
 import itertools
+import logging
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from mtl.build import build_data
 from mtl.federation.ranks import Ranks, split_work
 from mtl.learning.checkpoints import read_checkpoint
-from mtl.spawn import inside_rank
+from mtl.spawn import RankLog, _Logs, inside_rank, run_ranks
 from mtl.train import train
-from mtl.types import Diverged
+from mtl.types import Diverged, Interrupted
 from tests.test_train import numbers, small, without_time
 
 
@@ -44,13 +48,21 @@ def test_alone_there_is_one_rank() -> None:
     ranks.require_same({"torch": "1"})
 
 
+os.environ["MTL_TESTED_BY"] = str(os.getpid())
+MARK = f"MTL_TESTED_BY={os.getpid()}".encode()
 RICH = ["server=fedavgm", "keep=heads", "sampling.dropout=0.3", "partition=iid", "partition.num_clients=3", "assignment=all"]
 
 
-def test_two_ranks_agree_with_one_and_resume_bit_for_bit(class_folders: Path, tmp_path: Path) -> None:
+def test_two_ranks_agree_with_one_and_say_the_same(class_folders: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    build_data(small(class_folders, *RICH))  # decoded once, which is said
+    caplog.set_level(logging.INFO)
     one = train(small(class_folders, *RICH), tmp_path / "one")
+    said = [(record.name, record.levelname, record.message) for record in caplog.records if record.name.startswith("mtl")]
+    caplog.clear()
     two = small(class_folders, *RICH, "trainer.devices=2")
     whole = train(two, tmp_path / "two")
+    assert [name for name, _, _ in said] == ["mtl.train"]  # what stays on the clients
+    assert [(record.name, record.levelname, record.message) for record in caplog.records if record.name.startswith("mtl")] == said
     by_name = {(row[0], row[1]): row[2] for row in numbers(tmp_path / "one")}
     for row in numbers(tmp_path / "two"):
         if row[0] != "round":
@@ -98,13 +110,82 @@ def wait_for(condition: Callable[[], bool], seconds: float = 90.0) -> None:
 
 
 def ranks_alive() -> list[str]:
-    """The processes of ranks that are still there."""
+    """The processes of ranks that are still there, of those that these tests started."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            if b"mtl.rank" in path.read_bytes():
+            if b"mtl.rank" in path.read_bytes() and MARK in path.with_name("environ").read_bytes():
                 found.append(path.parent.name)
     return found
+
+
+FAKE_RANK = """
+import pathlib, signal, sys, time
+folder, rank, what = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+def told(number, frame):
+    (folder / "error0.json").write_text('{"kind": "Interrupted", "message": "stopped after round 2"}')
+    sys.exit(1)
+if what == "training":
+    signal.signal(signal.SIGINT, told)
+    signal.signal(signal.SIGTERM, told)
+elif what == "building":
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+if rank == "0" and what != "importing":
+    (folder / "ready").touch()
+(folder / f"up{rank}").touch()
+time.sleep(60)
+"""
+
+
+class Terminated(Exception):
+    pass
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("what", ["importing", "building", "training"])
+def test_a_signal_does_to_starting_ranks_what_it_does_to_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, what: str
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(rank: int, count: int, port: int, task: Path) -> subprocess.Popen[bytes]:
+        words = [sys.executable, "-c", FAKE_RANK, str(task.parent), str(rank), what]
+        started.append(subprocess.Popen(words, start_new_session=True))
+        if rank + 1 == count:
+
+            def interrupt() -> None:
+                wait_for(lambda: all((task.parent / f"up{rank}").exists() for rank in range(count)))
+                os.kill(os.getpid(), number)
+
+            threading.Thread(target=interrupt).start()
+        return started[-1]
+
+    def terminate(number: int, frame: object) -> None:
+        raise Terminated
+
+    monkeypatch.setattr("mtl.spawn._start", start)
+    monkeypatch.setattr("mtl.spawn.GRACE", 0.1 if what == "training" else 60.0)
+    before = signal.signal(signal.SIGTERM, terminate)
+    expected = Interrupted if what == "training" else {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}[number]
+    try:
+        with pytest.raises(expected):
+            run_ranks(2, {}, tmp_path)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert all(process.poll() is not None for process in started)
+
+
+def test_what_ranks_log_is_logged_once_and_as_often_as_one_says_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    for rank, said in enumerate((["all", "again", "again"], ["all", "mine", "again"])):
+        handler = RankLog(tmp_path / f"log{rank}.jsonl")
+        for message in said:
+            handler.emit(logging.LogRecord("mtl.somewhere", logging.WARNING, "file.py", 3, "%s said", (message,), None))
+    logs = _Logs(tmp_path, 3)
+    logs.pass_on()
+    logs.pass_on()
+    assert [record.getMessage() for record in caplog.records] == ["all said", "again said", "again said", "mine said"]
+    assert {(record.name, record.levelname, record.lineno) for record in caplog.records} == {("mtl.somewhere", "WARNING", 3)}
 
 
 def test_what_a_rank_finds_wrong_is_raised(class_folders: Path, tmp_path: Path) -> None:

@@ -47,11 +47,12 @@ class LocalWork:
 
 @dataclass(frozen=True)
 class CohortBatches:
-    """The batches of K clients, the one with most steps first, step after step: no row is padding.
+    """The batches of K clients, the one with most steps first, step after step: no row is padding, and B is the largest batch of these.
 
     active: how many clients take step s, always the first ones; the rows of step s follow those of step s - 1.
     index: int64 [rows, B] into the images, padded with an image of the client's own; filled: int64 [rows], how many of a batch count,
-    the first ones; client: int64 [rows], which of the K; step: int32 [rows]; key: int32 [K, 2]; batch_size: of the work, at least B.
+    the first ones; client: int64 [rows], which of the K; step: int32 [rows]; key: int32 [K, 2]; batch_size: of the work, B or more: the
+    draws of an image are counted by it, so that they do not depend on B.
     """
 
     active: tuple[int, ...]
@@ -71,7 +72,6 @@ class CohortBatches:
         """The uniform draws of the augmentation, [len(rows), B, DRAWS]."""
         size = self.index.shape[1]
         within = torch.arange(size * DRAWS, dtype=torch.int32, device=self.index.device)
-        # Counted from the batch size: what an image draws does not depend on how far the batches of the company are filled.
         place = self.step[rows, None] * (self.batch_size * DRAWS) + within
         return random_uniform(self._part(rows, AUGMENTATION)[:, None], place).view(-1, size, DRAWS)
 
@@ -98,7 +98,7 @@ def plan_batches(
 ) -> CohortBatches:
     """held: what each client of the federation holds; clients: whom to plan for, the one with most steps first; max_steps: stop there."""
     device = held.values.device
-    size = min(work.batch_size, max((held.size(client) for client in clients), default=1))  # nobody has a fuller batch
+    largest = min(work.batch_size, max((held.size(client) for client in clients), default=1))
     steps = [work.num_steps(held.size(client)) for client in clients]
     if max_steps is not None:
         steps = [min(count, max_steps) for count in steps]
@@ -112,8 +112,8 @@ def plan_batches(
     for group in same_size.values():
         count = steps[group[0]]
         images = torch.stack([held[clients[place]] for place in group])
-        index, full = _plan(images, part_of_key(key[group], ORDER), count, size)
-        parts.append(index.reshape(-1, size))
+        index, full = _plan(images, part_of_key(key[group], ORDER), count, work.batch_size)
+        parts.append(index.reshape(-1, work.batch_size)[:, :largest])
         filled.append(full.repeat(len(group)))
         places.append(torch.tensor(group).repeat_interleave(count))
     owner = torch.cat(places)

@@ -8,7 +8,7 @@ client keeps.
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -64,6 +64,12 @@ class Backend(Protocol):
         """What it is called in the configuration."""
 
     def __call__(self, job: CohortJob, data: FederatedData) -> Iterator[Trained]: ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run has to know to go on with the same arithmetic; `name` is in it."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +150,12 @@ class LoopBackend:
         self.model.to(data.images.device, next(self.training.model.parameters()).dtype)
         for client in job.clients:
             yield self._train(client, job, data)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"name": self.name}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing is remembered."""
 
     def _train(self, client: int, job: CohortJob, data: FederatedData) -> Trained:
         objective, algorithm, device = self.training.objective, self.training.algorithm, data.images.device

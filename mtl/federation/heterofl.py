@@ -22,7 +22,6 @@ from mtl.edge.widths import Level
 from mtl.federation.auto import AutoBackend
 from mtl.federation.for_each_client import Backend, CohortJob, Start, Trained, Training
 from mtl.federation.message import message_bytes
-from mtl.federation.ranks import Ranks
 from mtl.types import Params
 
 
@@ -123,23 +122,22 @@ class LevelsBackend:
     def name(self) -> str:
         return self.backends[0].name
 
-    def settle(self, name: str) -> None:
-        """See `AutoBackend`."""
-        for backend in self.backends:
-            if isinstance(backend, AutoBackend):
-                backend.settle(name)
+    def state_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "levels": [backend.state_dict() for backend in self.backends]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for backend, own in zip(self.backends, state["levels"], strict=True):
+            backend.load_state_dict(own)
 
     def __call__(self, job: CohortJob, data: FederatedData) -> Iterator[Trained]:
         for level, backend in enumerate(self.backends):
             clients = [client for client in job.clients if self.levels.of[client] == level]
-            undecided = backend.name == "auto"
-            # The ranks choose together, and only where one of them has a client to try.
-            if undecided and not Ranks().any(bool(clients)):
-                continue
             for trained in backend(replace(job, clients=clients, start=self._start(level, job.start)), data):
                 yield replace(trained, level=level)
-            if undecided:
-                self.settle(backend.name)
+            # What the first that had clients to try has chosen is for all.
+            for other in self.backends:
+                if isinstance(other, AutoBackend) and other.name == "auto":
+                    other.settle(backend.name)
 
     def _start(self, level: int, whole: Start) -> Start:
         return lambda clients: self.levels.take(level, whole(clients))

@@ -9,7 +9,7 @@ from torch.func import functional_call, vmap
 
 from mtl.data.federated_data import FederatedData
 from mtl.federation.fusion import check_rule, fit_platt
-from mtl.federation.objective import NUMBERS, SCORED, Objective, images_at_once
+from mtl.federation.objective import BATCH, NUMBERS, Objective, images_at_once
 from mtl.federation.rounds import State
 from mtl.models.architecture import Representation
 from mtl.models.hard_sharing import HardSharing, is_head
@@ -25,6 +25,11 @@ class Inference:
     def __init__(self, model: HardSharing, objective: Objective, rule: str = "argmax") -> None:
         check_rule(rule)
         self.model, self.objective, self.rule = model, objective, rule
+
+    @property
+    def images_scored_together(self) -> int:
+        """How many images in a row have scores that depend on one another: a batch, where it is normalised by its own statistics."""
+        return images_at_once(self.model, BATCH) if self.model.local_norms else 1
 
     @torch.no_grad()
     def scores(self, data: FederatedData, state: State, index: Tensor, *, stacked: bool = False) -> Tensor:
@@ -59,7 +64,7 @@ class Inference:
         """Some clients after others, with some of the images and their scores [K, images, T] by the clients' own models."""
         images = data.images[index]
         if state.bank.keep == "all":
-            at_once = min(len(images), images_at_once(self.model, SCORED))
+            at_once = min(len(images), images_at_once(self.model, BATCH))
             size = min(PIXELS // max(images[0].numel() * at_once, 1), NUMBERS // max(self.model.held * at_once, 1))
             for clients in _blocks(whom, max(size, 1) if stacked else 1):
                 params = state.bank.load(clients, state.params)
@@ -74,10 +79,10 @@ class Inference:
         # The trunk is the same everywhere: what it makes of the images is computed once.
         shared = {name: value for name, value in state.params.items() if not is_head(name)}
         heads = {name: value for name, value in state.params.items() if is_head(name)}
-        part = max(len(images), 1) if self.model.held == 1 else images_at_once(self.model, SCORED)
+        part = max(len(images), 1) if self.model.held == 1 else images_at_once(self.model, BATCH)
         for start in range(0, len(images), part):
             now = slice(start, start + part)
-            views = zip(*(self._features(shared, few) for few in images[now].split(SCORED)), strict=True)
+            views = zip(*(self._features(shared, few) for few in images[now].split(BATCH)), strict=True)
             features = [_join(parts) for parts in views]
             count = len(images[now])
             size = min(SCORES // (count * data.num_tasks), NUMBERS // (count * self.model.held))

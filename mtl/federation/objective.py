@@ -13,6 +13,7 @@ from mtl.models.architecture import Representation
 from mtl.models.cnn import Trunk
 from mtl.models.hard_sharing import HardSharing
 
+BATCH = 500  # images that are scored at once, where memory holds them
 NUMBERS = 2**25  # numbers between trunk and scores that are held at once
 SCORED = 500  # images that are scored at once, at most
 
@@ -76,7 +77,7 @@ class Objective:
         return both if self.reduction == "sum" else both * valid.sum()
 
     @torch.no_grad()
-    def scores(self, model: HardSharing, images: Tensor, *, batch_size: int = SCORED) -> Tensor:
+    def scores(self, model: HardSharing, images: Tensor, *, batch_size: int = BATCH) -> Tensor:
         """Decision scores [N, T] of stored images [N, c, H, W], in evaluation mode; above zero is yes."""
         was_training = model.training
         model.eval()
@@ -90,7 +91,7 @@ class Objective:
         return [model.trunk(view) for view in ((inputs, inputs.flip(-1)) if self.mirror else (inputs,))]
 
     @torch.no_grad()
-    def embed(self, model: HardSharing, images: Tensor, *, batch_size: int = SCORED) -> Tensor:
+    def embed(self, model: HardSharing, images: Tensor, *, batch_size: int = BATCH) -> Tensor:
         """Embeddings [N, h] of stored images on the CPU, in evaluation mode: what the trunk makes of them, the mean over the views that
         are scored. Raises ValueError for an architecture in which the subtasks have features of their own.
         """

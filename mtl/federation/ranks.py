@@ -5,6 +5,7 @@ the same step from the same sums, it stays the same everywhere. Without a proces
 """
 
 import heapq
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ class Ranks:
     def __init__(self) -> None:
         together = dist.is_available() and dist.is_initialized()
         self.number, self.count = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+        self.here = min(int(os.environ.get("LOCAL_WORLD_SIZE", self.count)), self.count)  # on this machine
 
     @property
     def first(self) -> bool:
@@ -49,13 +51,17 @@ class Ranks:
         dist.broadcast_object_list(values)
         return values[0]
 
+    def gather(self, value: Any) -> list[Any]:
+        """What each rank has, the first rank's first."""
+        if self.count == 1:
+            return [value]
+        values = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
+
     def any(self, flag: bool) -> bool:
         """Whether some rank says so."""
-        if self.count == 1:
-            return flag
-        flags = [False] * self.count
-        dist.all_gather_object(flags, flag)
-        return any(flags)
+        return any(self.gather(flag))
 
     def require_same(self, facts: dict[str, str]) -> None:
         """Raises ValueError where a rank has other facts than the first, naming them."""

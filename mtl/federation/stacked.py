@@ -8,7 +8,6 @@ done costs nothing.
 import copy
 import functools
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,23 +17,19 @@ from torch._dynamo.exc import BackendCompilerFailed
 from torch.func import functional_call, grad, vmap
 from torch.profiler import record_function
 
-from mtl import tree
 from mtl.compiling import slow_guards_allowed
 from mtl.data.client_batches import CohortBatches
 from mtl.data.federated_data import FederatedData
 from mtl.federation.balance import OWN, BalancedStep, Batch
+from mtl.federation.block import block_size
 from mtl.federation.cuda_graph import CapturedCalls
 from mtl.federation.for_each_client import CohortJob, Trained, Training, chunks, prepare
 from mtl.federation.objective import Objective
-from mtl.federation.workload import training_cost
 from mtl.losses.pairs import TaskCounts
 from mtl.models.hard_sharing import HardSharing
 from mtl.types import Params
 
 logger = logging.getLogger(__name__)
-SHARE_OF_MEMORY = 0.25  # of what is free may be taken by a block's parameters, gradients and momenta
-COPIES = 4
-ACTIVATIONS = 2  # what is saved for the backward pass, and its gradient
 START = "start."
 
 
@@ -65,7 +60,6 @@ class StackedBackend:
         if training.balance is not None:
             self._balanced = BalancedStep(training.balance, self._losses.model, training.objective, stacked=True)
         self._checked = False
-        self._client_bytes: float | None = None
         self._frozen: frozenset[str] = frozenset()
 
     def __call__(self, job: CohortJob, data: FederatedData) -> Iterator[Trained]:
@@ -74,12 +68,24 @@ class StackedBackend:
         if longest_first and not self._checked:
             self._check(data)
         while longest_first:
-            block = self.block or self._room(data)
-            trained = self._try(longest_first[:block], job, data)
+            trained = self._try(longest_first[: self.settle_block(data)], job, data)
             if trained is None:
                 continue
-            longest_first = longest_first[block:]
+            longest_first = longest_first[len(trained.clients) :]
             yield trained
+
+    def settle_block(self, data: FederatedData) -> int:
+        """The clients that are stacked at most: what was asked for, or what memory holds, once for the whole run."""
+        if self.block is None:
+            self.block = block_size(self.training, data)
+        return self.block
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "block": self.block}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Other blocks would add up the updates in another order: that of the run goes on, where no other was asked for."""
+        self.block = self.block or state.get("block")
 
     def _try(self, clients: Sequence[int], job: CohortJob, data: FederatedData) -> Trained | None:
         """None where memory did not suffice: then the next block is half as large."""
@@ -121,8 +127,8 @@ class StackedBackend:
     ) -> tuple[Params, Params, Tensor, Tensor | None]:
         active, self._frozen = shape
         start = {name.removeprefix(START): value for name, value in tensors.items() if name.startswith(START)}
-        named = {name: tensors[name] for name in ("index", "filled", "client", "step", "key")}
-        batches = CohortBatches(active, **named, batch_size=self.training.work.batch_size)
+        planned = {name: tensors[name] for name in ("index", "filled", "client", "step", "key")}
+        batches = CohortBatches(active, **planned, batch_size=self.training.work.batch_size)
         tasks, rate = tensors["tasks"], tensors["rate"]
         algorithm = self.training.algorithm
         params = {name: value.clone(memory_format=torch.contiguous_format) for name, value in start.items()}
@@ -280,17 +286,6 @@ class StackedBackend:
                 hook.remove()
         self._checked = True
 
-    def _room(self, data: FederatedData) -> int:
-        """How many clients fit in a share of the free memory: their parameters, gradients, momenta and starts, and what a step keeps of
-        the largest batch for its backward pass.
-        """
-        training = self.training
-        if self._client_bytes is None:
-            batch = min(training.work.batch_size, max(data.clients.sizes))
-            cost = training_cost(training.model, training.objective, training.algorithm, training.work, data)
-            self._client_bytes = COPIES * tree.num_bytes(training.model.params()) + ACTIVATIONS * cost.step.saved(batch)
-        return max(int(SHARE_OF_MEMORY * _free_memory(data.images.device) / self._client_bytes), 1)
-
 
 class _Losses(nn.Module):
     """The objective of one client as a module, so that the model's parameters can be swapped for a call."""
@@ -322,9 +317,3 @@ def _first_line(error: Exception) -> str:
 
 def _out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _free_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

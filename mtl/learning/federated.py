@@ -8,19 +8,15 @@ import torch
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
-from mtl.federation.auto import AutoBackend
 from mtl.federation.fleet import FleetSampling
-from mtl.federation.heterofl import LevelsBackend
 from mtl.federation.inference import Inference
 from mtl.federation.message import calibration_bytes, client_bytes
-from mtl.federation.objective import SCORED, images_at_once
 from mtl.federation.personalise import Bank
 from mtl.federation.ranks import Ranks
 from mtl.federation.rounds import Setting, State, check_health, run_round
 from mtl.federation.workload import TrainingCost, training_cost
 from mtl.learning.learner import Learner
 from mtl.models.hard_sharing import HardSharing
-from mtl.models.norm import LocalBatchNorm
 from mtl.models.peers import Peers
 from mtl.types import Params
 
@@ -123,16 +119,12 @@ class FederatedLearning(Learner):
         return None
 
     def scores(self, index: Tensor) -> Tensor:
-        """Each rank scores a part of the images: whole batches, of which LocalBatchNorm takes its statistics, or every second image and the
-        like where an image's scores do not depend on the others.
-        """
+        """Each rank scores a part of the images: whole batches of those that one process would score, where scores depend on them."""
         ranks, data = Ranks(), self.federated_data
-        mine = torch.arange(len(index))[ranks.number :: ranks.count]
-        if any(isinstance(module, LocalBatchNorm) for module in self.model.modules()):
-            batches = torch.arange(len(index)).split(images_at_once(self.model, SCORED))
-            mine = torch.cat([torch.zeros(0, dtype=torch.long), *batches[ranks.number :: ranks.count]])
+        place = torch.arange(len(index), device=index.device) // self.inference.images_scored_together
+        mine = place % ranks.count == ranks.number
         scores = torch.zeros(len(index), data.num_tasks, device=data.images.device)
-        if len(mine):
+        if bool(mine.any()):
             scores[mine] = self.inference.scores(data, self._state(), index[mine], stacked=self.setting.backend.name != "loop")
         ranks.sum([scores])
         return scores
@@ -147,11 +139,10 @@ class FederatedLearning(Learner):
         super().on_save_checkpoint(checkpoint)
         checkpoint["server_state"] = self.server_state
         checkpoint["bank"] = self.bank.state_dict()
-        checkpoint["backend"] = self.setting.backend.name
+        checkpoint["backend"] = self.setting.backend.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.server_state = checkpoint["server_state"]
         self.bank.load_state_dict(checkpoint["bank"])
-        if isinstance(self.setting.backend, AutoBackend | LevelsBackend):
-            self.setting.backend.settle(checkpoint["backend"])
+        self.setting.backend.load_state_dict(checkpoint["backend"])

@@ -7,7 +7,7 @@
 
 `local` trains as static BatchNorm does (HeteroFL, Diao, Ding & Tarokh, ICLR 2021), which then collects statistics from the clients
 to evaluate with. Here nothing leaves a client: evaluation normalises by its own batch too (prediction-time BatchNorm, Nado et al.
-2020), so that the score of an image depends on those scored with it.
+2020), so that the score of an image depends on those scored with it: batches of images in their order, on any number of ranks.
 """
 
 import math

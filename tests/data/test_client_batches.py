@@ -63,12 +63,27 @@ def test_a_client_has_the_same_batches_in_any_cohort(sizes: list[int], batch_siz
         alone = plan_batches(held, [client], work, seed=3, round=1)
         rows = (together.client == place).nonzero().flatten()
         assert together.step[rows].tolist() == list(range(len(rows)))
-        width = alone.index.shape[1]  # the padding of the company may be wider
+        size = alone.index.shape[1]  # beyond it all is padding
+        assert not together.valid[rows][:, size:].any()
+        assert torch.equal(together.index[rows][:, :size], alone.index)
         for name in ("filled", "step"):
             assert torch.equal(getattr(together, name)[rows], getattr(alone, name))
-        assert torch.equal(together.index[rows, :width], alone.index)
-        assert torch.equal(together.draws(every)[rows, :width], alone.draws(every))
+        assert torch.equal(together.draws(every)[rows][:, :size], alone.draws(every))
         assert torch.equal(together.dropout_keys(every, 2)[rows], alone.dropout_keys(every, 2))
+
+
+def test_batches_are_as_large_as_the_largest_that_occurs_and_the_draws_do_not_know() -> None:
+    # A client of one image beside one of nine, at a batch size of 16: nothing but the padding differs.
+    held, work, every = held_by(9, 1), LocalWork(batch_size=16, epochs=2), slice(0, None)
+    together, alone = (plan_batches(held, clients, work, seed=3, round=1) for clients in ([0, 1], [1]))
+    assert together.index.shape == (4, 9)
+    assert alone.index.shape == (2, 1)
+    rows = (together.client == 1).nonzero().flatten()
+    assert torch.equal(together.index[rows][:, :1], alone.index)
+    assert torch.equal(together.draws(every)[rows][:, :1], alone.draws(every))
+    # The draws of an image are those of its place among full batches: a hash of step * 16 + place in the batch.
+    full = plan_batches(held_by(9, 16), [1], work, seed=3, round=1)
+    assert torch.equal(full.draws(every)[:, :1], alone.draws(every))
 
 
 def test_orders_are_uniform() -> None:

@@ -1,6 +1,7 @@
 """Every backend gives the same result, and no client's depends on who is trained beside it."""
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,7 +17,8 @@ from mtl.data.client_batches import CohortBatches, LocalWork
 from mtl.data.federated_data import FederatedData
 from mtl.data.ragged import Ragged
 from mtl.data.transforms import Augmentation, Normalise
-from mtl.federation.auto import AutoBackend, make_backend
+from mtl.federation.auto import AutoBackend, _stacked_seconds, make_backend
+from mtl.federation.block import block_size, bytes_of_client
 from mtl.federation.for_each_client import Backend, CohortJob, LoopBackend, Trained, Training, chunks
 from mtl.federation.local_sgd import LocalSGD
 from mtl.federation.objective import Objective
@@ -197,7 +199,6 @@ def test_padding_content_does_not_matter(make: Callable[[Training], Backend], ki
     model = model_of(kind, data, torch.float64)
     one = three_rounds(make, data, model)
     plan = Training.plan
-
     padded: list[bool] = []
 
     def padded_with_others(self: Training, *arguments: object) -> CohortBatches:
@@ -340,6 +341,68 @@ def test_auto_takes_the_faster_one_and_says_why(caplog: pytest.LogCaptureFixture
         three_rounds(lambda training: AutoBackend(training, num_rounds=3, compile="never"), data, model_of("flat", data))
     assert [record.message[:15] for record in caplog.records] == ["backend: vmap ("]
     assert "a round of 2 clients would take: loop " in caplog.text
+
+
+class Nobody(Sampling):
+    def draw(self, num_clients: int, *, seed: int, round: int) -> tuple[list[int], list[int]]:
+        return [0, 1], [] if round == 0 else [0, 1]
+
+
+def test_auto_waits_for_a_cohort_that_comes_back(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AutoBackend, "_choose", lambda *_: ("vmap", "said by the test"))
+    data, made = uneven([4, 2], 0), []
+
+    def make(training: Training) -> AutoBackend:
+        made.append(AutoBackend(training, num_rounds=3))
+        return made[0]
+
+    three_rounds(make, data, model_of("flat", data), sampling=Nobody(), rounds=1)
+    assert made[0].name == "auto"
+    made.clear()
+    three_rounds(make, data, model_of("flat", data), sampling=Nobody(), rounds=2)
+    assert made[0].name == "vmap"
+
+
+@pytest.mark.parametrize("block", [3, 40])
+@pytest.mark.parametrize("sizes", [[90, *[3] * 19], [3] * 20, [30, 21, 12, 3]])
+def test_auto_knows_what_the_steps_that_are_made_take(sizes: list[int], block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A step of k stacked clients takes .5 + .1 k; batches of three, so that a client of n images makes n / 3 steps.
+    def seconds(clients: list[int], most: float) -> float:
+        steps = [min(sizes[client] // 3, most) for client in clients]
+        return sum(0.5 + 0.1 * sum(n > s for n in steps) for s in range(int(max(steps))))
+
+    def timed(backend: StackedBackend, job: CohortJob, data: FederatedData) -> float:
+        assert job.max_steps is not None
+        return seconds(list(job.clients), job.max_steps)
+
+    monkeypatch.setattr("mtl.federation.auto._seconds", timed)
+    data = uneven(sizes, 0)
+    training = Training(model_of("flat", data), Objective(FACES, Normalise()), LocalSGD(), LocalWork(batch_size=3), 0)
+    job = CohortJob(list(range(len(sizes))), 0, lambda clients: {}, 0.1)
+    longest_first = sorted(job.clients, key=lambda client: -sizes[client])
+    real = sum(seconds(longest_first[at : at + block], math.inf) for at in range(0, len(sizes), block))
+    assert _stacked_seconds(StackedBackend(training, block=block), job, data) == pytest.approx(real)
+
+
+def test_a_block_has_room_for_what_a_step_saves_and_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = uneven([5, 2, 4], 0)
+    model = model_of("dropout", data)
+    training = Training(model, Objective(FACES, Normalise()), LocalSGD(), LocalWork(batch_size=16), 0)
+    size = bytes_of_client(training, data)
+    # Five images of 8 x 8: a convolution of four channels sees 6 x 6 places, saved before and after ReLU as float32, and so on; parameters
+    # alone would be no more than this.
+    images, parameters = 5 * 64 * 4, sum(value.numel() for value in model.params().values()) * 4
+    assert size > 4 * parameters + 6 * images + 2 * 5 * (64 + 4 * 36) * 4
+    assert bytes_of_client(replace(training, work=LocalWork(batch_size=1)), data) < size / 2
+    monkeypatch.setattr("mtl.federation.block.free_memory", lambda device: 2 * 11 * size)
+    assert block_size(training, data) == 8
+    backend = StackedBackend(training)
+    assert backend.settle_block(data) == 8
+    monkeypatch.setattr("mtl.federation.block.free_memory", lambda device: 2 * size)
+    assert backend.settle_block(data) == 8
+    resumed = AutoBackend(training, num_rounds=3)
+    resumed.load_state_dict(backend.state_dict())
+    assert resumed.state_dict() == {"name": "vmap", "block": 8}
 
 
 def test_wrong_engines_are_refused() -> None:

@@ -15,16 +15,19 @@ from mtl.federation.for_each_client import LoopBackend, Training
 from mtl.federation.inference import Inference
 from mtl.federation.local_sgd import LocalSGD
 from mtl.federation.message import message_bytes
-from mtl.federation.objective import Objective
+from mtl.federation.objective import NUMBERS, Objective
 from mtl.federation.personalise import Bank, Kept
 from mtl.federation.rounds import RoundLog, Setting, State, check_health, run_round
 from mtl.federation.sampling import Sampling
 from mtl.federation.schedule import Schedule
 from mtl.federation.server import FedAvg
+from mtl.learning.federated import FederatedLearning
 from mtl.losses.bce import BCE
 from mtl.losses.pairs import TaskCounts
 from mtl.models import cnn, heads
+from mtl.models.cnn import Trunk
 from mtl.models.hard_sharing import HardSharing
+from mtl.models.norm import replace_batch_norm
 from mtl.types import Diverged, Params
 from tests.conftest import clone, make_federation
 
@@ -217,6 +220,29 @@ def test_scores_come_from_the_models_that_answer(federation: FederatedData, keep
             own = copied((federation.images[federation.split.test].float() / 255 - 0.5) / 0.25)
             tasks = federation.assignment[client]
             assert torch.allclose(scores[:, tasks], own[:, tasks], atol=1e-5)
+
+
+@pytest.mark.parametrize("keep", ["nothing", "heads", "all"])
+def test_scores_that_depend_on_the_batch_are_the_same_on_any_number_of_ranks(
+    federation: FederatedData, keep: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    trunk = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.Linear(144, 8))
+    local = Trunk(replace_batch_norm(trunk, "local"), 8)
+    model = HardSharing(local, heads.LinearHeads(8, 4), BCE(4))
+    model.held = NUMBERS // 3  # three images at once
+    setting = make_setting(federation, model)
+    bank = Bank(keep, model.params(), federation.assignment)
+    learner = FederatedLearning(model, setting, Inference(model, OBJECTIVE), bank)
+    expected = learner.scores(federation.split.test)
+    for count in (2, 3, 4):  # of eight images, so that the fourth has none
+        total = torch.zeros_like(expected)
+        for rank in range(count):
+            ranks = SimpleNamespace(number=rank, count=count, sum=lambda tensors: None)
+            monkeypatch.setattr("mtl.learning.federated.Ranks", lambda ranks=ranks: ranks)
+            total += learner.scores(federation.split.test)
+        monkeypatch.undo()
+        assert torch.allclose(total, expected, atol=1e-6)
 
 
 def test_mirrored_scores_are_the_mean_over_both_sides(federation: FederatedData) -> None:
