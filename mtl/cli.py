@@ -1,6 +1,7 @@
 """The command line: `mtl train`, `mtl report`, and what is done with a trained run."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,20 @@ mtl: multi-task learning of binary subtasks over simulated edge devices
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0 done, 1 failed, 2 wrong input, 130 stopped by Ctrl-C."""
+    # Pictures are written and never shown: what a notebook has said to its own matplotlib is not for us.
+    os.environ["MPLBACKEND"] = "agg"
+    # Nor are files in the working folder meant that are named as Python's own modules.
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        code = _main(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     commands = {
         "train": _train,
@@ -51,6 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("stopped by Ctrl-C", 130)
 
 
+def _path(word: str) -> Path:
+    """A shell expands no `~` behind an equals sign or in quotes."""
+    return Path(word).expanduser()
+
+
 def _fail(message: str, code: int = 2) -> int:
     print(f"mtl: error: {message}", file=sys.stderr)
     return code
@@ -64,8 +84,8 @@ def _train(words: list[str]) -> int:
 
 def _report(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="mtl report", description="One self-contained page and PNGs from run directories.")
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory, or a folder of them (a sweep)")
-    parser.add_argument("--output", type=Path, help="folder of the report; default: the run, or the folder of the runs")
+    parser.add_argument("runs", nargs="+", type=_path, metavar="RUN", help="a run directory, or a folder of them (a sweep)")
+    parser.add_argument("--output", type=_path, help="folder of the report; default: the run, or the folder of the runs")
     options = parser.parse_args(words)
     from rich.console import Console
 
@@ -76,6 +96,8 @@ def _report(words: list[str]) -> int:
     try:
         runs = find_runs(options.runs)
         page = write_report(runs, options.output)
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         return _fail(str(error))
     Console(width=None if sys.stdout.isatty() else 150).print(comparison_table(runs))
@@ -87,7 +109,7 @@ def _verify(words: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="mtl verify", description="Do two pictures show the same person? The trunk of a run says."
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    parser.add_argument("run", type=_path, metavar="RUN", help="a run directory")
     parser.add_argument(
         "--pairs", default="lfw", help="lfw (its View 2), or celeba (people of its test part; default: %(default)s)"
     )
@@ -97,7 +119,7 @@ def _verify(words: list[str]) -> int:
     )
     parser.add_argument("--no-flip", action="store_true", help="embed the picture alone, not the mean with its mirror image")
     parser.add_argument(
-        "--beside", type=Path, nargs="+", default=[], metavar="RUN", help="runs whose embeddings are joined with this one's"
+        "--beside", type=_path, nargs="+", default=[], metavar="RUN", help="runs whose embeddings are joined with this one's"
     )
     options = parser.parse_args(words)
     from rich.console import Console
@@ -108,6 +130,8 @@ def _verify(words: list[str]) -> int:
         result = verify_run(
             options.run, options.pairs, options.root, crop=options.crop, flip=not options.no_flip, beside=options.beside
         )
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         return _fail(str(error))
     Console(width=None if sys.stdout.isatty() else 150).print(verification_table(result))
@@ -120,18 +144,20 @@ def _enrol(words: list[str]) -> int:
         prog="mtl enrol", description="Find the face in each photo of each person and write their embeddings as a gallery."
     )
     parser.add_argument(
-        "--gallery", required=True, type=Path, metavar="DIR", help="a folder with a folder of photos for each person"
+        "--gallery", required=True, type=_path, metavar="DIR", help="a folder with a folder of photos for each person"
     )
     parser.add_argument(
-        "--model", required=True, type=Path, metavar="RUN", help="a run directory of mtl train +experiment=detect"
+        "--model", required=True, type=_path, metavar="RUN", help="a run directory of mtl train +experiment=detect"
     )
-    parser.add_argument("--output", type=Path, default=Path("gallery.npz"), metavar="FILE", help="default: gallery.npz")
+    parser.add_argument("--output", type=_path, default=Path("gallery.npz"), metavar="FILE", help="default: gallery.npz")
     parser.add_argument("--threshold", type=float, help="cosine from which a face is somebody; default: calibrated on the photos")
     options = parser.parse_args(words)
     from mtl.recognise import enrol
 
     try:
         enrol(options.gallery, options.model, options.output, threshold=options.threshold)
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         return _fail(str(error))
     print(f"gallery: {options.output}")
@@ -144,14 +170,16 @@ def _recognise(words: list[str]) -> int:
         description="Find the faces in photos and say whose they are; write pictures with frames and a JSON.",
     )
     parser.add_argument("photos", nargs="+", metavar="PHOTO", help="a photo, a folder of them, or a pattern as 'holiday/*.jpg'")
-    parser.add_argument("--gallery", required=True, type=Path, metavar="FILE", help="what mtl enrol wrote")
-    parser.add_argument("--model", type=Path, metavar="RUN", help="default: where the model was when the gallery was made")
-    parser.add_argument("--output", type=Path, default=Path("recognised"), metavar="DIR", help="default: recognised")
+    parser.add_argument("--gallery", required=True, type=_path, metavar="FILE", help="what mtl enrol wrote")
+    parser.add_argument("--model", type=_path, metavar="RUN", help="default: where the model was when the gallery was made")
+    parser.add_argument("--output", type=_path, default=Path("recognised"), metavar="DIR", help="default: recognised")
     options = parser.parse_args(words)
     from mtl.recognise import recognise
 
     try:
         recognise(options.photos, options.gallery, options.output, run=options.model)
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         return _fail(str(error))
     print(f"pictures and recognised.json: {options.output}")
@@ -162,7 +190,7 @@ def _export(words: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="mtl export", description="One file for a device, from stored image to scores, from a run."
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    parser.add_argument("run", type=_path, metavar="RUN", help="a run directory")
     parser.add_argument("--to", default="onnx", choices=("onnx", "executorch"), help="default: onnx")
     parser.add_argument("--int8", action="store_true", help="8-bit weights and activations, calibrated on training images")
     parser.add_argument(
@@ -172,7 +200,7 @@ def _export(words: list[str]) -> int:
     parser.add_argument("--thresholds", default="zero", choices=("zero", "calibrated"), help="calibrated: on validation images")
     parser.add_argument("--client", type=int, metavar="K", help="whose model, where parts of it stay on the clients")
     parser.add_argument("--data-root", metavar="DIR", help="where the data of the run lie now, if elsewhere")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="default: model[_int8].onnx or .pte in the run directory")
+    parser.add_argument("--out", type=_path, metavar="FILE", help="default: model[_int8].onnx or .pte in the run directory")
     options = parser.parse_args(words)
 
     from mtl.deploy import export_run
@@ -189,6 +217,8 @@ def _export(words: list[str]) -> int:
             calibration=options.calibration,
             data_root=options.data_root,
         )
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         return _fail(str(error))
     away = done.parity
@@ -206,7 +236,7 @@ def _export(words: list[str]) -> int:
 
 def _latency(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="mtl latency", description="Milliseconds for one image after the other on a CPU.")
-    parser.add_argument("file", type=Path, metavar="FILE", help="an exported .onnx or .pte")
+    parser.add_argument("file", type=_path, metavar="FILE", help="an exported .onnx or .pte")
     parser.add_argument("--threads", type=int, default=1, help="default: 1")
     parser.add_argument("--warmup", type=int, default=20, help="images that do not count; default 20")
     parser.add_argument("--repeats", type=int, default=200, help="images that count; default 200")
@@ -216,6 +246,8 @@ def _latency(words: list[str]) -> int:
 
     try:
         found = measure_file(options.file, threads=options.threads, warmup=options.warmup, repeats=options.repeats)
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         return _fail(str(error))
     threads = f"{options.threads} thread{'s'[: options.threads > 1]}"
@@ -225,7 +257,7 @@ def _latency(words: list[str]) -> int:
 
 def _compress(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="mtl compress", description="A run made smaller step by step, as a table.")
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    parser.add_argument("run", type=_path, metavar="RUN", help="a run directory")
     parser.add_argument(
         "--recipe", nargs="+", required=True, metavar="STEP", help="of distil, prune, sparsify, int8, in this order"
     )
@@ -237,7 +269,7 @@ def _compress(words: list[str]) -> int:
     parser.add_argument("--rounds", type=int, help="of each training; default: as many as the run had")
     parser.add_argument("--threads", type=int, default=1, help="for the latency; default 1")
     parser.add_argument("--data-root", metavar="DIR", help="where the data of the run lie now, if elsewhere")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: the run directory with -compressed behind its name")
+    parser.add_argument("--out", type=_path, metavar="DIR", help="default: the run directory with -compressed behind its name")
     options = parser.parse_args(words)
     from rich.console import Console
     from rich.table import Table
@@ -258,6 +290,8 @@ def _compress(words: list[str]) -> int:
             threads=options.threads,
             data_root=options.data_root,
         )
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         return _fail(str(error))
     except Diverged as error:

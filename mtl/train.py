@@ -17,6 +17,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from mtl.build import build_data, build_levels, build_workloads, data_fingerprint, files_fingerprint, kept
+from mtl.configs import check_keys
 from mtl.data.client_batches import LocalWork
 from mtl.data.datamodule import FederatedDataModule
 from mtl.data.federated_data import FederatedData
@@ -39,7 +40,7 @@ from mtl.learning.centralised import CentralisedLearning
 from mtl.learning.checkpoints import AtomicCheckpoints, CheckpointError, EvaluateLast, SaveBest, SaveRounds, read_checkpoint
 from mtl.learning.detection import DetectionLearning
 from mtl.learning.federated import FederatedLearning
-from mtl.learning.group import joined, versions
+from mtl.learning.group import environment, joined, versions
 from mtl.learning.learner import Learner, account_key
 from mtl.learning.profiling import ProfileRounds
 from mtl.learning.progress import RoundProgress
@@ -47,10 +48,11 @@ from mtl.learning.pruning import PruneWeights
 from mtl.memory import keep_freed_memory
 from mtl.metrics import Metrics, worst_clients
 from mtl.models.hard_sharing import HardSharing
+from mtl.options import check_options
 from mtl.report.page import write_report
 from mtl.run_directory import held, open_run_directory, update_config
 from mtl.spawn import inside_rank, run_ranks
-from mtl.tracking import WANDB_MODES, Tracker
+from mtl.tracking import WANDB_MODES, Tracker, WandbOptions
 from mtl.trained import build_start
 from mtl.types import Interrupted
 
@@ -122,15 +124,11 @@ def _train_in(
     """Train, test and write what a run directory holds."""
     tracker, data = None, loaders.federated_data
     if Ranks().first:
-        tracker = Tracker(
-            run_dir,
-            plain,
-            wandb=config.tracking.wandb,
-            project=config.tracking.project,
-            group=config.tracking.group,
-            name=config.name or run_dir.name,
-            last_round=last_round,
+        told = config.tracking
+        wandb = WandbOptions(
+            told.wandb, told.project, told.group, config.name or run_dir.name, tags=list(told.tags), job_type=told.job_type
         )
+        tracker = Tracker(run_dir, plain, wandb=wandb, last_round=last_round)
         learner.log_round = tracker.log
     try:
         summary = _fit_and_test(config, run_dir, data, learner, trainer, loaders, checkpoint)
@@ -340,7 +338,7 @@ def build_trainer(config: DictConfig, run_dir: Path, learner: Learner) -> pl.Tra
             max_epochs=config.rounds,
             check_val_every_n_epoch=min(config.evaluate_every, config.rounds),
             num_sanity_val_steps=0,
-            plugins=[AtomicCheckpoints()],
+            plugins=[AtomicCheckpoints(), environment()],
             callbacks=callbacks,
             logger=False,
             enable_progress_bar=False,
@@ -352,11 +350,14 @@ def build_trainer(config: DictConfig, run_dir: Path, learner: Learner) -> pl.Tra
 
 
 def _check(config: DictConfig) -> None:
+    check_keys(config)
+    check_options(config)
     if config.mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {config.mode}")
-    for name in ("rounds", "evaluate_every", "checkpoint_every"):
-        if config[name] < 1:
-            raise ValueError(f"{name} must be >= 1, got {config[name]}")
+    for name in ("rounds", "evaluate_every", "checkpoint_every", "tracking.log_every", "engine.block"):
+        value = OmegaConf.select(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be >= 1, got {value}")
     if config.tracking.wandb not in WANDB_MODES:
         raise ValueError(f"tracking.wandb must be one of {', '.join(WANDB_MODES)}, got {config.tracking.wandb}")
     if config.trainer.precision not in PRECISIONS:

@@ -13,10 +13,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from omegaconf import OmegaConf
 
 from mtl.federation.ranks import Ranks, split_work
 from mtl.learning.checkpoints import read_checkpoint
+from mtl.learning.group import environment
 from mtl.spawn import inside_rank
 from mtl.train import train
 from mtl.types import Diverged
@@ -42,6 +44,43 @@ def test_alone_there_is_one_rank() -> None:
     assert ranks.share([3.0, 1.0]) == [0, 1]
     assert not inside_rank()
     ranks.require_same({"torch": "1"})
+
+
+@pytest.mark.parametrize(
+    ("told", "inside"),
+    [
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"}, False),  # a batch script, or salloc's shell
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_ID": "4294967290"}, False),  # an interactive step
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_ID": "0", "SLURM_PROCID": "3"}, True),  # srun
+        ({"SLURM_STEP_NUM_TASKS": "2", "WORLD_SIZE": "1"}, False),  # torchrun, started by srun on each machine
+        ({"WORLD_SIZE": "2"}, True),
+    ],
+)
+def test_ranks_of_slurm_are_those_that_srun_started(monkeypatch: pytest.MonkeyPatch, told: dict[str, str], inside: bool) -> None:
+    for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, text in told.items():
+        monkeypatch.setenv(name, text)
+    assert inside_rank() == inside
+    assert isinstance(environment(), SLURMEnvironment) == (inside and "WORLD_SIZE" not in told)
+
+
+def test_a_script_inside_an_allocation_of_several_tasks_trains_alone(
+    class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "4", "SLURM_JOB_NAME": "train.sh", "SLURM_PROCID": "0"}
+    for name, text in (inside | {"SLURM_JOB_ID": "77", "SLURM_NODELIST": "localhost", "SLURM_LOCALID": "0"}).items():
+        monkeypatch.setenv(name, text)
+    assert train(small(class_folders, "rounds=1"), tmp_path / "run")["test/auroc"] is not None
+
+
+def test_a_file_named_as_a_module_of_python_does_not_stop_the_ranks(
+    class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "statistics.py").write_text("raise RuntimeError('not this one')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    assert train(small(class_folders, "rounds=1", "trainer.devices=2"), tmp_path / "run")["test/auroc"] is not None
 
 
 RICH = ["server=fedavgm", "keep=heads", "sampling.dropout=0.3", "partition=iid", "partition.num_clients=3", "assignment=all"]
