@@ -78,7 +78,7 @@ from mtl.models.ple import ple
 from mtl.models.soft_sharing import soft_sharing
 from mtl.models.sphereface import sphereface_cnn
 from mtl.models.transfer import Transfer
-from mtl.options import nearest
+from mtl.options import checked, nearest
 
 CONFIG_NAME = "train"
 EXPERIMENTS = Path(__file__).parent / "experiments"
@@ -321,13 +321,23 @@ def _read_experiment(path: Path) -> DictConfig:
     return node
 
 
+# At the top: groups without members, and words whose kind Hydra does not check.
+OPTIONS = ("known_labels", "balance", "engine", "trainer", "tracking")
+WORDS = ("weights", "best_by", "start", "name")
+
+
 def check_keys(config: DictConfig) -> None:
-    """Raises ValueError for a name at the top that is no option."""
+    """Raises ValueError for a name at the top that is no option, and for a value there of a wrong kind; a number may be a word."""
     known = [str(option.name) for option in fields(_top_level())]
     for key in config:
         if key not in known:
             hint = nearest(str(key), [*known, "experiment"])
             raise ValueError(f"unknown option {key}{hint}; the configuration has the keys {', '.join(known)}")
+        if key in DEFAULTS or key in OPTIONS:
+            if not isinstance(config[key], DictConfig):
+                raise ValueError(f"{key} must be a group of options, got {config[key]}")
+        elif key in WORDS:
+            config[key] = checked(OmegaConf.to_container(config)[key], str | None, str(key))  # type: ignore[call-overload]
 
 
 @dataclass

@@ -22,7 +22,7 @@ from typing import Any, TextIO
 
 import torch
 
-from mtl.files import atomic_write, write_json
+from mtl.files import atomic_write, naming, write_json
 
 logger = logging.getLogger(__name__)
 LIBRARIES = (
@@ -75,8 +75,9 @@ class Tracker:
     def log(self, round: int, metrics: Mapping[str, float | None]) -> None:
         """Append the numbers of a round; undefined ones are left out."""
         defined = {name: value for name, value in metrics.items() if value is not None}
-        self._rows.writerows((round, name, repr(float(value))) for name, value in defined.items())
-        self._file.flush()
+        with naming(self.run_dir / "metrics.csv"):
+            self._rows.writerows((round, name, repr(float(value))) for name, value in defined.items())
+            self._file.flush()
         self._wandb.log(round, defined)
 
     def finish(self, summary: Mapping[str, float | None], pictures: Sequence[Path] = ()) -> None:

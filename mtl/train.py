@@ -345,7 +345,7 @@ def build_trainer(config: DictConfig, run_dir: Path, learner: Learner) -> pl.Tra
             enable_model_summary=False,
             default_root_dir=run_dir,
         )
-    except MisconfigurationException as error:
+    except (MisconfigurationException, ModuleNotFoundError, RuntimeError) as error:
         raise ValueError(f"trainer cannot be made of accelerator={config.trainer.accelerator}: {error}") from error
 
 

@@ -178,7 +178,8 @@ def test_a_closed_pipe_is_no_error(arguments: list[str]) -> None:
     assert process.stdout is not None
     process.stdout.close()
     assert process.stderr is not None
-    assert process.stderr.read() == b""
+    with process.stderr:
+        assert process.stderr.read() == b""
     assert process.wait() == 0
 
 

@@ -61,6 +61,26 @@ def test_an_unknown_key_at_the_top_is_told_with_the_nearest(word: str, near: str
         check_keys(compose([word]))
 
 
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("engine=3", "engine must be a group of options, got 3"),
+        ("tracking=null", "tracking must be a group of options, got None"),
+        ("name=[a]", r"name must be a word or null, got \['a'\]"),
+        ("weights=[a]", "weights must be a word or null"),
+    ],
+)
+def test_a_wrong_kind_at_the_top_is_told(word: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_keys(compose([word]))
+
+
+def test_a_number_at_the_top_is_a_word() -> None:
+    config = compose(["name=3", "weights=7"])
+    check_keys(config)
+    assert (config.name, config.weights) == ("3", "7")
+
+
 def test_a_broken_file_of_the_user_stops_no_run_but_its_own(tmp_path: Path) -> None:
     from mtl.configs import register
 

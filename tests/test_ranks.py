@@ -51,7 +51,7 @@ def test_alone_there_is_one_rank() -> None:
     [
         ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"}, False),  # a batch script, or salloc's shell
         ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_ID": "4294967290"}, False),  # an interactive step
-        ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_ID": "0", "SLURM_PROCID": "3"}, True),  # srun
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS_PER_NODE": "4"}, True),  # srun
         ({"SLURM_STEP_NUM_TASKS": "2", "WORLD_SIZE": "1"}, False),  # torchrun, started by srun on each machine
         ({"WORLD_SIZE": "2"}, True),
     ],
@@ -63,6 +63,13 @@ def test_ranks_of_slurm_are_those_that_srun_started(monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv(name, text)
     assert inside_rank() == inside
     assert isinstance(environment(), SLURMEnvironment) == (inside and "WORLD_SIZE" not in told)
+
+
+def test_srun_must_say_how_many_tasks_a_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    with pytest.raises(ValueError, match="srun must be told --ntasks-per-node"):
+        environment()
 
 
 def test_a_script_inside_an_allocation_of_several_tasks_trains_alone(

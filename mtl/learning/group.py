@@ -25,10 +25,18 @@ PATIENCE = 15.0  # seconds until a rank says whom it waits for
 
 
 def environment() -> ClusterEnvironment:
-    """Where this process stands among the ranks, and who started it. Slurm's numbers count in a step of srun alone."""
+    """Where this process stands among the ranks, and who started it. Slurm's numbers count in a step of srun alone.
+
+    Raises ValueError where srun was not told how many tasks a machine has.
+    """
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
-    return SLURMEnvironment() if inside_step() else LightningEnvironment()
+    if not inside_step():
+        return LightningEnvironment()
+    try:
+        return SLURMEnvironment()
+    except RuntimeError as error:
+        raise ValueError(f"srun must be told --ntasks-per-node, which is trainer.devices: {error}") from error
 
 
 def _tell(place: str, number: int, count: int) -> None:
