@@ -65,7 +65,7 @@ PRECISIONS = ("32-true", "bf16-mixed")
 def train(config: DictConfig, run_dir: Path) -> Metrics:
     """Train as `config` says, in `run_dir`; returns what its `summary.json` holds.
 
-    With several devices this process starts a rank for each and waits, unless torchrun or Slurm has started it as one of them. Raises
+    With several devices this process starts a rank for each and waits, unless torchrun or srun has started it as one of them. Raises
     ValueError where the configuration or the data cannot be used, `Diverged` where the loss is not finite, and `Interrupted` after
     Ctrl-C; then `resume=true` goes on.
     """
@@ -76,7 +76,7 @@ def train(config: DictConfig, run_dir: Path) -> Metrics:
         with joined(options.accelerator) as ranks:
             return _train(config, plain, run_dir, ranks)
     if options.num_nodes > 1:
-        raise ValueError(f"trainer.num_nodes={options.num_nodes} needs torchrun or Slurm to start the processes on every machine")
+        raise ValueError(f"trainer.num_nodes={options.num_nodes} needs torchrun or srun to start the processes on every machine")
     if options.devices > 1:
         run_ranks(options.devices, plain, run_dir)
         summary: Metrics = json.loads((run_dir / "summary.json").read_text())

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 
 from mtl.federation.ranks import Ranks, split_work
 from mtl.learning.checkpoints import read_checkpoint
+from mtl.learning import group
 from mtl.learning.group import environment
 from mtl.spawn import inside_rank
 from mtl.train import train
@@ -63,6 +64,17 @@ def test_ranks_of_slurm_are_those_that_srun_started(monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv(name, text)
     assert inside_rank() == inside
     assert isinstance(environment(), SLURMEnvironment) == (inside and "WORLD_SIZE" not in told)
+
+
+def test_a_rank_says_whom_it_waits_for(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    for name, text in {"RANK": "2", "WORLD_SIZE": "4", "MASTER_ADDR": "node7", "MASTER_PORT": "4321"}.items():
+        monkeypatch.setenv(name, text)
+    monkeypatch.setattr(group, "PATIENCE", 0.01)
+    monkeypatch.setattr(group.dist, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(group.dist, "init_process_group", lambda *_, **__: time.sleep(0.2))
+    with group.joined("cpu"):
+        pass
+    assert "rank 2 waits for the other 3 of 4 processes at node7:4321" in caplog.text
 
 
 def test_srun_must_say_how_many_tasks_a_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +175,7 @@ def test_what_a_rank_finds_wrong_is_raised(class_folders: Path, tmp_path: Path) 
 def test_ranks_that_cannot_be_are_refused(class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for overrides, message in (
         (["mode=centralised", "trainer.devices=2"], r"mode=centralised trains on one device: trainer.devices must be 1, got 2"),
-        (["trainer.num_nodes=2"], r"trainer.num_nodes=2 needs torchrun or Slurm"),
+        (["trainer.num_nodes=2"], r"trainer.num_nodes=2 needs torchrun or srun"),
         (["trainer.devices=0"], r"trainer.devices must be >= 1, got 0"),
     ):
         with pytest.raises(ValueError, match=message):
