@@ -329,6 +329,7 @@ WORDS = ("weights", "best_by", "start", "name")
 def check_keys(config: DictConfig) -> None:
     """Raises ValueError for a name at the top that is no option, and for a value there of a wrong kind; a number may be a word."""
     known = [str(option.name) for option in fields(_top_level())]
+    plain: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
     for key in config:
         if key not in known:
             hint = nearest(str(key), [*known, "experiment"])
@@ -337,7 +338,7 @@ def check_keys(config: DictConfig) -> None:
             if not isinstance(config[key], DictConfig):
                 raise ValueError(f"{key} must be a group of options, got {config[key]}")
         elif key in WORDS:
-            config[key] = checked(OmegaConf.to_container(config)[key], str | None, str(key))  # type: ignore[call-overload]
+            config[key] = checked(plain[str(key)], str | None, str(key))
 
 
 @dataclass

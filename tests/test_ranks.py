@@ -17,8 +17,8 @@ from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from omegaconf import OmegaConf
 
 from mtl.federation.ranks import Ranks, split_work
-from mtl.learning.checkpoints import read_checkpoint
 from mtl.learning import group
+from mtl.learning.checkpoints import read_checkpoint
 from mtl.learning.group import environment
 from mtl.spawn import inside_rank
 from mtl.train import train
