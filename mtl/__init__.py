@@ -1,6 +1,6 @@
 """Multi-task learning of binary subtasks over simulated edge devices.
 
-    types, tree, files, seeding, tracking   the words and tools that everything shares
+    types, tree, files, seeding, tracking, run_directory   the words and tools that everything shares
     data          images in memory, subtasks, splits, partitions, assignments, batches
     models        trunks, heads, and how they share
     losses        the positive and the negative term of a subtask
@@ -11,7 +11,7 @@
     edge          what runs on a device: export, quantisation, distillation, pruning, latency
     face          faces found in pictures, galleries, photos
     learning      the LightningModules
-    configs, train, launch, cli             a run from its configuration; the command line
+    configs, options, words, train, launch, cli   a run from its configuration; the command line
     build, trained                          data and model of a configuration; a run's model from its directory
     verify, enrol, recognise                `mtl verify`; a gallery of people; who is in a photo
     deploy, compress                        a file for a device; a smaller model

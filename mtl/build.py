@@ -50,7 +50,7 @@ def build_data(config: DictConfig) -> FederatedData:
     transfer = instantiate(config.transfer)
     if transfer.source is None:
         return data
-    return _with_source(config, transfer, read_config(Path(transfer.source)), data)
+    return _with_source(config, transfer, read_config(Path(transfer.source).expanduser()), data)
 
 
 def read_config(run_dir: Path) -> DictConfig:

@@ -1,6 +1,7 @@
 """The command line: `mtl train`, `mtl report`, and what is done with a trained run."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,20 @@ mtl: multi-task learning of binary subtasks over simulated edge devices
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0 done, 1 failed, 2 wrong input, 130 stopped by Ctrl-C."""
+    # Pictures are written and never shown: what a notebook has said to its own matplotlib is not for us.
+    os.environ["MPLBACKEND"] = "agg"
+    # Nor are files in the working folder meant that are named as Python's own modules.
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        code = _main(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     commands = {
         "train": _train,
@@ -49,6 +64,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return commands[words[0]](words[1:])
     except KeyboardInterrupt:
         return _fail("stopped by Ctrl-C", 130)
+    except BrokenPipeError:
+        raise
+    except (ValueError, OSError) as error:
+        return _fail(str(error))
+
+
+def _path(word: str) -> Path:
+    """A shell expands no `~` behind an equals sign or in quotes."""
+    return Path(word).expanduser()
 
 
 def _fail(message: str, code: int = 2) -> int:
@@ -64,8 +88,8 @@ def _train(words: list[str]) -> int:
 
 def _report(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="mtl report", description="One self-contained page and PNGs from run directories.")
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory, or a folder of them (a sweep)")
-    parser.add_argument("--output", type=Path, help="folder of the report; default: the run, or the folder of the runs")
+    parser.add_argument("runs", nargs="+", type=_path, metavar="RUN", help="a run directory, or a folder of them (a sweep)")
+    parser.add_argument("--output", type=_path, help="folder of the report; default: the run, or the folder of the runs")
     options = parser.parse_args(words)
     from rich.console import Console
 
@@ -73,11 +97,8 @@ def _report(words: list[str]) -> int:
     from mtl.report.runs import find_runs
     from mtl.report.tables import comparison_table
 
-    try:
-        runs = find_runs(options.runs)
-        page = write_report(runs, options.output)
-    except (ValueError, OSError) as error:
-        return _fail(str(error))
+    runs = find_runs(options.runs)
+    page = write_report(runs, options.output)
     Console(width=None if sys.stdout.isatty() else 150).print(comparison_table(runs))
     print(f"report: {page}")
     return 0
@@ -87,11 +108,16 @@ def _verify(words: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="mtl verify", description="Do two pictures show the same person? The trunk of a run says."
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    parser.add_argument("run", type=_path, metavar="RUN", help="a run directory")
     parser.add_argument(
         "--pairs", default="lfw", help="lfw (its View 2), or celeba (people of its test part; default: %(default)s)"
     )
-    parser.add_argument("--root", default="data", help="the folder that holds the pictures, as data.root (default: %(default)s)")
+    parser.add_argument(
+        "--root",
+        type=os.path.expanduser,
+        default="data",
+        help="the folder that holds the pictures, as data.root (default: %(default)s)",
+    )
     parser.add_argument(
         "--crop",
         type=int,
@@ -101,7 +127,7 @@ def _verify(words: list[str]) -> int:
     )
     parser.add_argument("--no-flip", action="store_true", help="embed the picture alone, not the mean with its mirror image")
     parser.add_argument(
-        "--beside", type=Path, nargs="+", default=[], metavar="RUN", help="runs whose embeddings are joined with this one's"
+        "--beside", type=_path, nargs="+", default=[], metavar="RUN", help="runs whose embeddings are joined with this one's"
     )
     parser.add_argument(
         "--allow-unknown", action="store_true", help="go on where a run it learned from is gone; the result is marked"
@@ -111,18 +137,15 @@ def _verify(words: list[str]) -> int:
 
     from mtl.verify import verification_table, verify_run
 
-    try:
-        result = verify_run(
-            options.run,
-            options.pairs,
-            options.root,
-            crop=options.crop,
-            flip=not options.no_flip,
-            beside=options.beside,
-            allow_unknown=options.allow_unknown,
-        )
-    except (ValueError, OSError) as error:
-        return _fail(str(error))
+    result = verify_run(
+        options.run,
+        options.pairs,
+        options.root,
+        crop=options.crop,
+        flip=not options.no_flip,
+        beside=options.beside,
+        allow_unknown=options.allow_unknown,
+    )
     for warning in result.warnings:
         print(f"mtl: warning: {warning}", file=sys.stderr)
     Console(width=None if sys.stdout.isatty() else 150).print(verification_table(result))
@@ -135,14 +158,14 @@ def _enrol(words: list[str]) -> int:
         prog="mtl enrol",
         description="Find the face in each photo of each person and write their embeddings as a gallery; add, remove and list people.",
     )
-    parser.add_argument("--gallery", type=Path, metavar="DIR", help="a folder with a folder of photos for each person")
+    parser.add_argument("--gallery", type=_path, metavar="DIR", help="a folder with a folder of photos for each person")
     parser.add_argument(
         "--model",
-        type=Path,
+        type=_path,
         metavar="RUN",
         help="a run directory of mtl train +experiment=detect; with --add that of the gallery",
     )
-    parser.add_argument("--output", type=Path, default=Path("gallery.npz"), metavar="FILE", help="default: gallery.npz")
+    parser.add_argument("--output", type=_path, default=Path("gallery.npz"), metavar="FILE", help="default: gallery.npz")
     parser.add_argument(
         "--threshold",
         type=float,
@@ -153,9 +176,12 @@ def _enrol(words: list[str]) -> int:
     what.add_argument("--remove", nargs="+", metavar="NAME", help="take people out of --output")
     what.add_argument("--list", action="store_true", help="say who is in --output, and what its threshold promises")
     what.add_argument("--force", action="store_true", help="write over --output")
-    parser.add_argument("--strangers", type=Path, metavar="DIR", help="photos of people not enrolled, laid out as --gallery")
+    parser.add_argument("--strangers", type=_path, metavar="DIR", help="photos of people not enrolled, laid out as --gallery")
     parser.add_argument(
-        "--data-root", metavar="DIR", help="where the data of the run lie now, if elsewhere: its people are strangers"
+        "--data-root",
+        type=os.path.expanduser,
+        metavar="DIR",
+        help="where the data of the run lie now, if elsewhere: its people are strangers",
     )
     parser.add_argument(
         "--not-strangers",
@@ -174,29 +200,26 @@ def _enrol(words: list[str]) -> int:
     from mtl import enrol
     from mtl.face.gallery import Gallery
 
-    try:
-        if options.list:
-            gallery = Gallery.load(options.output)
-            Console(width=None if sys.stdout.isatty() else 150).print(enrol.people_table(gallery))
-            print(gallery.calibration)
-            return 0
-        if options.remove:
-            enrol.remove_people(options.remove, options.output, threshold=options.threshold)
-        elif options.add:
-            enrol.add_people(options.gallery, options.output, run=options.model, threshold=options.threshold)
-        else:
-            enrol.enrol(
-                options.gallery,
-                options.model,
-                options.output,
-                threshold=options.threshold,
-                strangers=options.strangers,
-                data_root=options.data_root,
-                not_strangers=options.not_strangers,
-                force=options.force,
-            )
-    except (ValueError, OSError) as error:
-        return _fail(str(error))
+    if options.list:
+        gallery = Gallery.load(options.output)
+        Console(width=None if sys.stdout.isatty() else 150).print(enrol.people_table(gallery))
+        print(gallery.calibration)
+        return 0
+    if options.remove:
+        enrol.remove_people(options.remove, options.output, threshold=options.threshold)
+    elif options.add:
+        enrol.add_people(options.gallery, options.output, run=options.model, threshold=options.threshold)
+    else:
+        enrol.enrol(
+            options.gallery,
+            options.model,
+            options.output,
+            threshold=options.threshold,
+            strangers=options.strangers,
+            data_root=options.data_root,
+            not_strangers=options.not_strangers,
+            force=options.force,
+        )
     print(f"gallery: {options.output}")
     return 0
 
@@ -206,17 +229,20 @@ def _recognise(words: list[str]) -> int:
         prog="mtl recognise",
         description="Find the faces in photos and say whose they are; write pictures with frames and a JSON.",
     )
-    parser.add_argument("photos", nargs="+", metavar="PHOTO", help="a photo, a folder of them, or a pattern as 'holiday/*.jpg'")
-    parser.add_argument("--gallery", required=True, type=Path, metavar="FILE", help="what mtl enrol wrote")
-    parser.add_argument("--model", type=Path, metavar="RUN", help="default: where the model was when the gallery was made")
-    parser.add_argument("--output", type=Path, default=Path("recognised"), metavar="DIR", help="default: recognised")
+    parser.add_argument(
+        "photos",
+        type=os.path.expanduser,
+        nargs="+",
+        metavar="PHOTO",
+        help="a photo, a folder of them, or a pattern as 'holiday/*.jpg'",
+    )
+    parser.add_argument("--gallery", required=True, type=_path, metavar="FILE", help="what mtl enrol wrote")
+    parser.add_argument("--model", type=_path, metavar="RUN", help="default: where the model was when the gallery was made")
+    parser.add_argument("--output", type=_path, default=Path("recognised"), metavar="DIR", help="default: recognised")
     options = parser.parse_args(words)
     from mtl.recognise import recognise
 
-    try:
-        recognise(options.photos, options.gallery, options.output, run=options.model)
-    except (ValueError, OSError) as error:
-        return _fail(str(error))
+    recognise(options.photos, options.gallery, options.output, run=options.model)
     print(f"pictures and recognised.json: {options.output}")
     return 0
 
@@ -225,7 +251,7 @@ def _export(words: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="mtl export", description="One file for a device, from stored image to scores, from a run."
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    parser.add_argument("run", type=_path, metavar="RUN", help="a run directory")
     parser.add_argument("--to", default="onnx", choices=("onnx", "executorch"), help="default: onnx")
     parser.add_argument("--int8", action="store_true", help="8-bit weights and activations, calibrated on training images")
     parser.add_argument(
@@ -243,26 +269,25 @@ def _export(words: list[str]) -> int:
         metavar=("HEIGHT", "WIDTH"),
         help="in which faces are found; default 480 640",
     )
-    parser.add_argument("--data-root", metavar="DIR", help="where the data of the run lie now, if elsewhere")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="default: model[_int8].onnx or .pte in the run directory")
+    parser.add_argument(
+        "--data-root", type=os.path.expanduser, metavar="DIR", help="where the data of the run lie now, if elsewhere"
+    )
+    parser.add_argument("--out", type=_path, metavar="FILE", help="default: model[_int8].onnx or .pte in the run directory")
     options = parser.parse_args(words)
 
     from mtl.deploy import ExportOptions, export_run
 
-    try:
-        chosen = ExportOptions(
-            to=options.to,
-            int8=options.int8,
-            qat_steps=options.qat_steps,
-            client=options.client,
-            thresholds=options.thresholds,
-            calibration=options.calibration,
-            mirror=not options.no_mirror,
-            scene=options.scene,
-        )
-        done = export_run(options.run, chosen, out=options.out, data_root=options.data_root)
-    except (ValueError, OSError) as error:
-        return _fail(str(error))
+    chosen = ExportOptions(
+        to=options.to,
+        int8=options.int8,
+        qat_steps=options.qat_steps,
+        client=options.client,
+        thresholds=options.thresholds,
+        calibration=options.calibration,
+        mirror=not options.no_mirror,
+        scene=options.scene,
+    )
+    done = export_run(options.run, chosen, out=options.out, data_root=options.data_root)
     away = done.parity
     print(f"{done.path}: {done.num_bytes:,} bytes, {done.flops / 1e6:,.2f} MFLOP (2 MAC) for an image")
     embeddings = f"the embeddings within {away.embeddings:.2g}, " if away.embeddings is not None else ""
@@ -281,11 +306,11 @@ def _export(words: list[str]) -> int:
 
 def _latency(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="mtl latency", description="Milliseconds for one image after the other on a CPU.")
-    parser.add_argument("file", type=Path, metavar="FILE", help="an exported .onnx or .pte")
+    parser.add_argument("file", type=_path, metavar="FILE", help="an exported .onnx or .pte")
     parser.add_argument("--threads", type=int, default=1, help="default: 1")
     parser.add_argument("--warmup", type=int, default=20, help="images that do not count; default 20")
     parser.add_argument("--repeats", type=int, default=200, help="images that count; default 200")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="a JSON of the result and the machine; default: none")
+    parser.add_argument("--output", type=_path, metavar="FILE", help="a JSON of the result and the machine; default: none")
     options = parser.parse_args(words)
     from dataclasses import asdict
 
@@ -294,15 +319,12 @@ def _latency(words: list[str]) -> int:
     from mtl.edge.machine import timing_machine
     from mtl.files import write_json
 
-    try:
-        if options.output is not None:
-            check_output("--output", options.output)
-        found = measure_file(options.file, threads=options.threads, warmup=options.warmup, repeats=options.repeats)
-        machine = timing_machine(options.file.suffix, options.threads)
-        if options.output is not None:
-            write_json(options.output, {"file": str(options.file), "milliseconds": asdict(found), "machine": machine})
-    except (ValueError, OSError) as error:
-        return _fail(str(error))
+    if options.output is not None:
+        check_output("--output", options.output)
+    found = measure_file(options.file, threads=options.threads, warmup=options.warmup, repeats=options.repeats)
+    machine = timing_machine(options.file.suffix, options.threads)
+    if options.output is not None:
+        write_json(options.output, {"file": str(options.file), "milliseconds": asdict(found), "machine": machine})
     threads = f"{options.threads} thread{'s'[: options.threads > 1]}"
     print(f"p50 {found.p50:.3f} ms   p90 {found.p90:.3f} ms   ({found.repeats} images one after the other, {threads})")
     print(f"{machine['processor']}, {machine['runtime']}, {machine['system']}")
@@ -311,7 +333,7 @@ def _latency(words: list[str]) -> int:
 
 def _compress(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="mtl compress", description="A run made smaller step by step, as a table.")
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    parser.add_argument("run", type=_path, metavar="RUN", help="a run directory")
     parser.add_argument(
         "--recipe", nargs="+", required=True, metavar="STEP", help="of distil, prune, sparsify, int8, in this order"
     )
@@ -322,8 +344,10 @@ def _compress(words: list[str]) -> int:
     )
     parser.add_argument("--rounds", type=int, help="of each training; default: as many as the run had")
     parser.add_argument("--threads", type=int, default=1, help="for the latency; default 1")
-    parser.add_argument("--data-root", metavar="DIR", help="where the data of the run lie now, if elsewhere")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: the run directory with -compressed behind its name")
+    parser.add_argument(
+        "--data-root", type=os.path.expanduser, metavar="DIR", help="where the data of the run lie now, if elsewhere"
+    )
+    parser.add_argument("--out", type=_path, metavar="DIR", help="default: the run directory with -compressed behind its name")
     options = parser.parse_args(words)
     from rich.console import Console
     from rich.table import Table
@@ -344,8 +368,6 @@ def _compress(words: list[str]) -> int:
             threads=options.threads,
             data_root=options.data_root,
         )
-    except (ValueError, OSError) as error:
-        return _fail(str(error))
     except Diverged as error:
         return _fail(str(error), 1)
     except Interrupted as stop:

@@ -2,16 +2,19 @@
 
 import functools
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra import initialize
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra_zen import ZenField, ZenStore, builds, make_config
 from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from mtl.balancing.aligned_mtl import AlignedMTL
 from mtl.balancing.cagrad import CAGrad
@@ -77,8 +80,10 @@ from mtl.models.ple import ple
 from mtl.models.soft_sharing import soft_sharing
 from mtl.models.sphereface import sphereface_cnn
 from mtl.models.transfer import Transfer
+from mtl.options import checked, nearest
 
 CONFIG_NAME = "train"
+EXPERIMENTS = Path(__file__).parent / "experiments"
 # Runs that start in the same second, as an array of jobs does, have names of their own.
 OmegaConf.register_new_resolver("token", lambda: secrets.token_hex(4), use_cache=True, replace=True)
 
@@ -290,8 +295,11 @@ DEFAULTS = {
 
 
 @functools.cache
-def register(experiments: Path | None = None) -> None:
-    """Fill Hydra's store with the groups, the defaults and the experiments: the YAML files of a folder."""
+def register(experiments: Path | None = None) -> Mapping[str, str]:
+    """Fill Hydra's store with the groups, the defaults and the experiments: the YAML files of the package, and of a folder of the user's.
+
+    Returns what is wrong with those of the folder that cannot be read, by name.
+    """
     store = ZenStore("mtl", overwrite_ok=True)
     for groups, partial in ((WHOLE, False), (PARTIAL, True)):
         for group, members in groups.items():
@@ -301,8 +309,44 @@ def register(experiments: Path | None = None) -> None:
                 store(config, group=group, name=name)
     store(_top_level(), name=CONFIG_NAME)
     store.add_to_hydra_store(overwrite_ok=True)
-    for path in sorted(experiments.glob("*.yaml")) if experiments is not None else ():
-        ConfigStore.instance().store(group="experiment", name=path.stem, node=OmegaConf.load(path), package="_global_")
+    broken = {}
+    for folder in (EXPERIMENTS, *([] if experiments is None else [experiments])):
+        for path in sorted(folder.glob("*.yaml")):
+            try:
+                ConfigStore.instance().store(group="experiment", name=path.stem, node=_read_experiment(path), package="_global_")
+            except (ValueError, OSError) as error:
+                broken[path.stem] = f"{path} cannot be used: {error}"
+    return broken
+
+
+def _read_experiment(path: Path) -> DictConfig:
+    try:
+        node = OmegaConf.load(path)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ValueError(str(error)) from error
+    if not isinstance(node, DictConfig):
+        raise ValueError("it must hold options by name")
+    return node
+
+
+# At the top: groups without members, and words whose kind Hydra does not check.
+OPTIONS = ("known_labels", "balance", "engine", "trainer", "tracking")
+WORDS = ("weights", "best_by", "start", "name")
+
+
+def check_keys(config: DictConfig) -> None:
+    """Raises ValueError for a name at the top that is no option, and for a value there of a wrong kind; a number may be a word."""
+    known = [str(option.name) for option in fields(_top_level())]
+    plain: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
+    for key in map(str, config):
+        if key not in known:
+            hint = nearest(key, [*known, "experiment"])
+            raise ValueError(f"unknown option {key}{hint}; the configuration has the keys {', '.join(known)}")
+        if key in DEFAULTS or key in OPTIONS:
+            if not isinstance(config[key], DictConfig):
+                raise ValueError(f"{key} must be a group of options, got {config[key]}")
+        elif key in WORDS:
+            config[key] = checked(plain[key], str | None, key)
 
 
 @dataclass
@@ -349,7 +393,8 @@ class BalanceOptions:
 
 @dataclass
 class TrackingOptions:
-    """wandb: auto (online where an account is set up, else offline), online, offline or disabled; group: of a sweep's runs;
+    """wandb: auto (online where an account is set up, else offline), online, offline or disabled; project: or ENTITY/PROJECT; group: of a
+    sweep's runs; tags, job_type: as W&B has them;
     per_task: whether losses and metrics are logged for every subtask over the rounds; log_every: the numbers of that many rounds are
     read from the compute device at once.
     """
@@ -357,6 +402,8 @@ class TrackingOptions:
     wandb: str = "auto"
     project: str = "mtl"
     group: str | None = None
+    tags: list[str] = field(default_factory=list)
+    job_type: str | None = None
     per_task: bool = True
     log_every: int = 1
 
@@ -405,7 +452,12 @@ def _top_level() -> Any:
 
 
 def compose(overrides: Sequence[str] = (), *, experiments: Path | None = None) -> DictConfig:
-    """The configuration that `mtl train OVERRIDES` would run with."""
+    """The configuration that `mtl train OVERRIDES` would run with. experiments: a folder of more of them, beside those of the package."""
     register(experiments)
-    with initialize(version_base="1.3", config_path=None):
-        return hydra.compose(CONFIG_NAME, overrides=list(overrides))
+    # A program of Hydra's, or another in a notebook, has a global state of its own.
+    hydra_state, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+    try:
+        with initialize(version_base="1.3", config_path=None):
+            return hydra.compose(CONFIG_NAME, overrides=list(overrides))
+    finally:
+        GlobalHydra.instance().hydra = hydra_state

@@ -11,19 +11,26 @@ import numpy as np
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An error of the disk names `path`, as a full one does not by itself."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A binary file that takes the place of `path` when the block ends well; a killed process or a full disk leaves the old one."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        # A full disk does not say where.
-        error.filename = error.filename or str(path)
-        raise
+        with naming(path):
+            with partial.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 

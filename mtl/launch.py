@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator
@@ -13,46 +14,59 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mtl.configs import CONFIG_NAME, DEFAULTS, compose, register
+from mtl.spawn import inside_step
+from mtl.tracking import COMMAND
 from mtl.train import train
 from mtl.types import Diverged, Interrupted
+from mtl.words import advice, readable
 
 FAILURES = "failures.jsonl"  # of a sweep, a line for each job that failed
 EXPECTED = (HydraException, OmegaConfBaseException, ValueError, OSError, Diverged)
 
 
 def experiments_folder() -> Path | None:
-    """Where `+experiment=NAME` is looked up: `experiments/` here, else beside the package (a clone)."""
-    for folder in (Path.cwd() / "experiments", Path(__file__).resolve().parents[1] / "experiments"):
-        if folder.is_dir():
-            return folder
-    return None
+    """Where `+experiment=NAME` is looked up beside those of the package: `experiments/` here."""
+    folder = Path.cwd() / "experiments"
+    return folder if folder.is_dir() else None
 
 
 def launch(words: list[str]) -> int:
     """The exit code: 0 done, 1 failed, 2 wrong input, 130 stopped by Ctrl-C."""
-    register(experiments_folder())
+    broken = register(experiments_folder())
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # Hydra wants its flags before the overrides; a user may write them anywhere.
     flags = [word for word in words if word in ("-m", "--multirun")]
-    sys.argv = ["mtl train", *flags, *(word for word in words if word not in flags)]
+    words = readable([word for word in words if word not in flags], sweep=bool(flags))
+    if wrong := next((word for word in words if word.startswith("--") and "=" in word), None):
+        return _fail(f"unknown option {wrong}{advice([wrong])}")
+    for name in (word.partition("=")[2] for word in words if word.startswith("+experiment=")):
+        if name in broken:
+            return _fail(broken[name])
+    sys.argv = ["mtl train", *flags, *words]
     try:
         hydra.main(version_base="1.3", config_path=None, config_name=CONFIG_NAME)(_run)()
     except SystemExit as end:  # Hydra's own flags, as --help, end this way
         return end.code if isinstance(end.code, int) else 0
+    except BrokenPipeError:
+        raise
     except (Interrupted, SweepStopped) as stop:
         print(f"mtl: {stop}", file=sys.stderr)
         return 130
     except EXPECTED as error:
-        print(f"mtl: error: {_told(error)}{_choices(str(error), words)}", file=sys.stderr)
-        return 1 if isinstance(error, Diverged) else 2
+        return _fail(f"{_told(error, words)}{_choices(str(error), words)}", 1 if isinstance(error, Diverged) else 2)
     return _tell_failures() if flags else 0
+
+
+def _fail(message: str, code: int = 2) -> int:
+    print(f"mtl: error: {message}", file=sys.stderr)
+    return code
 
 
 class SweepStopped(KeyboardInterrupt):
@@ -72,7 +86,7 @@ class Sweep(Callback):
 def _run(config: DictConfig) -> float | None:
     context = HydraConfig.get()
     run_dir = Path(context.runtime.output_dir)
-    with _nothing_left(run_dir):
+    with _nothing_left(run_dir), _command(context, run_dir):
         if context.mode != RunMode.MULTIRUN:
             return _train(config, run_dir)
         config.tracking.group = config.tracking.group or Path(context.sweep.dir).name
@@ -90,6 +104,20 @@ def _run(config: DictConfig) -> float | None:
 
 
 @contextlib.contextmanager
+def _command(context: Any, run_dir: Path) -> Iterator[None]:
+    """The command that makes this run, and not the sweep that it is a job of, for its record."""
+    words = list(context.overrides.task)
+    if context.mode == RunMode.MULTIRUN:
+        words = [word for word in words if not word.startswith("output_dir=")]
+        words.append(*readable([f"output_dir={run_dir}"]))
+    os.environ[COMMAND] = shlex.join(["mtl", "train", *words])
+    try:
+        yield
+    finally:
+        del os.environ[COMMAND]
+
+
+@contextlib.contextmanager
 def _nothing_left(run_dir: Path) -> Iterator[None]:
     """Without the folder that Hydra made, where the run came to nothing."""
     try:
@@ -101,7 +129,7 @@ def _nothing_left(run_dir: Path) -> Iterator[None]:
 
 def _write_failure(folder: Path, number: int, words: str, error: Exception) -> None:
     """Say it now, and leave a line for the end of the sweep, which another process may tell."""
-    message = _told(error) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {error}"
+    message = _told(error, [f"output_dir={folder}"]) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {error}"
     if not isinstance(error, EXPECTED):
         traceback.print_exception(error)
     print(f"mtl: error: job {number} ({words}): {message}", file=sys.stderr, flush=True)
@@ -123,6 +151,8 @@ def _tell_failures() -> int:
 
 def _train(config: DictConfig, run_dir: Path) -> float | None:
     summary = train(config, run_dir)
+    if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0") if inside_step() else "0")):
+        return None  # the first rank tells
     print(f"run directory: {run_dir}")
     if config.write_report:
         print(f"report: {run_dir / 'report.html'}")
@@ -141,10 +171,17 @@ def _choices(message: str, words: list[str]) -> str:
     return f"\n{parent or 'the configuration'} has the keys {', '.join(keys)}" if keys else ""
 
 
-def _told(error: BaseException) -> str:
+def _told(error: BaseException, words: list[str]) -> str:
+    """What to tell the user, and with what one may begin to mend it."""
     reason = _reason(error)
-    unused = isinstance(error, OSError) and not isinstance(error, ValueError)
-    return f"output_dir cannot be used, or a file cannot be read: {reason}" if unused else reason
+    if isinstance(error, OverrideParseException):
+        return reason + advice(words)
+    if isinstance(error, OSError) and not isinstance(error, ValueError) and error.filename:
+        said = [word.partition("=")[2].strip("'\"") for word in words if word.startswith("output_dir=")]
+        out, file = Path(said[-1] if said else "runs").absolute(), Path(os.fsdecode(error.filename)).absolute()
+        if file == out or out in file.parents or file in out.parents:
+            return f"output_dir cannot be used: {reason}"
+    return reason
 
 
 def _reason(error: BaseException) -> str:

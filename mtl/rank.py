@@ -1,4 +1,4 @@
-"""One rank of a run: `python -m mtl.rank TASK`, started by `mtl.spawn`. What a user can mend is written beside the task."""
+"""One rank of a run, started by `mtl.spawn`. What a user can mend is written beside the task."""
 
 import json
 import logging
@@ -17,6 +17,7 @@ from mtl.train import train
 
 def main() -> int:
     threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
+    logging.basicConfig(level=logging.INFO if os.environ["RANK"] == "0" else logging.WARNING, format="%(message)s")
     task = Path(sys.argv[1])
     told, rank = json.loads(task.read_text()), os.environ["RANK"]
     root = logging.getLogger()
@@ -40,7 +41,3 @@ def _leave_with_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

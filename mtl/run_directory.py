@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from mtl.files import atomic_write
+from mtl.files import atomic_write, naming
 
 logger = logging.getLogger(__name__)
 LOCK = ".lock"
@@ -61,9 +61,10 @@ def held(run_dir: Path) -> Iterator[None]:
             if error.errno not in NO_LOCKS:
                 raise
             logger.warning("%s has no locks (%s): nothing keeps a second process out of it", run_dir, error)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}\n")
-        file.flush()
+        with naming(run_dir / LOCK):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}\n")
+            file.flush()
         yield
 
 

@@ -31,8 +31,15 @@ RAISED = {kind.__name__: kind for kind in (ValueError, OSError, Diverged, Interr
 
 
 def inside_rank() -> bool:
-    """Whether this process was started as one of several: by `run_ranks`, torchrun or Slurm."""
-    return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1
+    """Whether this process was started as one of several: by `run_ranks`, torchrun or srun."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 or inside_step()
+
+
+def inside_step() -> bool:
+    """Whether srun has started this process as one of several. A batch script, or a shell, inside an allocation of several tasks is
+    started once, though it knows their number.
+    """
+    return "WORLD_SIZE" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
 
 
 def run_ranks(count: int, config: dict[str, Any], run_dir: Path) -> None:
@@ -107,8 +114,11 @@ def _start(rank: int, count: int, port: int, task: Path) -> subprocess.Popen[byt
         "MASTER_PORT": port,
     }
     environment = os.environ | {name: str(value) for name, value in place.items()}
-    # In a session of its own: a Ctrl-C comes once, by us.
-    return subprocess.Popen([sys.executable, "-m", "mtl.rank", str(task)], env=environment, start_new_session=True)
+    # In a session of its own: a Ctrl-C comes once, by us. Modules are found where this process finds them, but first where Python has
+    # its own: a file named statistics.py in the working folder is not meant.
+    code = f"import sys; sys.path += [p for p in {sys.path!r} if p not in sys.path]; from mtl.rank import main; sys.exit(main())"
+    command = [sys.executable, "-P", "-c", code, str(task)]
+    return subprocess.Popen(command, env=environment | {"PYTHONSAFEPATH": "1"}, start_new_session=True)
 
 
 def _wait(processes: list[subprocess.Popen[bytes]], folder: Path, stop: _Stop) -> None:

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mtl.balancing.weighting import Equal
 from mtl.build import build_data, build_levels, build_workloads, data_fingerprint, files_fingerprint, kept
+from mtl.configs import check_keys
 from mtl.data.client_batches import LocalWork
 from mtl.data.datamodule import FederatedDataModule
 from mtl.data.federated_data import FederatedData
@@ -40,7 +41,7 @@ from mtl.learning.centralised import CentralisedLearning
 from mtl.learning.checkpoints import AtomicCheckpoints, CheckpointError, EvaluateLast, SaveBest, SaveRounds, read_checkpoint
 from mtl.learning.detection import DetectionLearning
 from mtl.learning.federated import FederatedLearning
-from mtl.learning.group import joined, versions
+from mtl.learning.group import environment, joined, versions
 from mtl.learning.learner import Learner, account_key
 from mtl.learning.profiling import ProfileRounds
 from mtl.learning.progress import RoundProgress
@@ -48,10 +49,11 @@ from mtl.learning.pruning import PruneWeights
 from mtl.memory import keep_freed_memory
 from mtl.metrics import Metrics, worst_clients
 from mtl.models.hard_sharing import HardSharing
+from mtl.options import check_options
 from mtl.report.page import write_report
 from mtl.run_directory import held, open_run_directory, update_config
 from mtl.spawn import inside_rank, run_ranks
-from mtl.tracking import WANDB_MODES, Tracker
+from mtl.tracking import WANDB_MODES, Tracker, WandbOptions
 from mtl.trained import build_start
 from mtl.types import Interrupted
 
@@ -64,7 +66,7 @@ PRECISIONS = ("32-true", "bf16-mixed")
 def train(config: DictConfig, run_dir: Path) -> Metrics:
     """Train as `config` says, in `run_dir`; returns what its `summary.json` holds.
 
-    With several devices this process starts a rank for each and waits, unless torchrun or Slurm has started it as one of them. Raises
+    With several devices this process starts a rank for each and waits, unless torchrun or srun has started it as one of them. Raises
     ValueError where the configuration or the data cannot be used, `Diverged` where the loss is not finite, and `Interrupted` after
     Ctrl-C; then `resume=true` goes on.
     """
@@ -75,7 +77,7 @@ def train(config: DictConfig, run_dir: Path) -> Metrics:
         with joined(options.accelerator) as ranks:
             return _train(config, plain, run_dir, ranks)
     if options.num_nodes > 1:
-        raise ValueError(f"trainer.num_nodes={options.num_nodes} needs torchrun or Slurm to start the processes on every machine")
+        raise ValueError(f"trainer.num_nodes={options.num_nodes} needs torchrun or srun to start the processes on every machine")
     if options.devices > 1:
         run_ranks(options.devices, plain, run_dir)
         summary: Metrics = json.loads((run_dir / "summary.json").read_text())
@@ -123,15 +125,11 @@ def _train_in(
     """Train, test and write what a run directory holds."""
     tracker, data = None, loaders.federated_data
     if Ranks().first:
-        tracker = Tracker(
-            run_dir,
-            plain,
-            wandb=config.tracking.wandb,
-            project=config.tracking.project,
-            group=config.tracking.group,
-            name=config.name or run_dir.name,
-            last_round=last_round,
+        told = config.tracking
+        wandb = WandbOptions(
+            told.wandb, told.project, told.group, config.name or run_dir.name, tags=list(told.tags), job_type=told.job_type
         )
+        tracker = Tracker(run_dir, plain, wandb=wandb, last_round=last_round)
         learner.log_round = tracker.log
     try:
         summary = _fit_and_test(config, run_dir, data, learner, trainer, loaders, checkpoint)
@@ -356,23 +354,26 @@ def build_trainer(config: DictConfig, run_dir: Path, learner: Learner) -> pl.Tra
             max_epochs=config.rounds,
             check_val_every_n_epoch=min(config.evaluate_every, config.rounds),
             num_sanity_val_steps=0,
-            plugins=[AtomicCheckpoints()],
+            plugins=[AtomicCheckpoints(), environment()],
             callbacks=callbacks,
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             default_root_dir=run_dir,
         )
-    except MisconfigurationException as error:
+    except (MisconfigurationException, ModuleNotFoundError, RuntimeError) as error:
         raise ValueError(f"trainer cannot be made of accelerator={config.trainer.accelerator}: {error}") from error
 
 
 def _check(config: DictConfig) -> None:
+    check_keys(config)
+    check_options(config)
     if config.mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {config.mode}")
-    for name in ("rounds", "evaluate_every", "checkpoint_every"):
-        if config[name] < 1:
-            raise ValueError(f"{name} must be >= 1, got {config[name]}")
+    for name in ("rounds", "evaluate_every", "checkpoint_every", "tracking.log_every", "engine.block"):
+        value = OmegaConf.select(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be >= 1, got {value}")
     if config.tracking.wandb not in WANDB_MODES:
         raise ValueError(f"tracking.wandb must be one of {', '.join(WANDB_MODES)}, got {config.tracking.wandb}")
     if config.trainer.precision not in PRECISIONS:

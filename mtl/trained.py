@@ -176,7 +176,7 @@ def _check_teacher(needs: str, config: DictConfig) -> None:
 
 def _fitting(name: str, run_dir: str, data: FederatedData) -> TrainedRun:
     """The run that the option `name` says, for other training on `data`."""
-    run = load_run(Path(run_dir))
+    run = load_run(Path(run_dir).expanduser())
     if run.image_shape != data.image_shape:
         raise ValueError(f"{name} must have been trained on images of {data.image_shape}, got {run.image_shape} of {run_dir}")
     if run.tasks != data.tasks:

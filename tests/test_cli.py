@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -157,6 +159,53 @@ def test_a_start_that_fails_leaves_no_folder(class_folders: Path, tmp_path: Path
     assert not (tmp_path / "run").exists()
 
 
+def test_a_sweeps_job_records_the_command_of_its_own_run(class_folders: Path, tmp_path: Path) -> None:
+    sweep = tmp_path / "a sweep"
+    assert main(words(class_folders, sweep, "-m", "seed=0,1", "rounds=1", *QUICK)) == 0
+    said = json.loads((sweep / "1" / "environment.json").read_text())["command"]
+    again = shlex.split(said)
+    assert again[:2] == ["mtl", "train"]
+    assert "seed=1" in again
+    shutil.rmtree(sweep / "1")
+    assert main(again[1:]) == 0
+    assert (sweep / "1" / "summary.json").exists()
+    assert json.loads((sweep / "1" / "environment.json").read_text())["command"] == said
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
+def test_a_closed_pipe_is_no_error(arguments: list[str]) -> None:
+    process = subprocess.Popen([sys.executable, "-m", "mtl", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    with process.stderr:
+        assert process.stderr.read() == b""
+    assert process.wait() == 0
+
+
+def test_a_notebooks_backend_is_not_for_a_program(class_folders: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"MPLBACKEND": "module://nowhere.backend_inline"}
+    arguments = words(class_folders, tmp_path / "run", "rounds=1", "write_report=true", *QUICK)
+    done = subprocess.run([sys.executable, "-m", "mtl", *arguments], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_compose_works_inside_a_program_of_hydra(tmp_path: Path) -> None:
+    (tmp_path / "conf.yaml").write_text("a: 1")
+    (tmp_path / "program.py").write_text(
+        "import hydra\nfrom hydra.core.global_hydra import GlobalHydra\nfrom mtl.configs import compose\n"
+        "@hydra.main(version_base='1.3', config_path='.', config_name='conf')\n"
+        "def main(config):\n    assert compose(['rounds=3']).rounds == 3\n    assert config.a == 1\n"
+        "    assert GlobalHydra.instance().is_initialized()\n    print('done')\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "program.py", "hydra.run.dir=."], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert "done" in done.stdout, done.stderr
+
+
 def test_report_of_a_folder_without_runs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 2
     assert "config.yaml" in capsys.readouterr().err
@@ -198,11 +247,11 @@ def test_ctrl_c_and_sigterm_save_the_round_and_leave(
 def test_experiments_are_named_by_their_files(tmp_path: Path) -> None:
     from mtl.configs import compose
 
-    folder = Path(__file__).resolve().parents[1] / "experiments"
+    folder = Path(__file__).resolve().parents[1] / "mtl" / "experiments"
     names = [path.stem for path in folder.glob("*.yaml")]
     assert "orl" in names
     for name in names:
-        assert compose([f"+experiment={name}"], experiments=folder).name == name
+        assert compose([f"+experiment={name}"]).name == name
 
 
 def test_the_small_run_is_what_the_command_line_runs(class_folders: Path, tmp_path: Path) -> None:

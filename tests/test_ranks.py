@@ -16,11 +16,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from omegaconf import OmegaConf
 
 from mtl.build import build_data
 from mtl.federation.ranks import Ranks, split_work
+from mtl.learning import group
 from mtl.learning.checkpoints import read_checkpoint
+from mtl.learning.group import environment
 from mtl.spawn import RankLog, _Logs, inside_rank, run_ranks
 from mtl.train import train
 from mtl.types import Diverged, Interrupted
@@ -50,6 +53,63 @@ def test_alone_there_is_one_rank() -> None:
 
 os.environ["MTL_TESTED_BY"] = str(os.getpid())
 MARK = f"MTL_TESTED_BY={os.getpid()}".encode()
+
+
+@pytest.mark.parametrize(
+    ("told", "inside"),
+    [
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"}, False),  # a batch script, or salloc's shell
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_ID": "4294967290"}, False),  # an interactive step
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS_PER_NODE": "4"}, True),  # srun
+        ({"SLURM_STEP_NUM_TASKS": "2", "WORLD_SIZE": "1"}, False),  # torchrun, started by srun on each machine
+        ({"WORLD_SIZE": "2"}, True),
+    ],
+)
+def test_ranks_of_slurm_are_those_that_srun_started(monkeypatch: pytest.MonkeyPatch, told: dict[str, str], inside: bool) -> None:
+    for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, text in told.items():
+        monkeypatch.setenv(name, text)
+    assert inside_rank() == inside
+    assert isinstance(environment(), SLURMEnvironment) == (inside and "WORLD_SIZE" not in told)
+
+
+def test_a_rank_says_whom_it_waits_for(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    for name, text in {"RANK": "2", "WORLD_SIZE": "4", "MASTER_ADDR": "node7", "MASTER_PORT": "4321"}.items():
+        monkeypatch.setenv(name, text)
+    monkeypatch.setattr(group, "PATIENCE", 0.01)
+    monkeypatch.setattr(group.dist, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(group.dist, "init_process_group", lambda *_, **__: time.sleep(0.2))
+    with group.joined("cpu"):
+        pass
+    assert "rank 2 waits for the other 3 of 4 processes at node7:4321" in caplog.text
+
+
+def test_srun_must_say_how_many_tasks_a_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    with pytest.raises(ValueError, match="srun must be told --ntasks-per-node"):
+        environment()
+
+
+def test_a_script_inside_an_allocation_of_several_tasks_trains_alone(
+    class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "4", "SLURM_JOB_NAME": "train.sh", "SLURM_PROCID": "0"}
+    for name, text in (inside | {"SLURM_JOB_ID": "77", "SLURM_NODELIST": "localhost", "SLURM_LOCALID": "0"}).items():
+        monkeypatch.setenv(name, text)
+    assert train(small(class_folders, "rounds=1"), tmp_path / "run")["test/auroc"] is not None
+
+
+def test_a_file_named_as_a_module_of_python_does_not_stop_the_ranks(
+    class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "statistics.py").write_text("raise RuntimeError('not this one')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    assert train(small(class_folders, "rounds=1", "trainer.devices=2"), tmp_path / "run")["test/auroc"] is not None
+
+
 RICH = ["server=fedavgm", "keep=heads", "sampling.dropout=0.3", "partition=iid", "partition.num_clients=3", "assignment=all"]
 
 
@@ -198,7 +258,7 @@ def test_what_a_rank_finds_wrong_is_raised(class_folders: Path, tmp_path: Path) 
 def test_ranks_that_cannot_be_are_refused(class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for overrides, message in (
         (["mode=centralised", "trainer.devices=2"], r"mode=centralised trains on one device: trainer.devices must be 1, got 2"),
-        (["trainer.num_nodes=2"], r"trainer.num_nodes=2 needs torchrun or Slurm"),
+        (["trainer.num_nodes=2"], r"trainer.num_nodes=2 needs torchrun or srun"),
         (["trainer.devices=0"], r"trainer.devices must be >= 1, got 0"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -24,6 +24,7 @@ from mtl.federation.auto import AutoBackend
 from mtl.learning.checkpoints import CheckpointError, read_checkpoint
 from mtl.models.cnn import ImageShape, Trunk
 from mtl.models.norm import Norm
+from mtl.run_directory import held
 from mtl.train import build_learner, train
 from mtl.types import Diverged, ImageData
 
@@ -197,6 +198,13 @@ def test_a_resumed_run_wants_the_same_weights_wherever_they_lie(class_folders: P
         train(small(class_folders, f"weights={tmp_path / '2'}", "resume=true"), tmp_path / "run")
     (tmp_path / "1").rename(tmp_path / "moved")
     train(small(class_folders, f"weights={tmp_path / 'moved'}", "resume=true"), tmp_path / "run")
+
+
+def test_a_run_that_is_going_on_is_left_alone(class_folders: Path, tmp_path: Path) -> None:
+    kill_after(small(class_folders), tmp_path / "run", rounds=2)
+    with held(tmp_path / "run"), pytest.raises(ValueError, match=r"is in use by process \d+ on"):
+        train(small(class_folders, "resume=true"), tmp_path / "run")
+    assert train(small(class_folders, "resume=true"), tmp_path / "run")["fit/rounds"] == 4
 
 
 def test_a_start_that_fails_does_not_block_the_next(class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

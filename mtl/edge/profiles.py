@@ -55,7 +55,7 @@ def load_profiles(own: str | Mapping[str, Any] | None = None) -> dict[str, Devic
     """
     if own is None:
         return dict(_shipped())
-    return _shipped() | (_read(_load(Path(own)), own) if isinstance(own, str) else _read(own, "fleet.profiles"))
+    return _shipped() | (_read(_load(Path(own).expanduser()), own) if isinstance(own, str) else _read(own, "fleet.profiles"))
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 """The processes that share a run: each trains a part of the cohort, and their sums meet once a round.
 
-Ranks are torch.distributed's, whoever started them: the Trainer, torchrun or Slurm. Every rank holds the whole state, and since all make
+Ranks are torch.distributed's, whoever started them: the Trainer, torchrun or srun. Every rank holds the whole state, and since all make
 the same step from the same sums, it stays the same everywhere. Without a process group there is one rank.
 """
 

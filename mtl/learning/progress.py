@@ -1,5 +1,6 @@
 """The progress of a run: round, loss with its two parts, the watched metric and the time left."""
 
+import contextlib
 import sys
 import time
 
@@ -28,7 +29,7 @@ class RoundProgress(Callback):
             return
         if pl_module.watched == "monitor":
             note = "no validation images: the last round counts; monitor/ is the test images, watched and never used to choose"
-            print(f"{self.title}: {note}", file=sys.stderr, flush=True)
+            _say(f"{self.title}: {note}")
         if not sys.stderr.isatty():
             return
         console = Console(stderr=True)
@@ -54,7 +55,7 @@ class RoundProgress(Callback):
             began, first = self._start
             left = (time.monotonic() - began) / (done - first) * (total - done)
             self._next_line = time.monotonic() + self.seconds_between
-            print(f"{self.title}: round {done}/{total}  {_numbers(pl_module)}  {left:.0f} s left", file=sys.stderr, flush=True)
+            _say(f"{self.title}: round {done}/{total}  {_numbers(pl_module)}  {left:.0f} s left")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._stop()
@@ -66,6 +67,11 @@ class RoundProgress(Callback):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(BrokenPipeError):  # nobody listens any more, and the run goes on
+        print(line, file=sys.stderr, flush=True)
 
 
 def _numbers(learner: Learner) -> str:

@@ -1,0 +1,151 @@
+"""Every option of a configuration against the signature of what it builds: unknown names and values of a wrong kind are told at the door.
+
+Hydra checks the plain types of a signature alone. Here a list is told from a word, a list of numbers from a list of words, and a name that
+nothing takes from one that something does. Numbers are welcome where words are meant: `subtasks.classes=[1,2]` names two classes.
+"""
+
+import difflib
+import inspect
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+META = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", type(None): "null"}
+MANY = {int: "whole numbers", float: "numbers", str: "words", bool: "true or false"}
+
+
+def check_options(config: DictConfig) -> None:
+    """Raises ValueError for an option that nothing takes, one that is missing, and one of a wrong kind; numbers that stand for words
+    become words, in place.
+    """
+    plain = OmegaConf.to_container(config, resolve=True)
+    for path, value in _corrections(plain, ""):
+        parent, _, name = path.rpartition(".")
+        OmegaConf.select(config, parent)[name] = value
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean ...?`, where something is near."""
+    found = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def _corrections(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Places and what they must hold instead, of everything below `value`."""
+    if isinstance(value, Mapping):
+        hints = _parameters(value) if "_target_" in value else {}
+        for key, part in value.items():
+            place = f"{path}.{key}" if path else str(key)
+            if "_target_" in value and key not in META:
+                if hints is not None and key not in hints:
+                    raise ValueError(f"unknown option {place}{nearest(str(key), hints)}; {path} has {', '.join(hints)}")
+                if hints is not None:
+                    changed = checked(part, hints[key], place)
+                    if changed != part:
+                        yield place, changed
+            yield from _corrections(part, place)
+    elif isinstance(value, list):
+        for number, part in enumerate(value):
+            yield from _corrections(part, f"{path}[{number}]")
+    elif value == "???":
+        raise ValueError(f"{path} must be given")
+
+
+def _parameters(node: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the target of a node takes, with types; None where it takes anything."""
+    target = get_object(node["_target_"])
+    taken = inspect.signature(target).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in taken.values()):
+        return None
+    hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    return {name: hints.get(name, Any) for name in taken}
+
+
+def checked(value: Any, hint: Any, path: str) -> Any:
+    """`value` as a `hint`, with words for numbers where words are meant. Raises ValueError where it is not of the kind."""
+    if hint is Any or (isinstance(value, Mapping) and "_target_" in value) or value == "???":
+        return value
+    for alternative in _alternatives(hint):
+        found = _as(value, alternative, path)
+        if found is not _WRONG:
+            return found
+    raise ValueError(f"{path} must be {_said(hint)}, got {_shown(value)}")
+
+
+_WRONG = object()
+
+
+def _as(value: Any, hint: Any, path: str) -> Any:
+    """`value` as a `hint`, or `_WRONG`. Inside of a list or a mapping a wrong part is told by its own place."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint in KINDS:
+        return _as_plain(value, hint)
+    if origin is Literal:
+        return value if value in arguments else _WRONG
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        if not isinstance(value, list):
+            return _WRONG
+        fixed = origin is tuple and arguments[-1] is not Ellipsis
+        if fixed and len(value) != len(arguments):
+            return _WRONG
+        kinds = arguments if fixed else [arguments[0]] * len(value)
+        return [checked(part, kind, f"{path}[{place}]") for place, (part, kind) in enumerate(zip(value, kinds, strict=True))]
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            return _WRONG
+        return {str(key): checked(part, arguments[1], f"{path}.{key}") for key, part in value.items()}
+    # Objects of other kinds are built by other options.
+    return value if isinstance(hint, type) and value is not None else _WRONG
+
+
+def _as_plain(value: Any, kind: type) -> Any:
+    if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, bool) and kind is not bool:
+        return _WRONG
+    if kind is float and isinstance(value, int):
+        return value
+    return value if isinstance(value, kind) else _WRONG
+
+
+def _alternatives(hint: Any) -> Sequence[Any]:
+    """Of a union its members, a word last: it takes numbers too."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return sorted(get_args(hint), key=lambda kind: kind is str)
+    return (hint,)
+
+
+def _said(hint: Any) -> str:
+    """A type in words."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_said(part) for part in arguments)
+    if hint in KINDS:
+        return KINDS[hint]
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return "a mapping {NAME: VALUE}" if arguments[1] is Any else f"a mapping {{NAME: {_said(arguments[1])}}}"
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        if origin is tuple and arguments[-1] is not Ellipsis:
+            return f"a list of {len(arguments)} {MANY.get(arguments[0], _said(arguments[0]))}"
+        return f"a list of {_many(arguments[0])}"
+    return str(getattr(hint, "__name__", hint))
+
+
+def _many(hint: Any) -> str:
+    """Several of a type, in words."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_many(part) for part in arguments)
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        return f"lists of {_many(arguments[0])}"
+    return MANY.get(hint, _said(hint))
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
