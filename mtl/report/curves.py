@@ -33,7 +33,7 @@ from mtl.report.tables import Column, columns_of, decimal_multiple
 
 Lines = Sequence[tuple[str, dict[int, Spread]]]
 MAX_MARKED = 60  # tasks that still get a dot each
-JUDGED = ("val/rank1", "monitor/rank1", "val/auroc", "monitor/auroc")
+JUDGED = tuple(f"{stage}/{name}" for name in ("named", "ap50", "rank1", "auroc") for stage in ("val", "monitor"))
 COSTS = (
     ("sent and received by all clients", ("fit/bytes_up", "fit/bytes_down"), "B"),
     ("modelled time", ("cost/modelled_seconds",), "s"),
@@ -45,6 +45,10 @@ LABELS = {
     "loss": "total",
     "positive": "positive part",
     "negative": "negative part",
+    "named": "faces named",
+    "ap50": "AP at overlap 0.5",
+    "found": "faces found",
+    "precision": "precision",
     "rank1": "rank-1",
     "auroc": "AUROC",
     "worst_task_auroc": "worst-task AUROC",
@@ -102,7 +106,8 @@ def draw_costs(groups: Sequence[Group]) -> Drawing:
     Of the first `MAX_GROUPS`.
     """
     groups = groups[:MAX_GROUPS]
-    judged = next((name for name in JUDGED if any(group.curve(name) for group in groups)), None)
+    chosen = [f"val/{run.config.get('best_by')}" for group in groups for run in group.runs]
+    judged = next((name for name in (*chosen, *JUDGED) if any(group.curve(name) for group in groups)), None)
     if judged is None:
         return None
     panels = []

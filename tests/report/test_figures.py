@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from mtl.report import curves, maps, multitask, tradeoff, verification
+from mtl.report import curves, detection, maps, multitask, tradeoff, verification
 from mtl.report.groups import Group
-from mtl.report.runs import Conflict, Federation, Predictions, Run
+from mtl.report.runs import Conflict, Detections, Federation, Predictions, Run
 from mtl.report.style import Prefixed, figure_style, shorten
 
 SIZES = (1, 7, 12, 100)
@@ -72,6 +73,33 @@ def make_groups(count: int) -> list[Group]:
     return [Group(name, (make_run(5, i),), {}) for i, name in enumerate(names)]
 
 
+def make_detections(number: int) -> Detections:
+    """`number` scenes of one true face each, at the edges of the pictures too, half of them found."""
+    random = np.random.default_rng(0)
+    corners = random.uniform(0, 30, (number, 2)).round()
+    boxes = np.concatenate([corners, corners + 10], 1)
+    boxes[0] = 0, 0, 40, 40
+    names = np.array(["W" * 30] * number)
+    return Detections(
+        scores=random.random(5 * number),
+        hits=random.random(5 * number) < 0.2,
+        num_faces=2 * number,
+        confidence=0.3,
+        images=random.integers(0, 256, (min(number, 6), 3, 40, 40), dtype=np.uint8),
+        found_scene=np.arange(number) % 6,
+        found_boxes=boxes,
+        found_names=names,
+        found_place=np.where(np.arange(number) % 2, np.arange(number), -1),
+        true_scene=np.arange(number) % 6,
+        true_boxes=boxes,
+        true_names=names,
+    )
+
+
+def detecting(number: int) -> Group:
+    return Group("detection", tuple(replace(make_run(3, seed), detections=make_detections(number)) for seed in range(number)), {})
+
+
 def one(count: int, **options: Any) -> Group:
     return Group("the only group of all", (make_run(count, **options), make_run(count, seed=1, **options)), {})
 
@@ -94,6 +122,8 @@ KINDS: dict[str, Callable[[int], Figure | None]] = {
     "confusion": lambda n: maps.draw_confusion(one(n)),
     "separation": lambda n: maps.draw_separation(one(n, exclusive=False)),
     "conflict": lambda n: multitask.draw_conflict(one(n)),
+    "detection": lambda n: detection.draw_precision_recall(detecting(n)),
+    "scenes": lambda n: detection.draw_scenes(detecting(n)),
     "verification": lambda n: verification.draw_verification(roc(n)),
 }
 
