@@ -10,6 +10,7 @@ from string import Template
 from mtl.files import atomic_write
 from mtl.report import style
 
+MISSING = "the run directories hold no data for this figure"
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -38,7 +39,10 @@ table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tab
 th, td { padding: .35rem .9rem .35rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { font-weight: 600; vertical-align: bottom; white-space: normal; max-width: 8rem; }
 th:first-child, td:first-child, table.text td, table.text th { text-align: left; }
+table.numbers th { min-width: 5rem; }
 td:first-child { min-width: 8rem; }
+table.facts-of-run td:last-child { overflow-wrap: anywhere; }
+@media (max-width: 45rem) { table.facts-of-run td:first-child { min-width: 5.5rem; } }
 td:first-child, table.text td { white-space: normal; overflow-wrap: break-word; vertical-align: top; }
 .facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(11.5rem, 1fr)); gap: .6rem; margin: 1.25rem 0; }
 .facts div, .notes, pre { background: var(--card); border-radius: 6px; padding: .6rem .9rem; }
@@ -47,7 +51,8 @@ td:first-child, table.text td { white-space: normal; overflow-wrap: break-word; 
 .notes { border-left: 3px solid var(--mark); margin: 1.25rem 0; font-size: .875rem; }
 .notes ul { margin: .25rem 0; padding-left: 1.1rem; }
 pre { font-size: .8rem; line-height: 1.45; white-space: pre-wrap; }
-@media (max-width: 45rem) { figure { overflow-x: auto; } figure img { max-width: 45rem; } }
+figure { overflow-x: auto; }
+@media (max-width: 45rem) { .facts { grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); } .facts dd { font-size: 1.1rem; } }
 details { margin: .75rem 0; }
 summary { cursor: pointer; }
 @media print {
@@ -71,15 +76,17 @@ def write_page(path: Path, title: str, body: str) -> None:
         file.write(PAGE.substitute(title=escape(title), body=body).encode())
 
 
-def write_figure(path: Path, figure: style.Drawing, alt: str, caption: str) -> str:
+def write_figure(path: Path, figure: style.Drawing, alt: str, caption: str, *, missing: str = MISSING) -> str:
+    """The picture, which is also written to `path`, with its caption; where there is none, why: `missing`."""
     if figure is None:
         path.unlink(missing_ok=True)  # an older report's figure must not pass for this one's
-        return "<p class=soft>Not shown: the run directories hold no data for this figure.</p>"
+        return f"<p class=soft>Not shown: {escape(missing)}.</p>"
     style.save_figure(figure, path)
     data = path.read_bytes()
     width, height = (size * 96 // style.DPI for size in struct.unpack(">II", data[16:24]))  # of the PNG's header
     source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-    image = f'<img src="{source}" width="{width}" height="{height}" alt="{escape(alt)}">'
+    # On a narrow screen a picture shrinks while its letters can be read, and is then scrolled.
+    image = f'<img src="{source}" width="{width}" height="{height}" style="min-width:{width * 3 // 5}px" alt="{escape(alt)}">'
     return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
 
 

@@ -84,7 +84,11 @@ def _write_comparison(groups: Sequence[Group], left_out: Sequence[str], folder: 
             write_figure(folder / "costs.png", curves.draw_costs(groups), "Judged rate against cost by group", COSTS_CAPTION),
             "<h2>What accuracy costs</h2>",
             write_figure(
-                folder / "tradeoff.png", tradeoff.draw_tradeoff(tradeoff.models_of(groups)), "Accuracy against cost", TRADEOFF
+                folder / "tradeoff.png",
+                tradeoff.draw_tradeoff(tradeoff.models_of(groups)),
+                "Accuracy against cost",
+                TRADEOFF,
+                missing="no two groups are known to differ in a cost and in a rate",
             ),
             "<h2>How evenly the tasks are served</h2>",
             write_figure(folder / "profiles.png", curves.draw_profiles(groups), "Sorted AUROC of the tasks by group", profiles),
@@ -284,7 +288,7 @@ def _write_details(run: Run) -> str:
         f"{key}: {json.dumps(value, ensure_ascii=False, default=str)}" for key, value in flatten(run.config).items()
     )
     return (
-        f"{write_table([], rows, kind='text')}{reproduce}"
+        f"{write_table([], rows, kind='text facts-of-run')}{reproduce}"
         f"<details><summary>Config ({len(flatten(run.config))} keys)</summary><pre>{escape(config)}</pre></details>"
     )
 

@@ -26,6 +26,11 @@ class Section:
     needed: Callable[[Group], bool] = lambda group: True
 
 
+def _pays_by_round(group: Group) -> bool:
+    """A federation sends in every round; the images of centralised training are sent once."""
+    return group.runs[0].config.get("mode") not in ("centralised", "detection")
+
+
 def _has_identities(group: Group) -> bool:
     return any(run.predictions is not None and (run.predictions.identity >= 0).any() for run in group.runs)
 
@@ -52,6 +57,7 @@ SECTIONS = (
         lambda group: curves.draw_costs([group]),
         COSTS_CAPTION,
         "Lines are means over the seeds, bands their range.",
+        _pays_by_round,
     ),
     Section(
         "detection",

@@ -16,7 +16,7 @@ from matplotlib.text import Text
 from mtl.report import curves, detection, maps, multitask, tradeoff, verification
 from mtl.report.groups import Group
 from mtl.report.runs import Conflict, Detections, Federation, Predictions, Run
-from mtl.report.style import Prefixed, figure_style, shorten
+from mtl.report.style import Prefixed, figure_style, shorten, shorten_apart
 
 SIZES = (1, 7, 12, 100)
 
@@ -97,7 +97,11 @@ def make_detections(number: int) -> Detections:
 
 
 def detecting(number: int) -> Group:
-    return Group("detection", tuple(replace(make_run(3, seed), detections=make_detections(number)) for seed in range(number)), {})
+    return Group(
+        "detection",
+        tuple(replace(make_run(3, seed), config={"seed": seed}, detections=make_detections(number)) for seed in range(number)),
+        {},
+    )
 
 
 def one(count: int, **options: Any) -> Group:
@@ -217,3 +221,11 @@ def test_a_long_name_keeps_its_two_ends() -> None:
     assert shorten("client.learning_rate=0.003, architecture=cross_stitch", 26) == "client.learning…oss_stitch"
     assert shorten("as it is", 26) == "as it is"
     assert len(shorten("W" * 40, 26)) < 20
+
+
+def test_names_that_differ_in_their_middle_stay_apart() -> None:
+    names = [f"client.learning_rate={rate}, work.batch_size={size}" for rate in (0.02, 0.05) for size in (8, 16)]
+    assert shorten_apart(names, 60) == names
+    for length in (12, 26, 36):
+        assert len(set(shorten_apart(names, length))) == 4
+    assert shorten_apart(["as", "it", "is"], 26) == ["as", "it", "is"]
