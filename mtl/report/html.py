@@ -39,7 +39,6 @@ table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tab
 th, td { padding: .35rem .9rem .35rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { font-weight: 600; vertical-align: bottom; white-space: normal; max-width: 8rem; }
 th:first-child, td:first-child, table.text td, table.text th { text-align: left; }
-table.numbers th { min-width: 5rem; }
 td:first-child { min-width: 8rem; }
 table.facts-of-run td:last-child { overflow-wrap: anywhere; }
 @media (max-width: 45rem) { table.facts-of-run td:first-child { min-width: 5.5rem; } }

@@ -56,6 +56,15 @@ def write_verification(run: Path) -> None:
     write_arrays(run / "verification-lfw.npz", **curves)
 
 
+def bare_run(path: Path, *, mode: str = "federated", seed: int = 0) -> Path:
+    """A run that was killed before its first round: nothing to draw."""
+    path.mkdir(parents=True)
+    (path / "config.yaml").write_text(f"mode: {mode}\nseed: {seed}\n")
+    environment = {"commit": "3f2c1ab09d", "python": "3.12.3", "versions": {"torch": "2.11.0", "numpy": "2.4.6"}}
+    (path / "environment.json").write_text(json.dumps(environment))
+    return path
+
+
 def change_json(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
@@ -138,8 +147,8 @@ def test_a_shared_trunk_is_spoken_of_where_there_is_one(settings: dict[str, str]
     assert ("shared trunk" in text) == ("shared trunk" in sentence)
 
 
-def test_a_page_says_which_code_its_runs_do_not_share(tmp_path: Path, fabricate) -> None:
-    runs = [fabricate(tmp_path / str(seed), seed=seed, **SMALL) for seed in (0, 1)]
+def test_a_page_says_which_code_its_runs_do_not_share(tmp_path: Path) -> None:
+    runs = [bare_run(tmp_path / str(seed), seed=seed) for seed in (0, 1)]
     assert "different" not in Page(write_report(runs)).text
     change_json(runs[1] / "environment.json", commit="77aa00bb11cc", versions={"torch": "2.12.0", "numpy": "2.4.6"})
     text = Page(write_report(runs)).text
@@ -147,7 +156,7 @@ def test_a_page_says_which_code_its_runs_do_not_share(tmp_path: Path, fabricate)
     assert "of different versions of torch (2.11.0, 2.12.0)" in text
     assert "versions of numpy" not in text
     # Between groups that are each of one commit.
-    other = fabricate(tmp_path / "other", mode="local", **SMALL)
+    other = bare_run(tmp_path / "other", mode="local")
     change_json(other / "environment.json", commit="77aa00bb11cc")
     assert "The groups: the runs are of different commits" in Page(write_report([runs[0], other])).text
     # What a killed run does not say differs from nothing.
@@ -155,8 +164,8 @@ def test_a_page_says_which_code_its_runs_do_not_share(tmp_path: Path, fabricate)
     assert mixed_code("both", [read_run(runs[0]), read_run(other)]) == []
 
 
-def test_links_to_one_run_are_one_run_on_the_page_and_in_the_table(tmp_path: Path, fabricate) -> None:
-    real = fabricate(tmp_path / "elsewhere" / "run", **SMALL)
+def test_links_to_one_run_are_one_run_on_the_page_and_in_the_table(tmp_path: Path) -> None:
+    real = bare_run(tmp_path / "elsewhere" / "run")
     folder = tmp_path / "sweep"
     folder.mkdir()
     (folder / "first").symlink_to(real)
@@ -166,12 +175,12 @@ def test_links_to_one_run_are_one_run_on_the_page_and_in_the_table(tmp_path: Pat
     runs = [folder / "first", folder / "second", real]
     assert [list(column.cells) for column in comparison_table(runs).columns][1] == ["1"]
     assert write_report(runs[:2]) == folder / "first" / "report.html"
-    other = fabricate(tmp_path / "sweep" / "other", mode="local", **SMALL)
+    other = bare_run(tmp_path / "sweep" / "other", mode="local")
     assert write_report([folder / "first", other]) == folder / "report.html"
 
 
-def test_a_report_is_whole_or_the_one_before(tmp_path: Path, fabricate, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = fabricate(tmp_path / "run", **SMALL)
+def test_a_report_is_whole_or_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = bare_run(tmp_path / "run")
     page = write_report([run])
     before = page.read_text()
 
@@ -185,8 +194,8 @@ def test_a_report_is_whole_or_the_one_before(tmp_path: Path, fabricate, monkeypa
     assert [file.name for file in run.iterdir() if "partial" in file.name] == []
 
 
-def test_of_several_runs_one_that_cannot_be_read_is_left_out_and_named(tmp_path: Path, fabricate) -> None:
-    runs = [fabricate(tmp_path / str(seed), seed=seed, **SMALL) for seed in (0, 1)]
+def test_of_several_runs_one_that_cannot_be_read_is_left_out_and_named(tmp_path: Path) -> None:
+    runs = [bare_run(tmp_path / str(seed), seed=seed) for seed in (0, 1)]
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "config.yaml").write_text("mode: [federated")
     page = Page(write_report([*runs, tmp_path / "torn"]))
@@ -222,7 +231,7 @@ def test_a_damaged_file_is_said_to_be_damaged(name: str, tmp_path: Path, fabrica
 def test_odd_values_in_a_configuration_are_shown_as_they_are(tmp_path: Path, fabricate) -> None:
     odd = {"data": None, "seed": [1, 2], "trunk": "cnn", "architecture": {"_target_": 3}, "balance": None, "best_by": 7}
     run = fabricate(tmp_path / "run", config=odd, **SMALL)
-    assert "[1, 2]" in Page(write_report([run, fabricate(tmp_path / "other", **SMALL)])).text
+    assert "[1, 2]" in Page(write_report([run, bare_run(tmp_path / "other")])).text
 
 
 def test_architectures_of_clients_are_no_tasks(tmp_path: Path, fabricate) -> None:
