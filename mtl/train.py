@@ -422,6 +422,8 @@ def _save(run_dir: Path, data: FederatedData, learner: Learner, summary: Metrics
     _save_federation(run_dir, data, levels)
     _save_predictions(run_dir, learner)
     _save_conflict(run_dir, learner)
+    if isinstance(learner, DetectionLearning):
+        write_arrays(run_dir / "detection.npz", **learner.detections())
     if isinstance(learner, FederatedLearning) and isinstance(learner.setting.sampling, FleetSampling):
         widths = None if levels is None else levels.widths
         learner.setting.sampling.write(run_dir / "fleet.csv", data.clients.sizes, widths)

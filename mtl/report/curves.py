@@ -27,13 +27,13 @@ from mtl.report.style import (
     pick_colour,
     pick_line,
     set_log_ticks,
-    shorten,
+    shorten_apart,
 )
 from mtl.report.tables import Column, columns_of, decimal_multiple
 
 Lines = Sequence[tuple[str, dict[int, Spread]]]
 MAX_MARKED = 60  # tasks that still get a dot each
-JUDGED = ("val/rank1", "monitor/rank1", "val/auroc", "monitor/auroc")
+JUDGED = tuple(f"{stage}/{name}" for name in ("named", "ap50", "rank1", "auroc") for stage in ("val", "monitor"))
 COSTS = (
     ("sent and received by all clients", ("fit/bytes_up", "fit/bytes_down"), "B"),
     ("modelled time", ("cost/modelled_seconds",), "s"),
@@ -45,6 +45,10 @@ LABELS = {
     "loss": "total",
     "positive": "positive part",
     "negative": "negative part",
+    "named": "faces named",
+    "ap50": "AP at overlap 0.5",
+    "found": "faces found",
+    "precision": "precision",
     "rank1": "rank-1",
     "auroc": "AUROC",
     "worst_task_auroc": "worst-task AUROC",
@@ -102,13 +106,15 @@ def draw_costs(groups: Sequence[Group]) -> Drawing:
     Of the first `MAX_GROUPS`.
     """
     groups = groups[:MAX_GROUPS]
-    judged = next((name for name in JUDGED if any(group.curve(name) for group in groups)), None)
+    chosen = [f"val/{run.config.get('best_by')}" for group in groups for run in group.runs]
+    judged = next((name for name in (*chosen, *JUDGED) if any(group.curve(name) for group in groups)), None)
     if judged is None:
         return None
     panels = []
     for label, metrics, unit in COSTS:
         lines = [_cost_line(group, judged, metrics) for group in groups]
-        if any(any(x for x, _ in line) for line in lines):
+        # What one group has paid before its first round tells nothing over the rounds.
+        if any(any(x for x, _ in line) for line in lines) and (len(groups) > 1 or len({x for x, _ in lines[0]}) > 1):
             panels.append((label, unit, lines))
     if not panels:
         return None
@@ -166,12 +172,13 @@ def draw_comparison(groups: Sequence[Group]) -> Drawing:
         return None
     num_columns = min(4, len(columns))
     num_rows = -(-len(columns) // num_columns)
-    row_height, size = (0.26, 8.0) if len(groups) <= 30 else (0.15, 6.5)
-    figure = Figure(figsize=(2.4 * num_columns + 1.2, num_rows * (0.85 + row_height * len(groups))))
+    row_height, size = (0.26, 7.0) if len(groups) <= 30 else (0.15, 6.5)
+    figure = Figure(figsize=(2.2 * num_columns + 2.4, num_rows * (0.85 + row_height * len(groups))))
     grid = list(figure.subplots(num_rows, num_columns, squeeze=False, sharey=True).flat)
+    names = shorten_apart([group.name for group in groups], 48)
     for axes, column in zip(grid, columns, strict=False):
         _draw_column(axes, groups, column)
-        name_rows(axes, [shorten(group.name, 36) for group in groups], size=size)
+        name_rows(axes, names, size=size, length=60)
     for axes in grid[len(columns) :]:
         axes.remove()
     return figure

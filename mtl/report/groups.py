@@ -11,9 +11,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from mtl.report.runs import Run
+from mtl.report.runs import Run, read_run
 
 _OWN_KEYS = frozenset({"name", "resume", "checkpoint_every"})  # at the top level only: `model.name` is a setting
 _OWN_LEAVES = frozenset({"seed", "output_dir", "run_dir", "log_dir", "save_dir", "checkpoint_dir", "default_root_dir"})
@@ -77,11 +78,51 @@ class Group:
     def notes(self) -> list[str]:
         """What is missing from the runs, and seeds that were counted more than once."""
         notes = [f"{run.path}: {note}" for run in self.runs for note in run.notes]
-        seeds = Counter(run.config["seed"] for run in self.runs if "seed" in run.config)
+        seeds = Counter(str(run.config["seed"]) for run in self.runs if "seed" in run.config)
         notes += [
             f"{self.name}: seed {seed} occurs {n} times, so the deviation is too small" for seed, n in seeds.items() if n > 1
         ]
         return notes
+
+
+def mixed_code(name: str, runs: Sequence[Run]) -> list[str]:
+    """What is said of runs that are not of the same commit, the same versions of the libraries and of Python, or of committed files."""
+
+    def differing(values: Iterable[Any]) -> str:
+        """The known values, where there are several."""
+        known = list(dict.fromkeys(str(value) for value in values if value))
+        return ", ".join(known) if len(known) > 1 else ""
+
+    notes = []
+    if commits := differing(str(run.environment.get("commit") or "")[:10] for run in runs):
+        notes.append(f"of different commits ({commits})")
+    dirty = sum(bool(run.environment.get("dirty")) for run in runs)
+    if dirty and len(runs) > 1:
+        notes.append(f"of files that were not committed, {dirty} of {len(runs)} of them")
+    versions = [found if isinstance(found := run.environment.get("versions"), Mapping) else {} for run in runs]
+    versions = [{**found, "Python": run.environment.get("python")} for found, run in zip(versions, runs, strict=True)]
+    for library in dict.fromkeys(library for found in versions for library in found):
+        if values := differing(found.get(library) for found in versions):
+            notes.append(f"of different versions of {library} ({values})")
+    return [f"{name}: the runs are {note}; what tells them apart may come from there" for note in notes]
+
+
+def read_groups(paths: Sequence[Path], *, arrays: bool = True) -> tuple[list[Group], list[str]]:
+    """The groups of run directories, each taken once however many links lead to it, and what is said of those that could not be read.
+
+    Raises ValueError where there are none, and where none can be read.
+    """
+    if not paths:
+        raise ValueError("runs must name at least one run directory, got none")
+    runs, errors = [], []
+    for path in dict.fromkeys(Path(path).resolve() for path in paths):
+        try:
+            runs.append(read_run(path, arrays=arrays))
+        except ValueError as error:
+            errors.append(error)
+    if not runs:
+        raise errors[0]
+    return group_runs(runs), [f"left out: {error}" for error in errors]
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:

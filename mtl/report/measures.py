@@ -42,6 +42,18 @@ def measure_score_ranges(predictions: Sequence[Predictions], task: int) -> tuple
     return ranges[0], ranges[1]
 
 
+def precision_recall(scores: Array, hits: Array, num_faces: int) -> tuple[Array, Array, Array]:
+    """Precision and recall, from the surest found face to all, and the score down to which each holds.
+
+    scores: [D]; hits: bool [D], those that stand for one of the `num_faces` true faces. Equal scores give one point.
+    """
+    order = np.argsort(-scores, kind="stable")
+    ordered = scores[order]
+    right = np.cumsum(hits[order])
+    last = np.append(ordered[1:] != ordered[:-1], True)
+    return (right / np.arange(1, len(scores) + 1))[last], (right / num_faces)[last], ordered[last]
+
+
 def sum_bins(values: Array, max_rows: int, max_columns: int) -> Array:
     """Sum a matrix into at most [max_rows, max_columns] bins of neighbours."""
     for axis, count in enumerate((max_rows, max_columns)):

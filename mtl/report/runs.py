@@ -5,11 +5,13 @@ could not, so that a table never shows an absent number as a zero.
 """
 
 import csv
+import functools
 import json
 import math
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 Array = NDArray[Any]
+# What a torn or foreign file makes of its readers; a file that is no archive gives numpy's reader an array, of other methods.
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,41 @@ class Conflict:
 
 
 @dataclass(frozen=True)
+class Detections:
+    """Faces found in the test scenes.
+
+    scores, hits: [D], of every face that was found, and whether it stands for a true one; num_faces: of true ones; confidence: score from
+    which a face counts as found. Of some scenes: images: uint8 [S, c, H, W]; found_scene [F], of images; found_boxes [F, 4] as (left, top,
+    right, bottom); found_names [F], "" for none; found_place [F], which true box each stands for, or -1; true_scene [M]; true_boxes [M, 4];
+    true_names [M].
+    """
+
+    scores: Array
+    hits: Array
+    num_faces: int
+    confidence: float
+    images: Array
+    found_scene: Array
+    found_boxes: Array
+    found_names: Array
+    found_place: Array
+    true_scene: Array
+    true_boxes: Array
+    true_names: Array
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What `mtl verify` wrote: rates: by score, what `verification-<pairs>.json` says; curves: by score, the false accept and the false
+    reject rates of all thresholds, empty where their file is missing; about: pairs, folds, round and where the pairs come from.
+    """
+
+    about: dict[str, Any]
+    rates: dict[str, dict[str, float | None]]
+    curves: dict[str, tuple[Array, Array]]
+
+
+@dataclass(frozen=True)
 class Run:
     """One run directory. `curves[metric][round]` is a value; `summary` holds None where a metric is undefined."""
 
@@ -72,6 +111,8 @@ class Run:
     federation: Federation | None
     conflict: Conflict | None
     notes: tuple[str, ...]
+    detections: Detections | None = None
+    verified: Mapping[str, Verified] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -85,13 +126,17 @@ class Run:
         return list(named) if len(named) == num_tasks else [f"task {index}" for index in range(num_tasks)]
 
     def task_metric(self, metric: str) -> dict[str, float | None]:
-        """`test/<task>/<metric>` of every task, in the order of the file."""
+        """`test/<task>/<metric>` of every task, in the order of the file; `test/trunk_<name>/` is of an architecture of clients."""
         start, end = "test/", f"/{metric}"
-        return {
+        named = {
             key[len(start) : -len(end)]: value
             for key, value in self.summary.items()
             if key.startswith(start) and key.endswith(end) and len(key) > len(start) + len(end)
         }
+        trunk = self.config.get("trunk")
+        trunks = trunk.get("trunks") if isinstance(trunk, Mapping) else None
+        others = {f"trunk_{name}" for name in trunks} if isinstance(trunks, Mapping) else set()
+        return {task: value for task, value in named.items() if task not in others}
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
@@ -99,22 +144,25 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
 
     Raises ValueError where a path neither holds a `config.yaml` nor lies above one.
     """
-    runs: dict[Path, None] = {}
+    runs: dict[Path, Path] = {}
     for path in paths:
-        found = list(_walk(path))
+        found = list(_walk(path, set()))
         if not found:
             raise ValueError(f"expected a run directory, or a folder of them, each with a config.yaml, got {path}")
-        runs |= dict.fromkeys(found)
-    return list(runs)
+        for run in found:
+            runs.setdefault(run.resolve(), run)
+    return list(runs.values())
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def _walk(folder: Path, seen: set[Path]) -> Iterator[Path]:
+    """seen: folders that were walked, since a link may lead to one above."""
     if (folder / "config.yaml").is_file():
         yield folder  # and nothing below it: the folders of a run hold configs of other programs
-    elif folder.is_dir():
+    elif folder.is_dir() and folder.resolve() not in seen:
+        seen.add(folder.resolve())
         for child in sorted(folder.iterdir()):
             if child.is_dir() and not child.name.startswith("."):
-                yield from _walk(child)
+                yield from _walk(child, seen)
 
 
 def read_run(path: Path, *, arrays: bool = True) -> Run:
@@ -132,7 +180,7 @@ def read_run(path: Path, *, arrays: bool = True) -> Run:
             return default
         try:
             return reader(path / name)
-        except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
+        except UNREADABLE as error:
             notes.append(f"{name} could not be read ({type(error).__name__}: {error})")
             return default
 
@@ -149,6 +197,9 @@ def read_run(path: Path, *, arrays: bool = True) -> Run:
         federation=read("federation.npz", _read_federation, None) if arrays else None,
         # Only runs that were asked for it have one.
         conflict=read("conflict.npz", _read_conflict, None) if arrays and (path / "conflict.npz").is_file() else None,
+        # So have they, and this one is of runs that detect.
+        detections=read("detection.npz", _read_detections, None) if arrays and (path / "detection.npz").is_file() else None,
+        verified=_read_verified(path, read) if arrays else {},
         notes=tuple(notes),
     )
 
@@ -225,6 +276,48 @@ def _read_conflict(path: Path) -> Conflict:
     _check_shapes(conflict.__dict__, ("cosine", "conflicting"), conflict.steps.shape)
     _check_shapes(conflict.__dict__, ("tasks",), conflict.steps.shape[:1])
     return conflict
+
+
+def _read_detections(path: Path) -> Detections:
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in Detections.__dataclass_fields__}
+    found, true = len(arrays["found_scene"]), len(arrays["true_scene"])
+    _check_shapes(arrays, ("num_faces", "confidence"), ())
+    _check_shapes(arrays, ("hits",), arrays["scores"].shape[:1])
+    _check_shapes(arrays, ("found_scene", "found_names", "found_place"), (found,))
+    _check_shapes(arrays, ("true_scene", "true_names"), (true,))
+    _check_shapes(arrays, ("found_boxes",), (found, 4))
+    _check_shapes(arrays, ("true_boxes",), (true, 4))
+    if arrays["images"].ndim != 4 or arrays["images"].shape[1] not in (1, 3):
+        raise ValueError(f"images must be [S, 1 or 3, H, W], got shape {arrays['images'].shape}")
+    return Detections(**arrays | {"num_faces": int(arrays["num_faces"]), "confidence": float(arrays["confidence"])})
+
+
+def _read_verified(path: Path, read: Callable[[str, Callable[[Path], Any], Any], Any]) -> dict[str, Verified]:
+    """By the name of the pairs. The curves stand in a file beside the rates, and the page says where it is missing."""
+    verified = {}
+    for file in sorted(path.glob("verification-*.json")):
+        about = read(file.name, _read_object, {})
+        results = about.pop("results", {})
+        if not isinstance(results, dict):
+            results = {}
+        rates = {
+            str(name): {key: _finite_or_none(value) for key, value in result.items() if key != "folds"}
+            for name, result in results.items()
+            if isinstance(result, dict)
+        }
+        if rates:
+            curves = read(f"{file.stem}.npz", functools.partial(_read_curves, names=tuple(rates)), {})
+            verified[file.stem.removeprefix("verification-")] = Verified(about, rates, curves)
+    return verified
+
+
+def _read_curves(path: Path, names: Sequence[str]) -> dict[str, tuple[Array, Array]]:
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+        curves = {name: (file[f"{name}_far"], file[f"{name}_frr"]) for name in names}
+    for name, (far, frr) in curves.items():
+        _check_shapes({f"{name}_frr": frr}, (f"{name}_frr",), far.shape[:1])
+    return curves
 
 
 def _check_shapes(arrays: Mapping[str, Any], names: tuple[str, ...], shape: tuple[int, ...]) -> None:

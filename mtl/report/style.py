@@ -9,6 +9,7 @@ import functools
 import itertools
 import math
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,7 @@ def pick_point(index: int) -> Look:
 
 def add_legend(figure: Figure, names: Sequence[str], looks: Sequence[Look]) -> None:
     """A legend above the axes, in as many columns as fit; the figure grows by its height, and to the width of its longest name."""
-    handles = [Line2D([], [], label=shorten(name, 48), **look) for name, look in zip(names, looks, strict=True)]
+    handles = [Line2D([], [], label=name, **look) for name, look in zip(shorten_apart(names, 48), looks, strict=True)]
     renderer = FigureCanvasAgg(figure).get_renderer()
     at: Look = {"handles": handles, "loc": "outside upper left"}
     with _missing_glyphs():
@@ -141,19 +142,29 @@ def set_log_ticks(axis: Axis, low: float, high: float, formatter: Any = "{x:g}")
     axis.set_minor_locator(NullLocator())
 
 
-def shorten(text: str, length: int = 26) -> str:
-    """At most `length` letters, and no wider than as many of the usual width; what is too much is left out behind the first half."""
+def shorten(text: str, length: int = 26, *, ending: float = 0.4) -> str:
+    """At most `length` letters, and no wider than as many of the usual width. ending: the share of the room for the last letters; what is
+    too much is left out before them.
+    """
     room = LETTER * length
     if len(text) <= length and sum(map(_letter_width, text)) <= room:
         return text
     room -= _letter_width("…")
-    num_last = min((length - 1) * 2 // 5, len(text))
-    kept, ending = list(text[: min(length - 1, len(text)) - num_last]), list(text[len(text) - num_last :])
-    while ending and sum(map(_letter_width, ending)) > 0.4 * room:
-        del ending[0]
-    while kept and sum(map(_letter_width, [*kept, *ending])) > room:
-        del kept[-1]
-    return f"{''.join(kept)}…{''.join(ending)}"
+    num_last = min(int((length - 1) * ending), len(text))
+    first, last = list(text[: min(length - 1, len(text)) - num_last]), list(text[len(text) - num_last :])
+    while last and sum(map(_letter_width, last)) > max(ending * room, room - sum(map(_letter_width, first))):
+        del last[0]
+    while first and sum(map(_letter_width, [*first, *last])) > room:
+        del first[-1]
+    return f"{''.join(first)}…{''.join(last)}"
+
+
+def shorten_apart(names: Sequence[str], length: int) -> list[str]:
+    """Names cut where that leaves most of them different; those that are still alike are numbered."""
+    ways = [[shorten(name, length, ending=ending) for name in names] for ending in (0.4, 0.0, 0.7, 1.0)]
+    best = max(ways, key=lambda way: len(set(way)))
+    alike = {name for name, count in Counter(best).items() if count > 1}
+    return [f"{place + 1}: {name}" if name in alike else name for place, name in enumerate(best)]
 
 
 @functools.cache

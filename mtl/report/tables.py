@@ -10,8 +10,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from mtl.report.groups import Group, Spread, group_runs
-from mtl.report.runs import read_run
+from mtl.report.groups import Group, Spread, read_groups
 
 UNKNOWN = "–"
 PREFIXES = ("", "k", "M", "G", "T", "P")
@@ -79,6 +78,13 @@ COLUMNS = (
     Column("Up per client", "fit/bytes_up_per_client", write_bytes, False),
     Column("Down per client", "fit/bytes_down_per_client", write_bytes, False),
 )
+# Of runs that find faces only.
+DETECTION = (
+    Column("AP at overlap 0.5 %", "test/ap50", scaled(100, 1), True),
+    Column("Faces found %", "test/found", scaled(100, 1), True),
+    Column("Precision %", "test/precision", scaled(100, 1), True),
+    Column("Faces named %", "test/named", scaled(100, 1), True),
+)
 # Of runs with a fleet only.
 MODELLED = (
     Column("Modelled seconds", "cost/modelled_seconds", scaled(1, 1), False),
@@ -87,8 +93,12 @@ MODELLED = (
 
 
 def columns_of(groups: Sequence[Group]) -> tuple[Column, ...]:
-    """The columns of a comparison: those of modelled costs only where some run has them."""
-    return COLUMNS + tuple(column for column in MODELLED if any(group.spread(column.metric) for group in groups))
+    """The columns of a comparison: those of detection and of modelled costs only where some run has them."""
+
+    def known(columns: tuple[Column, ...]) -> tuple[Column, ...]:
+        return tuple(column for column in columns if any(group.spread(column.metric) for group in groups))
+
+    return known(DETECTION) + COLUMNS + known(MODELLED)
 
 
 def comparison_rows(groups: Sequence[Group], columns: Sequence[Column] | None = None) -> list[Row]:
@@ -106,25 +116,27 @@ def _write_cell(group: Group, column: Column) -> str:
 
 
 def comparison_table(runs: Sequence[Path]) -> Table:
-    """Table of the run directories `runs` for the terminal."""
-    groups = _read_groups(runs)
+    """Table of the run directories `runs` for the terminal; its caption names those that cannot be read."""
+    groups, left_out = read_groups(runs, arrays=False)
     rows = comparison_rows(groups)
     several = any(row.num_runs > 1 for row in rows)
     title = "mean ± sample standard deviation over n runs that differ only in their seed" if several else None
-    table = Table(title=title, title_style="dim")
+    # Text, since a path such as `norm=[mean]` must not be read as markup.
+    table = Table(title=title, title_style="dim", caption=Text("\n".join(left_out)) if left_out else None)
     table.add_column("Run", overflow="fold", min_width=12)
     table.add_column("n", justify="right")
     for column in columns_of(groups):
         table.add_column(column.title, justify="right")
     for row in rows:
-        # Text, since a name such as `norm=[mean]` must not be read as markup.
         table.add_row(Text(row.name), str(row.num_runs), *(Text(cell) for cell in row.cells))
     return table
 
 
 def markdown_table(runs: Sequence[Path], columns: Sequence[Column] | None = None) -> str:
-    """The same table in Markdown, or one of other columns."""
-    groups = _read_groups(runs)
+    """The same table in Markdown, or one of other columns. Raises ValueError where a run cannot be read."""
+    groups, left_out = read_groups(runs, arrays=False)
+    if left_out:
+        raise ValueError(", ".join(left_out))
     columns = columns_of(groups) if columns is None else columns
     lines = [["Run", "n", *(column.title for column in columns)], ["---", *["---:"] * (len(columns) + 1)]]
     lines += [[row.name, str(row.num_runs), *row.cells] for row in comparison_rows(groups, columns)]
@@ -133,9 +145,3 @@ def markdown_table(runs: Sequence[Path], columns: Sequence[Column] | None = None
 
 def _escape_cell(cell: str) -> str:
     return " ".join(cell.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split())
-
-
-def _read_groups(runs: Sequence[Path]) -> list[Group]:
-    if not runs:
-        raise ValueError("runs must name at least one run directory, got none")
-    return group_runs([read_run(path, arrays=False) for path in dict.fromkeys(runs)])

@@ -1,6 +1,6 @@
 """The curves of face verification: ROC, and DET (Martin et al., Eurospeech 1997) on axes where normal scores give straight lines."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import Any
 
@@ -9,11 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from mtl.report.runs import Verified
 from mtl.report.style import GREY, add_legend, pick_line, set_log_ticks
+from mtl.report.tables import UNKNOWN
 
 Array = NDArray[Any]
 TICKS = (0.001, 0.01, 0.05, 0.2, 0.4, 0.6, 0.8)
 ENDS = (0.0005, 0.9)
+TAR = "tar@far="
 
 
 def draw_verification(curves: Mapping[str, tuple[Array, Array]]) -> Figure:
@@ -41,6 +44,35 @@ def draw_verification(curves: Mapping[str, tuple[Array, Array]]) -> Figure:
     _probit_axes(det)
     add_legend(figure, list(curves), looks)
     return figure
+
+
+def verification_rows(runs: Sequence[tuple[Any, Verified]]) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows of a table: of each run, its seed and what `mtl verify` wrote, a row for each score."""
+    rates = [rate for _, verified in runs for rate in verified.rates.values()]
+    fars = sorted({float(key.removeprefix(TAR)) for rate in rates for key in rate if key.startswith(TAR)}, reverse=True)
+    header = ["Score", "Accuracy %", "EER %", "AUC", *(f"TAR % at FAR {far:g}" for far in fars)]
+    rows = []
+    for seed, verified in runs:
+        for name, rate in verified.rates.items():
+            accuracy, error = rate.get("accuracy"), rate.get("accuracy_standard_error")
+            spread = "" if accuracy is None or error is None else f" ± {100 * error:.2f}"
+            cells = [f"{_write(accuracy, 100, 2)}{spread}", _write(rate.get("eer"), 100, 2), _write(rate.get("auc"), 1, 4)]
+            cells += [_write(rate.get(f"{TAR}{far:g}"), 100, 1) for far in fars]
+            rows.append([name if len(runs) == 1 else f"{name}, seed {seed}", *cells])
+    return header, rows
+
+
+def _write(value: float | None, factor: int, digits: int) -> str:
+    return UNKNOWN if value is None else f"{factor * value:.{digits}f}"
+
+
+def describe_pairs(about: Mapping[str, Any]) -> str:
+    """How many pairs, in how many folds, after which round."""
+    pairs, folds, of_round = (about.get(name) for name in ("num_pairs", "num_folds", "round"))
+    size = f"{pairs:,} pairs" if isinstance(pairs, int) else "Pairs"
+    parts = f" in {folds} folds" if isinstance(folds, int) else ""
+    model = f", by the model after round {of_round}" if isinstance(of_round, int) else ""
+    return f"{size}{parts}{model}; ± is the standard error of the mean over the folds."
 
 
 def _probit_axes(axes: Axes) -> None:

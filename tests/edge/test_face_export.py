@@ -18,6 +18,7 @@ from mtl.data.warp import crop_boxes
 from mtl.deploy import Exported, ExportOptions, export_run
 from mtl.deploy_faces import PADDING, check_scene, face_finder
 from mtl.edge.files import DeviceFacts
+from mtl.enrol import enrol
 from mtl.face.gallery import Gallery
 from mtl.recognise import Recogniser
 from mtl.train import train
@@ -123,7 +124,7 @@ def test_enrolling_and_recognising_run_without_torch(run: Path, done: Exported, 
     assert "2 people, 4 photos" in call(
         *("enrol", str(done.path), "--gallery", str(photos), "--output", str(own), "--threshold", "-1")
     )
-    recognise.enrol(photos, run, theirs)
+    enrol(photos, run, theirs)
     gallery = Gallery.load(theirs)
     with np.load(own) as file:
         assert (file["names"].tolist(), str(file["model"])) == (list(gallery.names), gallery.model)

@@ -227,6 +227,10 @@ def test_features_in_place_of_pictures_are_refused() -> None:
 
 def test_a_run_is_loaded_with_its_detector(tmp_path: Path) -> None:
     summary = train(tiny("rounds=1", "evaluate_every=1"), tmp_path / "run")
+    with np.load(tmp_path / "run" / "detection.npz") as file:
+        sure = file["scores"] >= file["confidence"]
+        assert file["hits"][sure].sum() / file["num_faces"] == summary["test/found"]
+        assert len(file["images"]) == 6
     learner = build(tiny())
     learner.model.load_state_dict(load_run(tmp_path / "run").model.state_dict())
     learner.eval()
@@ -255,6 +259,12 @@ def test_true_boxes_found_score_full_marks() -> None:
     learner.finder.find = perfect  # type: ignore[assignment, method-assign]
     metrics = learner.evaluate_scenes(scenes.part(2))
     assert (metrics["ap50"], metrics["found"], metrics["precision"]) == (1.0, 1.0, 1.0)
+    shown = learner.detections()
+    faces = int(scenes.counts[scenes.part(2)].sum())
+    assert (int(shown["num_faces"]), int(shown["hits"].sum()), len(shown["hits"])) == (faces, faces, faces)
+    assert np.array_equal(shown["found_boxes"], shown["true_boxes"])
+    assert shown["found_place"].tolist() == list(range(len(shown["true_boxes"])))
+    assert np.array_equal(shown["images"], scenes.images[scenes.part(2)].numpy())
 
 
 def test_average_precision_is_the_value_worked_out_by_hand() -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from mtl.report import curves, maps, multitask, tradeoff, verification
+from mtl.report import curves, detection, maps, multitask, tradeoff, verification
 from mtl.report.groups import Group
-from mtl.report.runs import Conflict, Federation, Predictions, Run
-from mtl.report.style import Prefixed, figure_style, shorten
+from mtl.report.runs import Conflict, Detections, Federation, Predictions, Run
+from mtl.report.style import Prefixed, figure_style, shorten, shorten_apart
 
 SIZES = (1, 7, 12, 100)
 
@@ -72,6 +73,37 @@ def make_groups(count: int) -> list[Group]:
     return [Group(name, (make_run(5, i),), {}) for i, name in enumerate(names)]
 
 
+def make_detections(number: int) -> Detections:
+    """`number` scenes of one true face each, at the edges of the pictures too, half of them found."""
+    random = np.random.default_rng(0)
+    corners = random.uniform(0, 30, (number, 2)).round()
+    boxes = np.concatenate([corners, corners + 10], 1)
+    boxes[0] = 0, 0, 40, 40
+    names = np.array(["W" * 30] * number)
+    return Detections(
+        scores=random.random(5 * number),
+        hits=random.random(5 * number) < 0.2,
+        num_faces=2 * number,
+        confidence=0.3,
+        images=random.integers(0, 256, (min(number, 6), 3, 40, 40), dtype=np.uint8),
+        found_scene=np.arange(number) % 6,
+        found_boxes=boxes,
+        found_names=names,
+        found_place=np.where(np.arange(number) % 2, np.arange(number), -1),
+        true_scene=np.arange(number) % 6,
+        true_boxes=boxes,
+        true_names=names,
+    )
+
+
+def detecting(number: int) -> Group:
+    return Group(
+        "detection",
+        tuple(replace(make_run(3, seed), config={"seed": seed}, detections=make_detections(number)) for seed in range(number)),
+        {},
+    )
+
+
 def one(count: int, **options: Any) -> Group:
     return Group("the only group of all", (make_run(count, **options), make_run(count, seed=1, **options)), {})
 
@@ -94,6 +126,8 @@ KINDS: dict[str, Callable[[int], Figure | None]] = {
     "confusion": lambda n: maps.draw_confusion(one(n)),
     "separation": lambda n: maps.draw_separation(one(n, exclusive=False)),
     "conflict": lambda n: multitask.draw_conflict(one(n)),
+    "detection": lambda n: detection.draw_precision_recall(detecting(n)),
+    "scenes": lambda n: detection.draw_scenes(detecting(n)),
     "verification": lambda n: verification.draw_verification(roc(n)),
 }
 
@@ -187,3 +221,11 @@ def test_a_long_name_keeps_its_two_ends() -> None:
     assert shorten("client.learning_rate=0.003, architecture=cross_stitch", 26) == "client.learning…oss_stitch"
     assert shorten("as it is", 26) == "as it is"
     assert len(shorten("W" * 40, 26)) < 20
+
+
+def test_names_that_differ_in_their_middle_stay_apart() -> None:
+    names = [f"client.learning_rate={rate}, work.batch_size={size}" for rate in (0.02, 0.05) for size in (8, 16)]
+    assert shorten_apart(names, 60) == names
+    for length in (12, 26, 36):
+        assert len(set(shorten_apart(names, length))) == 4
+    assert shorten_apart(["as", "it", "is"], 26) == ["as", "it", "is"]
