@@ -133,7 +133,7 @@ def _write_failure(folder: Path, number: int, words: str, error: Exception) -> N
     if not isinstance(error, EXPECTED):
         traceback.print_exception(error)
     print(f"mtl: error: job {number} ({words}): {message}", file=sys.stderr, flush=True)
-    with (folder / FAILURES).open("a") as file:
+    with (folder / FAILURES).open("a", encoding="utf-8") as file:
         file.write(json.dumps({"job": number, "words": words, "message": message}) + "\n")
 
 
@@ -142,7 +142,7 @@ def _tell_failures() -> int:
     file = None if Sweep.folder is None else Sweep.folder / FAILURES
     if file is None or not file.exists():
         return 0
-    failures = sorted((json.loads(line) for line in file.read_text().splitlines()), key=lambda failure: int(failure["job"]))
+    failures = sorted((json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()), key=lambda failure: int(failure["job"]))
     print(f"mtl: error: {len(failures)} of the sweep's jobs failed ({file}):", file=sys.stderr)
     for failure in failures:
         print(f"  job {failure['job']} ({failure['words']}): {failure['message']}", file=sys.stderr)
