@@ -70,9 +70,9 @@ $body
 
 
 def write_page(path: Path, title: str, body: str) -> None:
-    """The whole page, or the one that was there before."""
+    """The whole page, or the one that was there before. What is not UTF-8 in the name of a folder is shown by its numbers."""
     with atomic_write(path) as file:
-        file.write(PAGE.substitute(title=escape(title), body=body).encode())
+        file.write(PAGE.substitute(title=escape(title), body=body).encode(errors="backslashreplace"))
 
 
 def write_figure(path: Path, figure: style.Drawing, alt: str, caption: str, *, missing: str = MISSING) -> str:

@@ -199,9 +199,10 @@ def _describe_model(run: Run) -> str:
 
 
 def _write_notes(groups: Sequence[Group], left_out: Sequence[str] = ()) -> str:
-    """What is missing; and where the code was not the same, in a group or, if it was in each, between them."""
-    mixed = [note for group in groups for note in mixed_code(group.name, group.runs)]
-    if not mixed and len(groups) > 1:
+    """What is missing; and where the code was not the same: in some groups, or, said once, in all of them or between them."""
+    by_group = [mixed_code(group.name, group.runs) for group in groups]
+    mixed = [note for notes in by_group for note in notes]
+    if len(groups) > 1 and (not mixed or all(by_group)):
         mixed = mixed_code("The groups", [run for group in groups for run in group.runs])
     notes = [*left_out, *mixed, *(note for group in groups for note in group.notes)]
     if not notes:
@@ -276,8 +277,9 @@ def _write_details(run: Run) -> str:
         ["Commit", f"{commit}{dirty}" if commit else UNKNOWN],
         *(
             [label, str(environment.get(key) or UNKNOWN)]
-            for label, key in (("Started", "started"), ("Machine", "machine"), ("Python", "python"))
+            for label, key in (("Started", "started"), ("Machine", "machine"), ("Processor", "cpu"), ("Python", "python"))
         ),
+        *([["GPUs", ", ".join(map(str, gpus))]] if isinstance(gpus := environment.get("gpus"), list) and gpus else []),
         ["Versions", listed],
     ]
     steps = [f"git checkout {commit}{f'   #{dirty}, which the commit lacks' if dirty else ''}"] if commit else []

@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 
 Array = NDArray[Any]
 # What a torn or foreign file makes of its readers; a file that is no archive gives numpy's reader an array, of other methods.
+SCORES = ("joined", "trained", "untrained", "pixels")  # of a verification, in the order in which they are shown
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
@@ -293,6 +294,11 @@ def _read_detections(path: Path) -> Detections:
     return Detections(**arrays | {"num_faces": int(arrays["num_faces"]), "confidence": float(arrays["confidence"])})
 
 
+def _place(order: Sequence[str], name: object) -> int:
+    """Where a name stands in `order`; others come last, as they are."""
+    return order.index(name) if isinstance(name, str) and name in order else len(order)
+
+
 def _read_verified(path: Path, read: Callable[[str, Callable[[Path], Any], Any], Any]) -> dict[str, Verified]:
     """By the name of the pairs. The curves stand in a file beside the rates, and the page says where it is missing."""
     verified = {}
@@ -303,7 +309,7 @@ def _read_verified(path: Path, read: Callable[[str, Callable[[Path], Any], Any],
             results = {}
         rates = {
             str(name): {key: _finite_or_none(value) for key, value in result.items() if key != "folds"}
-            for name, result in results.items()
+            for name, result in sorted(results.items(), key=lambda named: _place(SCORES, named[0]))
             if isinstance(result, dict)
         }
         if rates:

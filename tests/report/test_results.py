@@ -238,3 +238,37 @@ def test_architectures_of_clients_are_no_tasks(tmp_path: Path, fabricate) -> Non
     run = fabricate(tmp_path / "run", config={"trunk": {"trunks": {"small": {}}}}, **SMALL)
     change_json(run / "summary.json", **{"test/trunk_small/auroc": 0.1})
     assert list(read_run(run).task_metric("auroc")) == ["s1", "s2"]
+
+
+def test_what_holds_for_the_code_of_every_group_is_said_once(tmp_path: Path) -> None:
+    runs = [bare_run(tmp_path / f"{mode}{seed}", mode=mode, seed=seed) for mode in ("federated", "local") for seed in (0, 1)]
+    for run in runs:
+        change_json(run / "environment.json", dirty=True)
+    text = Page(write_report(runs)).text
+    assert text.count("of files that were not committed") == 1
+    assert "The groups: the runs are of files that were not committed, 4 of 4 of them" in text
+    # Of one group it is said of that group.
+    for run in runs[:2]:
+        change_json(run / "environment.json", dirty=False)
+    assert "local: the runs are of files that were not committed, 2 of 2 of them" in Page(write_report(runs)).text
+
+
+def test_the_details_name_the_processor_and_the_gpus(tmp_path: Path) -> None:
+    run = bare_run(tmp_path / "run")
+    change_json(run / "environment.json", cpu="AMD EPYC 9654", gpus=["NVIDIA H100", "NVIDIA H100"])
+    text = Page(write_report([run])).text
+    assert "AMD EPYC 9654" in text
+    assert "NVIDIA H100, NVIDIA H100" in text
+
+
+def test_scores_of_a_verification_come_in_the_order_of_their_interest(tmp_path: Path) -> None:
+    run = bare_run(tmp_path / "run")
+    rate = {"accuracy": 0.5, "eer": 0.5, "auc": 0.5}
+    results = dict.fromkeys(("pixels", "trained", "untrained", "another"), rate)
+    (run / "verification-lfw.json").write_text(json.dumps({"results": results}, sort_keys=True))
+    assert list(read_run(run).verified["lfw"].rates) == ["trained", "untrained", "pixels", "another"]
+
+
+def test_a_folder_whose_name_is_not_utf8_is_shown_by_its_numbers(tmp_path: Path) -> None:
+    run = bare_run(tmp_path / "b\udce9")
+    assert "b\\udce9" in Page(write_report([run])).text
