@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -33,6 +34,9 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except Exception:  # noqa: BLE001 it may follow from the end of another rank: whoever started them knows
+        (task.parent / f"traceback{rank}.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        return 1
     return 0
 
 

@@ -194,4 +194,8 @@ def _reason(folder: Path, codes: list[int]) -> Exception:
             error = json.loads(path.read_text(encoding="utf-8"))
             return RAISED[error["kind"]](error["message"])
     rank, code = next((rank, code) for rank, code in enumerate(codes) if code)
-    return _Unexplained(f"rank {rank} ended with exit code {code}; what it said is above")
+    said = [
+        path.read_text(encoding="utf-8") for place in range(len(codes)) if (path := folder / f"traceback{place}.txt").exists()
+    ]
+    more = ":\n" + "\n".join(said) if said else "; what it said is above"
+    return _Unexplained(f"rank {rank} ended with exit code {code}{more}")

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import logging
 import os
 import signal
@@ -24,7 +25,7 @@ from mtl.federation.ranks import Ranks, split_work
 from mtl.learning import group
 from mtl.learning.checkpoints import read_checkpoint
 from mtl.learning.group import environment
-from mtl.spawn import RankLog, _Logs, inside_rank, run_ranks
+from mtl.spawn import RankLog, _Logs, _reason, inside_rank, run_ranks
 from mtl.train import train
 from mtl.types import Diverged, Interrupted
 from tests.test_train import numbers, small, without_time
@@ -287,3 +288,20 @@ def test_ranks_that_see_different_data_are_refused(monkeypatch: pytest.MonkeyPat
         ValueError, match=r"all ranks must see the same, and they differ in torch \(2.13 on rank 1, 2.14 on rank 0\)"
     ):
         ranks.require_same(theirs[0])
+
+
+def test_what_a_rank_could_not_mend_is_told_by_the_one_that_started_it(tmp_path: Path) -> None:
+    """A rank whose peer has left on the user's word must say nothing: only who started both knows."""
+    (tmp_path / "task.json").write_text(json.dumps({"config": {}, "run_dir": str(tmp_path), "log_level": 20}))
+    program = (
+        "import sys\nfrom mtl import rank\n"
+        "def lost(*_):\n    raise RuntimeError('Connection closed by peer')\n"
+        "rank.train = lost\nsys.exit(rank.main())\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "task.json")]
+    done = subprocess.run(command, env=os.environ | {"RANK": "1"}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
+    reason = str(_reason(tmp_path, [0, 1]))
+    assert reason.startswith("rank 1 ended with exit code 1:\nTraceback")
+    assert "RuntimeError: Connection closed by peer" in reason
+    assert "what it said is above" in str(_reason(tmp_path / "nowhere", [0, 1]))
