@@ -41,8 +41,13 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 def held(run_dir: Path) -> Iterator[None]:
     """Keep every other process out of `run_dir`, which is made, while the context or this process lasts.
 
-    Raises ValueError where another process works there, and where the folder is not a new, an empty or a run's.
+    Raises ValueError where another process works there, where the folder is not a new, an empty or a run's, and where its name is not
+    UTF-8, as that of every file that says where it is.
     """
+    try:
+        str(run_dir).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"output_dir must be a name in UTF-8, got {os.fsencode(run_dir)!r}") from error
     _refuse_foreign(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     if sys.platform == "win32":  # has no flock

@@ -129,3 +129,9 @@ def test_what_a_resumed_run_differs_by_is_kept_and_told(tmp_path: Path, caplog: 
     text = (run_dir / "config.yaml").read_text()
     for line in ("name: first", "resume: false", "threads: 2", "rounds: 6"):
         assert line in text
+
+
+def test_a_folder_whose_name_is_not_utf8_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"output_dir must be a name in UTF-8, got b'.*b\\xe9'"), held(tmp_path / "b\udce9"):
+        pass
+    assert not list(tmp_path.iterdir())
