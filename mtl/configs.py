@@ -394,7 +394,7 @@ class BalanceOptions:
 @dataclass
 class TrackingOptions:
     """wandb: auto (online where an account is set up, else offline), online, offline or disabled; project: or ENTITY/PROJECT; group: of a
-    sweep's runs; tags, job_type: as W&B has them;
+    sweep's runs; tags, job_type: as W&B has them; log_model: keep the tested model there as an artifact;
     per_task: whether losses and metrics are logged for every subtask over the rounds; log_every: the numbers of that many rounds are
     read from the compute device at once.
     """
@@ -404,6 +404,7 @@ class TrackingOptions:
     group: str | None = None
     tags: list[str] = field(default_factory=list)
     job_type: str | None = None
+    log_model: bool = False
     per_task: bool = True
     log_every: int = 1
 

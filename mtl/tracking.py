@@ -44,7 +44,7 @@ WANDB_MODES = ("auto", "online", "offline", "disabled")
 
 @dataclass(frozen=True)
 class WandbOptions:
-    """mode: one of WANDB_MODES; project: or ENTITY/PROJECT; the others as W&B has them."""
+    """mode: one of WANDB_MODES; project: or ENTITY/PROJECT; log_model: keep the model as an artifact; the others as W&B has them."""
 
     mode: str = "auto"
     project: str = "mtl"
@@ -52,6 +52,7 @@ class WandbOptions:
     name: str | None = None
     tags: Sequence[str] = ()
     job_type: str | None = None
+    log_model: bool = False
 
 
 class Tracker:
@@ -101,7 +102,7 @@ class WandbRun:
     def __init__(
         self, run_dir: Path, config: Mapping[str, Any], options: WandbOptions, earlier: Mapping[int, Mapping[str, float]]
     ) -> None:
-        self.run_dir, self._run = run_dir, None
+        self.run_dir, self._run, self._log_model = run_dir, None, options.log_model
         mode = self._mode(options.mode)
         if mode == "disabled":
             return
@@ -152,12 +153,25 @@ class WandbRun:
                 shown = {name: value for name, value in summary.items() if value is not None and name.count("/") == 1}
                 table = wandb.Table(columns=["metric", "value"], data=[[name, value] for name, value in shown.items()])
                 self._run.log({"summary": table} | {f"figures/{p.stem}": wandb.Image(str(p)) for p in pictures})
+                if self._log_model:
+                    self._run.log_artifact(self._model())
                 self._run.finish()
 
     def abandon(self) -> None:
         with self._guarded():
             if self._run is not None:
                 self._run.finish(exit_code=1)
+
+    def _model(self) -> Any:
+        """The best model, or the last, with its configuration: downloaded, a run directory that `mtl export` takes."""
+        import wandb
+
+        artifact = wandb.Artifact(f"model-{_wandb_id(self.run_dir)}", type="model")
+        best = self.run_dir / "checkpoints" / "best.ckpt"
+        model = best if best.exists() else best.with_name("last.ckpt")
+        for path in (self.run_dir / "config.yaml", model):
+            artifact.add_file(str(path), name=path.relative_to(self.run_dir).as_posix())
+        return artifact
 
     def _mode(self, mode: str) -> str:
         """online, offline or disabled."""

@@ -127,7 +127,13 @@ def _train_in(
     if Ranks().first:
         told = config.tracking
         wandb = WandbOptions(
-            told.wandb, told.project, told.group, config.name or run_dir.name, tags=list(told.tags), job_type=told.job_type
+            told.wandb,
+            told.project,
+            told.group,
+            config.name or run_dir.name,
+            tags=list(told.tags),
+            job_type=told.job_type,
+            log_model=told.log_model,
         )
         tracker = Tracker(run_dir, plain, wandb=wandb, last_round=last_round)
         learner.log_round = tracker.log

@@ -52,6 +52,10 @@ class FakeRun:
     def __init__(self, **arguments: Any) -> None:
         self.arguments, self.logged, self.defined = arguments, [], []
         self.summary: dict[str, float] = {}
+        self.artifacts: list[Any] = []
+
+    def log_artifact(self, artifact: Any) -> None:
+        self.artifacts.append(artifact)
 
     def define_metric(self, name: str, step_metric: str | None = None) -> None:
         self.defined.append((name, step_metric))
@@ -99,6 +103,26 @@ def test_a_resumed_online_run_sends_each_round_once(
         Tracker(tmp_path, {}, wandb=WandbOptions("online"), last_round=1).abandon()
     assert runs[1].logged == [(None, {"exit": 1})]
     assert "W&B: https://wandb.example.org/run" in caplog.text
+
+
+@pytest.mark.parametrize("model", ["best", "last"])
+def test_the_tested_model_is_an_artifact_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str) -> None:
+    import wandb
+
+    runs: list[FakeRun] = []
+    monkeypatch.setattr(wandb, "init", lambda **arguments: runs.append(FakeRun(**arguments)) or runs[-1])
+    (tmp_path / "config.yaml").write_text("seed: 0")
+    (tmp_path / "checkpoints").mkdir()
+    for name in {"last", model}:
+        (tmp_path / "checkpoints" / f"{name}.ckpt").write_text(name)
+    Tracker(tmp_path, {}, wandb=WandbOptions("offline")).finish({})
+    Tracker(tmp_path, {}, wandb=WandbOptions("offline", log_model=True)).finish({})
+    assert runs[0].artifacts == []
+    (artifact,) = runs[1].artifacts
+    assert artifact.type == "model"
+    assert sorted(artifact.manifest.entries) == [f"checkpoints/{model}.ckpt", "config.yaml"]
+    # Its files are staged where W&B's others lie.
+    assert tmp_path / "wandb" in Path(artifact.manifest.entries["config.yaml"].local_path).parents
 
 
 @pytest.mark.parametrize("what", ["init", "log", "finish"])
