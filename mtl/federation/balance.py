@@ -12,11 +12,11 @@ What a method's weights sum to differs between methods, and with it the learning
                least LEAST. A method that turns away from the plain sum, often to the gradients of few images, takes shorter steps. Less
                still where the weighted gradients cancel one another to less than REMAINDER of sqrt(sum_t |a_t g_t|^2), so that what is
                left by rounding is not blown up.
-               Heads get the weights scaled as `weights` does it: a head has its own gradient, whatever the length of the shared update
+               The same goes for the gradients of the heads: together they are as long as the part of the plain sum's along them.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -123,13 +123,21 @@ class Balance:
             length, wanted = lengths
         return torch.where(length == 0, 1, wanted / torch.where(length == 0, 1, length))
 
-    def head_weights(self, weights: Tensor, active: Tensor) -> Tensor:
-        """The factors of the tasks' losses for what is not compared, heads and learned parameters of losses, [..., T]."""
-        if not self.heads:
-            return torch.ones_like(weights)
-        return (
-            weights * replace(self, normalise="weights").scale(weights, active, None) if self.normalise == "length" else weights
-        )
+    def weigh_heads(self, plain: Params, weights: Tensor, active: Tensor) -> tuple[Params, Tensor]:
+        """The gradients of what belongs to single tasks, and the factors of the tasks' losses for it, [..., T].
+
+        plain: those of the plain sum of the losses, with a row for each task; the last task's own where they have no rows.
+        """
+        factors = torch.ones_like(weights)
+        if self.heads:
+            factors = weights
+            if self.normalise == "length":
+                lengths, wide = _lengths_of_tasks(plain, weights), weights.double()
+                update = (wide * lengths).norm(dim=-1, keepdim=True)
+                along = (wide * lengths.square()).sum(-1, keepdim=True)
+                wanted = plain_part(update, lengths.norm(dim=-1, keepdim=True), along)
+                factors = weights * self.scale(weights, active, (update, wanted)).to(weights)
+        return {name: value * _factors_for(name, value, factors) for name, value in plain.items()}, factors
 
     def weighted_update(self, gradient: Callable[[Tensor], Params], weights: Tensor, active: Tensor) -> tuple[Params, Tensor]:
         """The update and the task weights where the tasks' gradients are not compared. gradient: of the weighted sum of the losses, a
@@ -286,11 +294,10 @@ class BalancedStep:
             moved = _split(weighted_sum(weights, rows) if direction is None else direction, trunk)
         else:
             moved, weights = balance.weighted_update(summed, weights, active)
-        reach = balance.head_weights(weights, active)
         heads = {name: value for name, value in leaves.items() if is_head(name)}
-        moved |= _grad(logits, heads, (errors * reach[..., None, :]).to(logits.dtype))
+        of_heads, factors = balance.weigh_heads(_grad(logits, heads, errors.to(logits.dtype)), weights, active)
         learned = {name: value for name, value in leaves.items() if name.startswith(LOSS)}
-        moved |= _grad(losses, learned, reach)
+        moved |= of_heads | _grad(losses, learned, factors)
 
         sums = both.detach() if self._parts.objective.reduction == "sum" else both.detach() * batch.valid.sum(-1)[..., None, None]
         pairs = compare(gramian, active).to(losses.dtype) if balance.conflict and gramian is not None else None
@@ -374,8 +381,11 @@ class BalancedLosses:
             )
         else:
             moved = _split(weighted_sum(weights, rows) if direction is None else direction, trunk)
-        rest = {name: value for name, value in params.items() if name not in trunk}
-        moved |= _grad(losses, rest, balance.head_weights(weights, found.active))
+        rest = {name: value for name, value in params.items() if name not in trunk and not name.startswith(LOSS)}
+        learned = {name: value for name, value in params.items() if name.startswith(LOSS)}
+        plain = _grad(losses, rest, torch.ones_like(losses), keep=True)
+        of_heads, factors = balance.weigh_heads(plain, weights, found.active)
+        moved |= of_heads | _grad(losses, learned, factors)
         pairs = compare(gramian, found.active).to(losses.dtype) if balance.conflict and gramian is not None else None
         return Gradients({name: moved[name] for name in params}, found.sums, own, pairs)
 
@@ -430,6 +440,24 @@ def plain_part(update: Tensor, plain: Tensor, along: Tensor) -> Tensor:
     both = update * plain
     cosine = torch.where(both == 0, 0, along / torch.where(both == 0, 1, both))
     return plain * cosine.clamp(LEAST, 1)
+
+
+def _factors_for(name: str, value: Tensor, factors: Tensor) -> Tensor:
+    """Those of the tasks that a parameter belongs to, of a shape that broadcasts against it. factors: [..., T]."""
+    lead = factors.dim() - 1
+    own = factors[..., : value.shape[lead]] if is_head(name) else factors[..., -1]
+    return own.to(value.dtype).view(*own.shape, *[1] * (value.dim() - own.dim()))
+
+
+def _lengths_of_tasks(gradients: Params, like: Tensor) -> Tensor:
+    """The length of each task's part of the gradients that `weigh_heads` gets, float64 [..., T]."""
+    square, lead = torch.zeros_like(like, dtype=torch.float64), like.dim() - 1
+    for name, value in gradients.items():
+        if is_head(name):
+            square[..., : value.shape[lead]] += value.double().square().unsqueeze(-1).flatten(lead + 1).sum(-1)
+        else:
+            square[..., -1] += value.double().square().flatten(lead).sum(-1)
+    return square.sqrt()
 
 
 def _dot(left: Params, right: Params, lead: int) -> Tensor:

@@ -18,6 +18,7 @@ from mtl.balancing.stch import LogSTCH
 from mtl.balancing.weighting import Equal, Fixed
 from mtl.federation.balance import LEAST, Balance, BalancedStep, make_balance, shared
 from mtl.federation.server import FedAvg
+from mtl.models.hard_sharing import is_head
 from mtl.types import Params
 from tests.federation.test_backends import model_of
 from tests.federation.test_balance import COSINE, LINEAR, OBJECTIVE, a_batch, one_by_one
@@ -91,14 +92,18 @@ def test_a_method_that_compares_nothing_is_scaled_to_the_exact_length(federation
     torch.testing.assert_close(update, weighted * (weighted @ plain) / (weighted @ weighted), rtol=1e-6, atol=1e-9)
 
 
-def test_heads_keep_their_weights_where_nothing_is_shared(federation) -> None:  # type: ignore[no-untyped-def]
+def test_heads_together_are_as_long_as_the_plain_sum_along_them(federation) -> None:  # type: ignore[no-untyped-def]
     model, batch, weights = model_of(LINEAR, federation, torch.float64), a_batch(), (1.0, 50.0, 0.25, 7.0)
     assert not shared(model.params())
     grads = step(model, Fixed(weights), "parameters", normalise="length")
     tasks = one_by_one(model, batch)
-    # Scaled to sum over the three tasks with labels: 1 + 50 + .25.
-    expected = sum(w * 3 / 51.25 * task["heads.weight"] for w, task in zip(weights, tasks, strict=True))
-    torch.testing.assert_close(grads["heads.weight"], expected, rtol=1e-6, atol=1e-9)
+    names = [name for name in grads if is_head(name)]
+
+    def flat(factors: tuple[float, ...]) -> Tensor:
+        return torch.cat([sum(w * task[name] for w, task in zip(factors, tasks, strict=True)).flatten() for name in names])  # type: ignore[union-attr]
+
+    update, weighted, plain = torch.cat([grads[name].flatten() for name in names]), flat(weights), flat((1, 1, 1, 1))
+    torch.testing.assert_close(update, weighted * (weighted @ plain) / (weighted @ weighted), rtol=1e-6, atol=1e-9)
 
 
 def test_gradient_scale_l2_is_the_method_on_unit_gradients() -> None:
