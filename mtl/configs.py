@@ -50,12 +50,12 @@ from mtl.edge.fleet import Fleet
 from mtl.edge.prune import Pruning
 from mtl.edge.widths import Widths
 from mtl.face.finder import DetectionOptions
-from mtl.federation.fedaws import FedAwS
-from mtl.federation.feddf import FedDF
+from mtl.federation.distil_ensemble import feddf
 from mtl.federation.local_sgd import LocalSGD
 from mtl.federation.sampling import Sampling
 from mtl.federation.schedule import Schedule
-from mtl.federation.server import FedAvg
+from mtl.federation.server import fedavg
+from mtl.federation.spread_heads import fedaws
 from mtl.losses.asymmetric import Asymmetric
 from mtl.losses.bce import BCE
 from mtl.losses.by_kind import ByKind
@@ -168,12 +168,12 @@ WHOLE: dict[str, dict[str, Any]] = {
     },
     "widths": {"whole": Widths, "levels": (Widths, {"levels": [1.0, 0.5, 0.25]})},
     "server": {
-        "fedavg": FedAvg,
-        "fedavgm": (FedAvg, {"momentum": 0.9}),
-        "fedaws": FedAwS,
-        "feddf": FedDF,
+        "fedavg": fedavg,
+        "fedavgm": (fedavg, {"momentum": 0.9}),
+        "fedaws": fedaws,
+        "feddf": feddf,
         # Another with balancer@server.balancer=NAME.
-        "conflict_averse": (FedAvg, {"balancer": MISSING, "hydra_defaults": ["_self_", {"/balancer@balancer": "cagrad"}]}),
+        "conflict_averse": (fedavg, {"balancer": MISSING, "hydra_defaults": ["_self_", {"/balancer@balancer": "cagrad"}]}),
     },
     # Nothing without distil.teacher; the weights are those of RepDistiller.
     "distil": {

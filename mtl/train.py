@@ -17,25 +17,27 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from mtl.balancing.weighting import Equal
-from mtl.build import build_data, build_levels, build_workloads, data_fingerprint, files_fingerprint, kept
+from mtl.build import build_data, build_views, build_workloads, data_fingerprint, files_fingerprint, kept
 from mtl.configs import check_keys
 from mtl.data.client_batches import LocalWork
 from mtl.data.datamodule import FederatedDataModule
 from mtl.data.federated_data import FederatedData
-from mtl.edge.widths import Level
 from mtl.federation.auto import make_backend
 from mtl.federation.balance import make_balance
+from mtl.federation.bank import Bank
+from mtl.federation.clients import Backend, Training
 from mtl.federation.features import cache_features
-from mtl.federation.feddf import Ensemble, FedDF
 from mtl.federation.fleet import FleetSampling
-from mtl.federation.for_each_client import Backend, Training
-from mtl.federation.heterofl import Levels, LevelsBackend
+from mtl.federation.gradients import PlainSum
 from mtl.federation.inference import Inference
+from mtl.federation.layout import Layout
 from mtl.federation.objective import Objective
-from mtl.federation.personalise import Bank
+from mtl.federation.population import Population
 from mtl.federation.ranks import Ranks
-from mtl.federation.rounds import Setting
+from mtl.federation.round import Federation
 from mtl.federation.sampling import Draws, Sampling
+from mtl.federation.server import Surroundings
+from mtl.federation.views import Views, ViewsBackend
 from mtl.files import write_arrays, write_json
 from mtl.learning.centralised import CentralisedLearning
 from mtl.learning.checkpoints import AtomicCheckpoints, CheckpointError, EvaluateLast, SaveBest, SaveRounds, read_checkpoint
@@ -48,7 +50,6 @@ from mtl.learning.progress import RoundProgress
 from mtl.learning.pruning import PruneWeights
 from mtl.memory import keep_freed_memory
 from mtl.metrics import Metrics, worst_clients
-from mtl.models.hard_sharing import HardSharing
 from mtl.options import check_options
 from mtl.report.page import write_report
 from mtl.run_directory import held, open_run_directory, update_config
@@ -206,13 +207,13 @@ def build_learner(config: DictConfig, data: FederatedData, run_dir: Path) -> tup
     client, work, schedule = instantiate(config.client), instantiate(config.work), instantiate(config.schedule)
     if scales := transfer.scales(model):
         client = replace(client, scales=scales)
-    levels, seed = build_levels(config, data, model, objective), config.seed
-    sampling = build_sampling(config, data, model, objective, levels)
+    views, seed = build_views(config, data, model, objective), config.seed
+    sampling = build_sampling(config, data, objective, views)
     options = config.balance
     pooled = config.mode in ("centralised", "detection", "single_task")
     method, total, returns = instantiate(config.balancer), 0, 0
     if pooled or not isinstance(method, Equal):
-        for cohort in (sampling.draw(data.num_clients, seed=seed, round=round)[1] for round in range(config.rounds)):
+        for cohort in (sampling.outcome(data.num_clients, seed=seed, round=round).returned for round in range(config.rounds)):
             total += sum(work.num_steps(data.clients.size(client)) for client in cohort)
             returns += len(cohort)
     # As many gradient steps in all as the clients that come back make together, spread evenly over the rounds.
@@ -222,7 +223,7 @@ def build_learner(config: DictConfig, data: FederatedData, run_dir: Path) -> tup
     else:
         num_trained = data.num_clients
     method = method.for_run(steps_per_round=total / max(returns, 1), num_rounds=returns / num_trained)
-    balance = make_balance(
+    rule = make_balance(
         method,
         model,
         level=options.level,
@@ -231,66 +232,53 @@ def build_learner(config: DictConfig, data: FederatedData, run_dir: Path) -> tup
         gradient_scale=options.gradient_scale,
         conflict=options.conflict,
     )
-    if balance is not None and objective.distil is not None:
+    if not isinstance(rule, PlainSum) and objective.distil is not None:
         raise ValueError(
             "a teacher (distil.teacher, transfer.distance, transfer.angle) needs balancer=equal, without balance.conflict: what it "
             "asks for beside the labels is no task's"
         )
-    if balance is not None and transfer.unfreeze_every is not None and balance.remembers_gradients:
-        name = type(balance.method).__name__
+    if transfer.unfreeze_every is not None and rule.remembers_gradients:
         raise ValueError(
-            f"transfer.unfreeze_every changes what is trained, and balancer {name} remembers the gradients of all of it"
+            f"transfer.unfreeze_every changes what is trained, and balancer {rule.name} remembers the gradients of all of it"
         )
-    if levels is not None and balance is not None and balance.remembers_gradients:
-        name = type(balance.method).__name__
+    if not views.alike and rule.remembers_gradients:
         raise ValueError(
-            f"widths.levels below 1 and trunk=peers change what is trained, and balancer {name} remembers the gradients of all of it"
+            f"widths.levels below 1 and trunk=peers change what is trained, and balancer {rule.name} remembers the gradients of all of it"
         )
     told = {"best_by": config.best_by, "per_task": config.tracking.per_task, "log_every": config.tracking.log_every}
     if config.mode == "single_task":
         data, sampling = data.single_tasks(), Sampling()
     if config.mode in ("centralised", "detection"):
-        told |= {"num_rounds": config.rounds, "seed": seed, "balance": balance, "frozen": frozen}
+        told |= {"num_rounds": config.rounds, "seed": seed, "rule": rule, "frozen": frozen}
         if config.mode == "detection":
             told |= {name: instantiate(config[name]) for name in ("scenes", "detection", "scene_augmentation")}
         learning = DetectionLearning if config.mode == "detection" else CentralisedLearning
         central = learning(model, data.pooled(), objective, client, work, schedule, **told)
         central.image_shape, central.pixels = image_shape, pixels
         return central, steps
-    training = Training(model, objective, client, work, seed, balance)
-    engine, server = config.engine, instantiate(config.server)
-    ensemble = None
-    if isinstance(server, FedDF):
-        if kept(config) != "nothing":
-            raise ValueError(
-                f"server=feddf scores with the clients' models: it needs keep=nothing, got mode={config.mode} keep={config.keep}"
-            )
-        if transfer.cache:
-            raise ValueError("server=feddf needs images that are not features: transfer.cache must be false, got true")
-        models, students = ([model], 1) if levels is None else ([level.model for level in levels.levels], levels.students)
-        images = server.unlabelled(data.image_shape, data.images.dtype, seed=seed)
-        ensemble = Ensemble(server, models, replace(objective, distil=None), client, images, seed=seed, students=students)
+    training = Training(model, objective, client, work, seed, rule)
+    engine, layout = config.engine, Layout(kept(config), frozen)
 
     def backend(training: Training) -> Backend:
         name = engine.backend if objective.distil is None else "loop"
         return make_backend(name, training, num_rounds=config.rounds, block=engine.block, compile=engine.compile)
 
-    setting = Setting(
+    around = Surroundings(
+        views, layout, model.params(), objective, client, data.image_shape, data.images.dtype, seed, features=transfer.cache
+    )
+    federation = Federation(
         data=data,
         training=training,
-        backend=backend(training) if levels is None else LevelsBackend(levels, training, backend),
+        backend=backend(training) if views.alike else ViewsBackend(views, training, backend),
         schedule=schedule,
-        sampling=sampling,
-        server=server,
+        population=Population(sampling, views, work, seed),
+        server=instantiate(config.server).bind(around),
+        layout=layout,
         num_rounds=config.rounds,
-        frozen=frozen,
-        levels=levels,
-        ensemble=ensemble,
     )
-    params = model.params() if balance is None else model.params() | balance.start(model.params(), data.num_tasks)
     bank = Bank(
-        kept(config),
-        params,
+        layout,
+        training.slots(model.params(), data.num_tasks),
         data.assignment,
         folder=run_dir / "bank",
         memory=engine.bank_memory,
@@ -305,7 +293,7 @@ def build_learner(config: DictConfig, data: FederatedData, run_dir: Path) -> tup
             data.num_clients,
             place,
         )
-    federated = FederatedLearning(model, setting, Inference(model, objective, config.fusion), bank, **told)
+    federated = FederatedLearning(model, federation, Inference(model, objective, config.fusion), bank, **told)
     federated.image_shape, federated.pixels = image_shape, pixels
     return federated, 1
 
@@ -315,17 +303,14 @@ def _device(config: DictConfig) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator in ("auto", "gpu", "cuda") else "cpu")
 
 
-def build_sampling(
-    config: DictConfig, data: FederatedData, model: HardSharing, objective: Objective, levels: Levels | None
-) -> Draws:
+def build_sampling(config: DictConfig, data: FederatedData, objective: Objective, views: Views) -> Draws:
     """Who takes part in a round; with a fleet, as its devices and the server's patience allow."""
     sampling, fleet = instantiate(config.sampling), instantiate(config.fleet)
     if fleet.mix is None:
         sampling.draw(data.num_clients, seed=config.seed, round=0)  # raises where the cohort is larger
         draws: Draws = sampling
         return draws
-    workloads = build_workloads(config, data, [Level(1.0, model, {})] if levels is None else levels.levels, objective)
-    workload = workloads[0] if levels is None else levels.workload(workloads)
+    workload = views.workload(build_workloads(config, data, views.levels, objective))
     return FleetSampling(sampling, fleet, workload, data.assignment, seed=config.seed)
 
 
@@ -418,26 +403,25 @@ def _fit_summary(learner: Learner, data: FederatedData, rounds: int) -> Metrics:
 
 def _save(run_dir: Path, data: FederatedData, learner: Learner, summary: Metrics) -> None:
     """What is known at the end, the summary last: where it is, everything is."""
-    levels = learner.setting.levels if isinstance(learner, FederatedLearning) else None
-    _save_federation(run_dir, data, levels)
+    views = learner.federation.population.views if isinstance(learner, FederatedLearning) else None
+    _save_federation(run_dir, data, {} if views is None else views.of_clients)
     _save_predictions(run_dir, learner)
     _save_conflict(run_dir, learner)
     if isinstance(learner, DetectionLearning):
         write_arrays(run_dir / "detection.npz", **learner.detections())
-    if isinstance(learner, FederatedLearning) and isinstance(learner.setting.sampling, FleetSampling):
-        widths = None if levels is None else levels.widths
-        learner.setting.sampling.write(run_dir / "fleet.csv", data.clients.sizes, widths)
+    if isinstance(learner, FederatedLearning) and views is not None:
+        learner.federation.population.sampling.write(run_dir, data.clients.sizes, views.widths)
     write_json(run_dir / "summary.json", summary)
 
 
-def _save_federation(run_dir: Path, data: FederatedData, levels: Levels | None) -> None:
-    """With the share of the channels, or the architecture, that each client trains, where they are not the same."""
+def _save_federation(run_dir: Path, data: FederatedData, of_clients: dict[str, list[Any]]) -> None:
+    """of_clients: the share of the channels, or the architecture, that each client trains, where they are not the same."""
     tested = data.num_tested
     assignment = data.assignment.cpu().numpy()
     source = {"source_assignment": assignment[:, tested:]} if data.num_source else {}
     write_arrays(
         run_dir / "federation.npz",
-        **({} if levels is None else {name: np.array(value) for name, value in levels.told.items()}),
+        **{name: np.array(value) for name, value in of_clients.items()},
         positives=data.positives[:, :tested].numpy(),
         negatives=data.negatives[:, :tested].numpy(),
         assignment=assignment[:, :tested],

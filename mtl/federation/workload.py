@@ -18,10 +18,10 @@ from mtl import tree
 from mtl.data.client_batches import LocalWork
 from mtl.data.federated_data import FederatedData
 from mtl.edge.ledger import Workload
+from mtl.federation.layout import Layout
 from mtl.federation.local_sgd import LocalSGD
 from mtl.federation.message import client_bytes
 from mtl.federation.objective import Objective
-from mtl.federation.personalise import travels
 from mtl.losses.pairs import TaskCounts
 from mtl.models.cnn import ImageShape
 from mtl.models.flops import StepCost, count_step, image_flops
@@ -105,11 +105,11 @@ def training_cost(
     )
 
 
-def client_workload(cost: TrainingCost, params: Params, *, keep: str, work: LocalWork, data: FederatedData) -> Workload:
-    """A round of each client. params: of the model; keep: what of it stays on the clients."""
+def client_workload(cost: TrainingCost, params: Params, *, layout: Layout, work: LocalWork, data: FederatedData) -> Workload:
+    """A round of each client. params: of the model; layout: what of it stays on the clients."""
     sizes = data.clients.sizes
     flops = {size: cost.step.training(work.num_samples(size), steps=work.num_steps(size)) for size in set(sizes)}
-    sent = client_bytes({name: value for name, value in params.items() if travels(keep, name)}, data.assignment).double()
+    sent = client_bytes(layout.sent(params), data.assignment).double()
     return Workload(
         flops=torch.tensor([flops[size] for size in sizes], dtype=torch.float64),
         bytes_down=sent,

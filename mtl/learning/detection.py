@@ -7,7 +7,7 @@ only the optimiser is another.
 
 import copy
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,11 @@ from mtl.data.scene_transforms import SCENE_DRAWS, SceneAugmentation
 from mtl.data.scenes import TEST, TRAIN, VAL, SceneSet
 from mtl.data.transforms import to_float
 from mtl.face.finder import DetectionOptions, FaceFinder, Faces, match_faces
-from mtl.federation.balance import Balance, BalancedLosses, Batch, Losses
+from mtl.federation.balance import Balance
+from mtl.federation.balanced_step import BalancedLosses, Losses
+from mtl.federation.batches import Batch
+from mtl.federation.gradients import GradientRule, PlainSum, Step
+from mtl.federation.layout import Frozen, never_frozen
 from mtl.federation.local_sgd import LocalSGD
 from mtl.federation.message import client_bytes
 from mtl.federation.objective import Objective
@@ -93,11 +97,11 @@ class DetectionLearning(CentralisedLearning):
         scene_augmentation: SceneAugmentation,
         num_rounds: int,
         seed: int,
-        balance: Balance | None = None,
+        rule: GradientRule | None = None,
         best_by: str | None = None,
         per_task: bool = True,
         log_every: int = 1,
-        frozen: Callable[[int], frozenset[str]] = lambda round: frozenset(),
+        frozen: Frozen = never_frozen,
     ) -> None:
         if scenes.images.shape[1] != data.image_shape[0]:
             raise ValueError(
@@ -115,14 +119,12 @@ class DetectionLearning(CentralisedLearning):
             schedule,
             num_rounds=num_rounds,
             seed=seed,
+            rule=rule,
             best_by=best_by,
             per_task=per_task,
             log_every=log_every,
             frozen=frozen,
         )
-        if balance is not None:
-            self._balanced = BalancedLosses(balance, self.step_losses)
-            self.balancer_state = balance.start(self.model.params(), len(self.balanced))
         self.scenes, self.options, self.augmentation = scenes, detection, scene_augmentation
         self.finder = self._finder(self.model)
         # Whether the subtasks can say whose a face is, and the scenes whether they are right.
@@ -185,11 +187,14 @@ class DetectionLearning(CentralisedLearning):
 
     def training_step(self, step: Tensor, batch_idx: int) -> Tensor:
         batch = self.joint_batch(batch_idx)
-        if self._balanced is not None:
-            return self._balance(self._balanced, batch)
+        if not isinstance(self.rule, PlainSum):
+            return self._balance(batch)
         losses = self.step_losses(batch)
         self._sums += losses.sums
         return losses.tasks.sum()
+
+    def _make_step(self) -> Step:
+        return BalancedLosses(self.rule, self.step_losses) if isinstance(self.rule, Balance) else super()._make_step()
 
     def joint_batch(self, step: int) -> JointBatch:
         """What a step of this round trains on."""
