@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mtl.federation.for_each_client import LoopBackend, Training
+from mtl.federation.personalise import Bank
+from mtl.federation.rounds import Setting, State, run_round
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -15,11 +18,8 @@ from mtl.configs import compose
 from mtl.data.client_batches import LocalWork
 from mtl.data.transforms import Normalise
 from mtl.edge.distil import angles, distances
-from mtl.federation.for_each_client import LoopBackend, Training
 from mtl.federation.local_sgd import LocalSGD
 from mtl.federation.objective import Objective
-from mtl.federation.personalise import Bank
-from mtl.federation.rounds import Setting, State, run_round
 from mtl.federation.sampling import Sampling
 from mtl.federation.schedule import Schedule
 from mtl.federation.server import FedAvg

@@ -82,7 +82,31 @@ class ConflictAverse:
 
     def collect(self, orders: Orders) -> "ComparedUpdates":
         """See `Aggregator`."""
-        return ComparedUpdates(self.balancer, orders, self.mean.weights(orders))
+        return ComparedUpdates(self, orders, self.mean.weights(orders))
+
+    @torch.no_grad()
+    @record_function("mtl/server")
+    def combine(self, updates: Params, losses: Tensor, weights: Tensor, *, seed: int, round: int) -> Params:
+        """The direction of the shared part.
+
+        Args:
+            updates: of it, stacked [K, ...].
+            losses: of each client, per image, [K].
+            weights: of the updates, [K].
+        """
+        flat = torch.cat([value.reshape(len(value), -1) for value in updates.values()], 1)
+        gradients = flat * (weights * len(weights) / weights.sum())[:, None]
+        shape = self.balancer.draw_shape(*gradients.shape)
+        key = client_keys(seed, "server balancer", round, [0])[0].to(flat.device)
+        draw = random_uniform(key, torch.arange(torch.Size(shape).numel(), dtype=torch.int32, device=flat.device)).view(shape)
+        active = torch.ones(len(weights), dtype=torch.bool, device=flat.device)
+        direction, shares, _ = self.balancer.combine({}, losses, gradients, active, draw.to(flat))
+        # Opposite updates may have no common direction: no weights, and the shared part stays.
+        total = shares.abs().sum()
+        parts = torch.where(total > 0, direction / torch.where(total > 0, total, 1), direction).split(
+            [value[0].numel() for value in updates.values()]
+        )
+        return {name: part.view(value.shape[1:]) for (name, value), part in zip(updates.items(), parts, strict=True)}
 
 
 class RunningMean:
@@ -141,8 +165,8 @@ class RunningMean:
 class ComparedUpdates:
     """The updates of the shared part side by side, [K, ...], and the running mean of the rest. weights: float64 [K]."""
 
-    def __init__(self, balancer: Balancer, orders: Orders, weights: Tensor) -> None:
-        self.balancer, self._orders, self._mean = balancer, orders, RunningMean(orders, weights)
+    def __init__(self, aggregator: ConflictAverse, orders: Orders, weights: Tensor) -> None:
+        self._aggregator, self._orders, self._mean = aggregator, orders, RunningMean(orders, weights)
         count = len(orders.cohort.clients)
         self._weights = weights.to(orders.like)
         self._losses = orders.like.new_zeros(count)
@@ -165,28 +189,11 @@ class ComparedUpdates:
         """See `Update`."""
         if not len(self._losses) or not self._updates:
             return self._mean.value()
-        return self._mean.value() | self._combined()
+        cohort, seed = self._orders.cohort, self._orders.seed
+        losses = self._losses / cohort.samples.to(self._losses)
+        combined = self._aggregator.combine(self._updates, losses, self._weights, seed=seed, round=cohort.round)
+        return self._mean.value() | combined
 
     def keep_untrained(self, name: str, before: Tensor, after: Tensor) -> Tensor:
         """See `Update`."""
         return self._mean.keep_untrained(name, before, after)
-
-    @torch.no_grad()
-    @record_function("mtl/server")
-    def _combined(self) -> Params:
-        """The direction of the shared part."""
-        cohort, weights = self._orders.cohort, self._weights
-        flat = torch.cat([value.reshape(len(value), -1) for value in self._updates.values()], 1)
-        gradients = flat * (weights * len(weights) / weights.sum())[:, None]
-        shape = self.balancer.draw_shape(*gradients.shape)
-        key = client_keys(self._orders.seed, "server balancer", cohort.round, [0])[0].to(flat.device)
-        draw = random_uniform(key, torch.arange(torch.Size(shape).numel(), dtype=torch.int32, device=flat.device)).view(shape)
-        active = torch.ones(len(weights), dtype=torch.bool, device=flat.device)
-        per_image = self._losses / cohort.samples.to(self._losses)
-        direction, shares, _ = self.balancer.combine({}, per_image, gradients, active, draw.to(flat))
-        # Opposite updates may have no common direction: no weights, and the shared part stays.
-        total = shares.abs().sum()
-        parts = torch.where(total > 0, direction / torch.where(total > 0, total, 1), direction).split(
-            [value[0].numel() for value in self._updates.values()]
-        )
-        return {name: part.view(value.shape[1:]) for (name, value), part in zip(self._updates.items(), parts, strict=True)}

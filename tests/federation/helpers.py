@@ -34,9 +34,7 @@ def federation_of(
     views = views or Views.whole(training.model, data.num_clients)
     layout, server = Layout(keep, frozen), server or fedavg()
     params, shape = training.model.params(), data.image_shape
-    around = Surroundings(
-        views, layout, params, training.objective, training.algorithm, shape, data.images.dtype, training.seed
-    )
+    around = Surroundings(views, layout, params, training.objective, training.algorithm, shape, data.images.dtype, training.seed)
     server = server.bind(around) if steps is None else Server(server.algorithm, server.aggregator, server.options, steps)
     return Federation(
         data=data,

@@ -9,18 +9,18 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mtl.federation.fedaws import FedAwS, spread_loss, spread_out
+from mtl.federation.for_each_client import Training
+from mtl.federation.personalise import Bank
+from mtl.federation.rounds import Setting, State, run_round
 from torch import Tensor
 
 from mtl.data.client_batches import LocalWork
 from mtl.data.federated_data import FederatedData
 from mtl.data.transforms import Augmentation, Normalise
-from mtl.federation.fedaws import FedAwS, spread_loss, spread_out
-from mtl.federation.for_each_client import Training
 from mtl.federation.inference import Inference
 from mtl.federation.local_sgd import LocalSGD
 from mtl.federation.objective import Objective
-from mtl.federation.personalise import Bank
-from mtl.federation.rounds import Setting, State, run_round
 from mtl.federation.sampling import Sampling
 from mtl.federation.schedule import Schedule
 from mtl.federation.server import FedAvg

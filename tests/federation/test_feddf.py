@@ -8,18 +8,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hydra_zen import instantiate
+from mtl.federation.feddf import Ensemble, FedDF
+from mtl.federation.for_each_client import Backend, CohortJob, LoopBackend, Trained, Training
+from mtl.federation.heterofl import Levels, LevelsBackend
+from mtl.federation.personalise import Bank
+from mtl.federation.rounds import Setting, State, run_round
 from torch import nn
 
 from mtl.configs import compose
 from mtl.data.client_batches import LocalWork
 from mtl.data.federated_data import FederatedData
 from mtl.edge.widths import narrow
-from mtl.federation.feddf import Ensemble, FedDF
-from mtl.federation.for_each_client import Backend, CohortJob, LoopBackend, Trained, Training
-from mtl.federation.heterofl import Levels, LevelsBackend
 from mtl.federation.local_sgd import LocalSGD
-from mtl.federation.personalise import Bank
-from mtl.federation.rounds import Setting, State, run_round
 from mtl.federation.sampling import Sampling
 from mtl.federation.schedule import Schedule
 from mtl.federation.stacked import StackedBackend

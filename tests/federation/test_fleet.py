@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mtl.federation.for_each_client import LoopBackend
 
 from mtl.data.client_batches import LocalWork
 from mtl.edge.fleet import Fleet
 from mtl.edge.ledger import Workload
 from mtl.federation.fleet import FleetSampling
-from mtl.federation.for_each_client import LoopBackend
 from mtl.federation.local_sgd import LocalSGD
 from mtl.federation.message import client_bytes
 from mtl.federation.sampling import Sampling

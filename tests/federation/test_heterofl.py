@@ -11,6 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mtl.federation.for_each_client import Backend, CohortJob, LoopBackend, Training
+from mtl.federation.heterofl import Levels, LevelsBackend, largest_that_fit
+from mtl.federation.personalise import Bank
+from mtl.federation.rounds import RoundLog, Setting, State, run_round
 
 from mtl.build import build_data, build_levels, build_workloads
 from mtl.data.client_batches import LocalWork, plan_batches
@@ -18,12 +22,8 @@ from mtl.data.federated_data import FederatedData
 from mtl.edge.ledger import Workload
 from mtl.edge.widths import Level, narrow
 from mtl.federation.auto import AutoBackend
-from mtl.federation.for_each_client import Backend, CohortJob, LoopBackend, Training
-from mtl.federation.heterofl import Levels, LevelsBackend, largest_that_fit
 from mtl.federation.local_sgd import LocalSGD
 from mtl.federation.message import message, pack
-from mtl.federation.personalise import Bank
-from mtl.federation.rounds import RoundLog, Setting, State, run_round
 from mtl.federation.sampling import Sampling
 from mtl.federation.schedule import Schedule
 from mtl.federation.server import FedAvg, RunningMean

@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mtl.federation.personalise import travels
 
 from mtl.federation.fusion import fit_platt
 from mtl.federation.message import calibration_bytes, client_bytes, message, message_bytes, pack, unpack
-from mtl.federation.personalise import travels
 from mtl.federation.sampling import Sampling
 from mtl.types import Params
 from tests.conftest import make_federation

@@ -9,6 +9,11 @@ import numpy as np
 import pytest
 import torch
 from hydra.errors import HydraException
+from mtl.federation.feddf import Ensemble, FedDF
+from mtl.federation.for_each_client import Backend, LoopBackend, Training
+from mtl.federation.heterofl import Levels, LevelsBackend
+from mtl.federation.personalise import Bank
+from mtl.federation.rounds import RoundLog, Setting, State, run_round
 from omegaconf import DictConfig
 
 from mtl.build import build_data, build_levels, build_workloads
@@ -17,13 +22,8 @@ from mtl.data.client_batches import LocalWork
 from mtl.data.federated_data import FederatedData
 from mtl.deploy import ExportOptions, export_run, load_data, predict_eager
 from mtl.edge.widths import Level
-from mtl.federation.feddf import Ensemble, FedDF
-from mtl.federation.for_each_client import Backend, LoopBackend, Training
-from mtl.federation.heterofl import Levels, LevelsBackend
 from mtl.federation.local_sgd import LocalSGD
 from mtl.federation.message import message, pack
-from mtl.federation.personalise import Bank
-from mtl.federation.rounds import RoundLog, Setting, State, run_round
 from mtl.federation.schedule import Schedule
 from mtl.federation.server import FedAvg
 from mtl.federation.stacked import StackedBackend
