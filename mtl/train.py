@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +15,13 @@ from hydra_zen import instantiate
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from mtl.balancing.weighting import Equal
-from mtl.build import build_data, build_views, build_workloads, data_fingerprint, files_fingerprint, kept
+from mtl.build import build_data, data_fingerprint, files_fingerprint
 from mtl.configs import check_keys
-from mtl.data.client_batches import LocalWork
 from mtl.data.datamodule import FederatedDataModule
 from mtl.data.federated_data import FederatedData
-from mtl.federation.auto import make_backend
-from mtl.federation.balance import make_balance
-from mtl.federation.bank import Bank
-from mtl.federation.clients import Backend, Training
-from mtl.federation.features import cache_features
-from mtl.federation.fleet import FleetSampling
-from mtl.federation.gradients import PlainSum
-from mtl.federation.inference import Inference
-from mtl.federation.layout import Layout
-from mtl.federation.objective import Objective
-from mtl.federation.population import Population
 from mtl.federation.ranks import Ranks
-from mtl.federation.round import Federation
-from mtl.federation.sampling import Draws, Sampling
-from mtl.federation.server import Surroundings
-from mtl.federation.views import Views, ViewsBackend
 from mtl.files import write_arrays, write_json
-from mtl.learning.centralised import CentralisedLearning
+from mtl.learners import build_learner
 from mtl.learning.checkpoints import AtomicCheckpoints, CheckpointError, EvaluateLast, SaveBest, SaveRounds, read_checkpoint
 from mtl.learning.detection import DetectionLearning
 from mtl.learning.federated import FederatedLearning
@@ -55,7 +37,6 @@ from mtl.report.page import write_report
 from mtl.run_directory import held, open_run_directory, update_config
 from mtl.spawn import inside_rank, run_ranks
 from mtl.tracking import WANDB_MODES, Tracker, WandbOptions
-from mtl.trained import build_start
 from mtl.types import Interrupted
 
 logger = logging.getLogger(__name__)
@@ -192,126 +173,6 @@ def _fit_and_test(
     tested, metrics = data.num_tested, learner.test_metrics
     metrics["worst_clients_auroc"] = worst_clients(metrics, data.tasks[:tested], data.assignment[:, :tested])
     return summary | {f"test/{name}": value for name, value in metrics.items()}
-
-
-def build_learner(config: DictConfig, data: FederatedData, run_dir: Path) -> tuple[Learner, int]:
-    """The learner of the mode, and its training steps in a round."""
-    model, objective = build_start(config, data)
-    transfer, image_shape, pixels = instantiate(config.transfer), data.image_shape, data.images.dtype
-    num_frozen = transfer.freeze(model)
-    if transfer.cache:
-        if config.mode == "detection":
-            raise ValueError("transfer.cache=true keeps features in place of pictures, and mode=detection trains on scenes too")
-        data, objective = cache_features(model, num_frozen, objective, data, _device(config))
-    frozen = transfer.schedule(model)
-    client, work, schedule = instantiate(config.client), instantiate(config.work), instantiate(config.schedule)
-    if scales := transfer.scales(model):
-        client = replace(client, scales=scales)
-    views, seed = build_views(config, data, model, objective), config.seed
-    sampling = build_sampling(config, data, objective, views)
-    options = config.balance
-    pooled = config.mode in ("centralised", "detection", "single_task")
-    method, total, returns = instantiate(config.balancer), 0, 0
-    if pooled or not isinstance(method, Equal):
-        for cohort in (sampling.outcome(data.num_clients, seed=seed, round=round).returned for round in range(config.rounds)):
-            total += sum(work.num_steps(data.clients.size(client)) for client in cohort)
-            returns += len(cohort)
-    # As many gradient steps in all as the clients that come back make together, spread evenly over the rounds.
-    steps = max(round(total / config.rounds), 1)
-    if pooled:
-        work, returns, num_trained = LocalWork(batch_size=work.batch_size, steps=steps), config.rounds, 1
-    else:
-        num_trained = data.num_clients
-    method = method.for_run(steps_per_round=total / max(returns, 1), num_rounds=returns / num_trained)
-    rule = make_balance(
-        method,
-        model,
-        level=options.level,
-        heads=options.heads,
-        normalise=options.normalise,
-        gradient_scale=options.gradient_scale,
-        conflict=options.conflict,
-    )
-    if not isinstance(rule, PlainSum) and objective.distil is not None:
-        raise ValueError(
-            "a teacher (distil.teacher, transfer.distance, transfer.angle) needs balancer=equal, without balance.conflict: what it "
-            "asks for beside the labels is no task's"
-        )
-    if transfer.unfreeze_every is not None and rule.remembers_gradients:
-        raise ValueError(
-            f"transfer.unfreeze_every changes what is trained, and balancer {rule.name} remembers the gradients of all of it"
-        )
-    if not views.alike and rule.remembers_gradients:
-        raise ValueError(
-            f"widths.levels below 1 and trunk=peers change what is trained, and balancer {rule.name} remembers the gradients of all of it"
-        )
-    told = {"best_by": config.best_by, "per_task": config.tracking.per_task, "log_every": config.tracking.log_every}
-    if config.mode == "single_task":
-        data, sampling = data.single_tasks(), Sampling()
-    if config.mode in ("centralised", "detection"):
-        told |= {"num_rounds": config.rounds, "seed": seed, "rule": rule, "frozen": frozen}
-        if config.mode == "detection":
-            told |= {name: instantiate(config[name]) for name in ("scenes", "detection", "scene_augmentation")}
-        learning = DetectionLearning if config.mode == "detection" else CentralisedLearning
-        central = learning(model, data.pooled(), objective, client, work, schedule, **told)
-        central.image_shape, central.pixels = image_shape, pixels
-        return central, steps
-    training = Training(model, objective, client, work, seed, rule)
-    engine, layout = config.engine, Layout(kept(config), frozen)
-
-    def backend(training: Training) -> Backend:
-        name = engine.backend if objective.distil is None else "loop"
-        return make_backend(name, training, num_rounds=config.rounds, block=engine.block, compile=engine.compile)
-
-    around = Surroundings(
-        views, layout, model.params(), objective, client, data.image_shape, data.images.dtype, seed, features=transfer.cache
-    )
-    federation = Federation(
-        data=data,
-        training=training,
-        backend=backend(training) if views.alike else ViewsBackend(views, training, backend),
-        schedule=schedule,
-        population=Population(sampling, views, work, seed),
-        server=instantiate(config.server).bind(around),
-        layout=layout,
-        num_rounds=config.rounds,
-    )
-    bank = Bank(
-        layout,
-        training.slots(model.params(), data.num_tasks),
-        data.assignment,
-        folder=run_dir / "bank",
-        memory=engine.bank_memory,
-        num_processes=Ranks().count,
-    )
-    if bank.num_bytes:
-        place = f"files in {bank.folder}" if bank.folder else "memory"
-        logger.info(
-            "what stays on the clients: %.1f kB a client, %.1f MB when all %d have trained, in %s",
-            bank.bytes_per_client / 1e3,
-            bank.num_bytes / 1e6,
-            data.num_clients,
-            place,
-        )
-    federated = FederatedLearning(model, federation, Inference(model, objective, config.fusion), bank, **told)
-    federated.image_shape, federated.pixels = image_shape, pixels
-    return federated, 1
-
-
-def _device(config: DictConfig) -> torch.device:
-    """Where to compute before the Trainer is there."""
-    return torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator in ("auto", "gpu", "cuda") else "cpu")
-
-
-def build_sampling(config: DictConfig, data: FederatedData, objective: Objective, views: Views) -> Draws:
-    """Who takes part in a round; with a fleet, as its devices and the server's patience allow."""
-    sampling, fleet = instantiate(config.sampling), instantiate(config.fleet)
-    if fleet.mix is None:
-        sampling.draw(data.num_clients, seed=config.seed, round=0)  # raises where the cohort is larger
-        draws: Draws = sampling
-        return draws
-    workload = views.workload(build_workloads(config, data, views.levels, objective))
-    return FleetSampling(sampling, fleet, workload, data.assignment, seed=config.seed)
 
 
 def build_trainer(config: DictConfig, run_dir: Path, learner: Learner) -> pl.Trainer:

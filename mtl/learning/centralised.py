@@ -7,50 +7,42 @@ import torch
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
-from mtl.data.client_batches import LocalWork, plan_batches
+from mtl.data.client_batches import plan_batches
 from mtl.data.federated_data import FederatedData
 from mtl.federation.batches import Batch, prepare
-from mtl.federation.clients import add_conflict, memory_on
-from mtl.federation.gradients import GradientRule, PlainSum, State, Step
+from mtl.federation.clients import Training, add_conflict, memory_on
+from mtl.federation.gradients import PlainSum, State, Step
 from mtl.federation.layout import Frozen, never_frozen
-from mtl.federation.local_sgd import LocalSGD
-from mtl.federation.objective import Objective
 from mtl.federation.schedule import Schedule
 from mtl.federation.workload import TrainingCost, training_cost
-from mtl.learning.learner import Learner
+from mtl.learning.learner import DEFAULT, Learner, Reporting
 from mtl.losses.pairs import TaskCounts
-from mtl.models.hard_sharing import HardSharing
 from mtl.types import Diverged, Params
 
 
 class CentralisedLearning(Learner):
-    """`data` holds one client with every training image; `work.steps` steps are one round. What the devices would have to send is
-    their images, once: that is its account of bytes. rule: how the tasks' losses become one update; frozen: by round, the parameters that
-    rest in it.
+    """`data` holds one client with every training image; `training.work.steps` steps are one round. What the devices would have to send is
+    their images, once: that is its account of bytes.
+
+    Args:
+        frozen: by round, the parameters that rest in it.
     """
 
     def __init__(
         self,
-        model: HardSharing,
+        training: Training,
         data: FederatedData,
-        objective: Objective,
-        client: LocalSGD,
-        work: LocalWork,
         schedule: Schedule,
         *,
         num_rounds: int,
-        seed: int,
-        rule: GradientRule | None = None,
-        best_by: str | None = None,
-        per_task: bool = True,
-        log_every: int = 1,
         frozen: Frozen = never_frozen,
+        reporting: Reporting = DEFAULT,
     ) -> None:
-        super().__init__(data, best_by=best_by, per_task=per_task, log_every=log_every)
-        self.frozen = frozen
-        self.model, self.objective, self.client, self.work = model.to(memory_format=torch.channels_last), objective, client, work
-        self.schedule, self.num_rounds, self.seed = schedule, num_rounds, seed
-        self.rule: GradientRule = rule or PlainSum()
+        super().__init__(data, reporting)
+        self.frozen, self.schedule, self.num_rounds = frozen, schedule, num_rounds
+        self.model = training.model.to(memory_format=torch.channels_last)
+        self.objective, self.client, self.work = training.objective, training.algorithm, training.work
+        self.rule, self.seed = training.rule, training.seed
         self._step = self._make_step()
         self.memory: State = self.rule.memory(self.model.params(), len(self.balanced))
         image_bytes = data.images[0].numel() * data.images.element_size()

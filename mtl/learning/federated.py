@@ -14,7 +14,7 @@ from mtl.federation.message import calibration_bytes, client_bytes
 from mtl.federation.ranks import Ranks
 from mtl.federation.round import Federation, State, check_health, run_round
 from mtl.federation.workload import TrainingCost, training_cost
-from mtl.learning.learner import Learner
+from mtl.learning.learner import DEFAULT, Learner, Reporting
 from mtl.models.hard_sharing import HardSharing
 from mtl.models.peers import Peers
 from mtl.types import Slots
@@ -30,11 +30,9 @@ class FederatedLearning(Learner):
         inference: Inference,
         bank: Bank,
         *,
-        best_by: str | None = None,
-        per_task: bool = True,
-        log_every: int = 1,
+        reporting: Reporting = DEFAULT,
     ) -> None:
-        super().__init__(federation.data, best_by=best_by, per_task=per_task, log_every=log_every)
+        super().__init__(federation.data, reporting)
         self.automatic_optimization = False
         self.model, self.federation, self.inference, self.bank = model, federation, inference, bank
         self.server_state = _without_params(federation.server.init(model.params(), federation.layout))
