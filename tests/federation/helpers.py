@@ -1,17 +1,24 @@
 """A small federation put together by hand."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import cast
+
+import torch
+from torch import Tensor
 
 from mtl.data.federated_data import FederatedData
 from mtl.federation.bank import Bank
 from mtl.federation.clients import Backend, Training
 from mtl.federation.layout import Frozen, Layout, never_frozen
+from mtl.federation.orders import Cohort, Orders
 from mtl.federation.population import Population
 from mtl.federation.round import Federation, State
 from mtl.federation.sampling import Draws, Sampling
 from mtl.federation.schedule import Schedule
 from mtl.federation.server import Server, ServerStep, Surroundings, fedavg
 from mtl.federation.views import Views
+from mtl.models.hard_sharing import HardSharing
 from mtl.types import Params
 from tests.conftest import clone
 
@@ -53,3 +60,23 @@ def start_of(fed: Federation, params: Params | None = None) -> State:
     start = clone(fed.training.model.params() if params is None else params)
     bank = Bank(fed.layout, fed.training.slots(start, fed.data.num_tasks), fed.data.assignment)
     return State(fed.server.init(start, fed.layout), bank)
+
+
+def named(params: Params) -> HardSharing:
+    """What has these parameters, where a model is asked for no more than that."""
+    return cast(HardSharing, SimpleNamespace(params=lambda: params))
+
+
+def orders_of(params: Params, tasks: Tensor, sizes: list[int], views: Views | None = None) -> Orders:
+    """For all clients of a federation. tasks: bool [K, T]; sizes: training images that each holds."""
+    clients = list(range(len(sizes)))
+    return Orders(
+        cohort=Cohort(0, clients, clients, tasks, sizes, torch.tensor(sizes, dtype=torch.float64)),
+        views=views or Views.whole(named(params), len(sizes)),
+        slots={"params": params},
+        travelling=params,
+        frozen=frozenset(),
+        learning_rate=0.1,
+        progress=0.0,
+        seed=0,
+    )
