@@ -14,8 +14,10 @@ By = Literal["label", "image"]
 
 @dataclass(frozen=True)
 class KnownLabels:
-    """share: of the training labels that are known, in (0, 1], drawn at random; by: `label`, each of an image's labels by itself, or
-    `image`, all of an image together, which then is left out of training. Validation and test images keep theirs.
+    """A share of the training labels that is known; the others are hidden at random.
+
+    share: of the training labels that are known, in (0, 1]; by: label hides each of an image's labels by itself, image hides all of an
+    image together, which then is left out of training. Validation and test images keep theirs.
     """
 
     share: float = 1.0

@@ -19,8 +19,11 @@ from mtl.types import Params
 
 @dataclass(frozen=True)
 class LocalSGD:
-    """head_scale: the heads' learning rate as a multiple of the trunk's, 0 leaves them as they are; scales: that of single parameters by
-    name, where it is not 1 (see `transfer`).
+    """SGD with momentum, which starts anew in every round (FedAvg's clients, McMahan et al. 2017).
+
+    learning_rate: of the trunk, at the start of `schedule`; momentum: of SGD; weight_decay: of SGD; head_scale: the heads' learning rate
+    as a multiple of the trunk's, 0 leaves them as they are; scales: that of single parameters by name, where it is not 1 (see
+    `transfer`).
     """
 
     learning_rate: float = 0.05

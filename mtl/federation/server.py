@@ -28,8 +28,11 @@ Weighting = Literal["samples", "clients"]
 
 @dataclass(frozen=True)
 class FedAvg:
-    """weighting: clients count by their training images (`samples`) or all the same (`clients`); balancer: one that remembers nothing,
-    over the clients' updates, or None for their mean.
+    """FedAvg: the weighted mean of the clients' updates (McMahan et al. 2017).
+
+    learning_rate: of the server, 1 takes the mean of the updates as it is; momentum: of the server; weighting: clients count by their
+    training images (samples) or all the same (clients); balancer: one that remembers nothing, over the clients' updates, or None for
+    their mean.
     """
 
     learning_rate: float = 1.0

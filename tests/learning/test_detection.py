@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mtl.configs import compose
 from mtl.data.scenes import TEST, SceneSet
-from mtl.launch import experiments_folder
+from mtl.named_experiments import experiments_folder
 from mtl.learning.detection import DetectionLearning
 from mtl.learning.learner import Learner
 from mtl.losses.by_kind import ByKind
