@@ -12,22 +12,30 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, get_type_hints
 
-from mtl.configs import DEFAULTS, OPTIONS, PARTIAL, WHOLE, top_level
+from mtl.configs import DEFAULTS, OPTIONS, PARTIAL, WHOLE, WORDS, top_level
 from mtl.meanings import GROUPS, KEYS, PRESETS
 from mtl.named_experiments import experiment_files, experiments_folder, listing
 from mtl.options import nearest, type_in_words
 
 WIDTH = 140
 USAGE = """\
-mtl train [GROUP=MEMBER] [KEY=VALUE] ...       train one run
-mtl train -m KEY=VALUE,VALUE GROUP=MEMBER,MEMBER ...   a sweep: every combination, one run directory each
-mtl train +experiment=NAME ...                 start from a named experiment; mtl experiments lists them
-mtl train --cfg job ...                        print the configuration and do not train
+mtl train [GROUP=MEMBER] [KEY=VALUE] ...      train one run
+mtl train -m GROUP=MEMBER,MEMBER KEY=VALUE,VALUE ...
+                                              a sweep: every combination, one run directory each
+mtl train +experiment=NAME ...                start from a named experiment; mtl experiments lists them
+mtl train --cfg job ...                       print the configuration and do not train
 
-mtl train --help GROUP                         the members of a group, for instance: --help balancer
-mtl train --help GROUP=MEMBER                  one member with its options, for instance: --help balancer=cagrad
-mtl train --help KEY                           one key, for instance: --help engine
+mtl train --help GROUP                        the members of a group, for instance --help balancer
+mtl train --help GROUP=MEMBER                 one member with its options, for instance --help balancer=cagrad
+mtl train --help KEY                          one key, for instance --help engine
 """
+GROUPS_TITLE = "GROUPS: GROUP=MEMBER chooses a member; * is the default.\n"
+KEYS_TITLE = """\
+KEYS: KEY=VALUE sets a key; below are the defaults. The options of a chosen member are keys too, such as
+client.learning_rate=0.01; mtl train --help GROUP=MEMBER lists them.
+"""
+KINDS = {"Any": "any value", "Balancer": "a member of balancer", "ImageData": "a member of data"}
+COLUMN = 40  # where meanings begin
 IDEA = 3  # members of a group in one module, up to which the module's docstring is about each of them
 
 
@@ -85,13 +93,11 @@ def _marks(text: str, names: Iterable[str]) -> Iterator["re.Match[str]"]:
 def shown(value: Any) -> str:
     """A default as one would type it."""
     if value == "???":
-        return "(must be given)"
-    if isinstance(value, str) and (reference := re.fullmatch(r"\$\{([\w.]+)\}", value)):
-        return f"(that of {reference[1]})"
+        return "... (must be given)"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {shown(part)}" for key, part in value.items()) + "}"
+        return "{" + ",".join(f"{key}:{shown(part)}" for key, part in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(shown, value)) + "]"
+        return "[" + ",".join(map(shown, value)) + "]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -117,35 +123,39 @@ def key_options(key: str) -> list[Option]:
     if key in OPTIONS:
         return _options(OPTIONS[key], {}, f"{key}.")
     field = next(field for field in fields(top_level()) if field.name == key)
-    return [Option(key, type_in_words(field.type), shown(field.default), KEYS[key])]
+    kind = type_in_words(str | None if key in WORDS else field.type)
+    return [Option(key, kind, shown(field.default), KEYS[key])]
 
 
 def _options(target: Any, changed: Mapping[str, Any], prefix: str, *, partial: bool = False) -> list[Option]:
     hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
     parameters = inspect.signature(target).parameters.values()
-    chosen = {part.split("@")[1]: (part, member) for part, member in _chosen(changed)}
-    options, described = [], _described(target)
+    options, described, chosen = [], _described(target), _chosen(changed)
     for parameter in parameters:
         name, required = parameter.name, parameter.default is inspect.Parameter.empty
         if name in changed.get("zen_exclude", ()) or (partial and required and name not in changed):
             continue
-        meaning = described.get(name, "")
+        value = changed.get(name, "???" if required else _default(target, parameter))
+        if isinstance(value, str) and value.startswith("${"):
+            continue  # another key says it
+        kind, default, meaning = _kind(hints.get(name, Any)), shown(value), described.get(name, "")
         if name in chosen:
-            part, member = chosen[name]
-            group = part.split("@")[0].strip("/")
-            meaning += f"; {group}@{prefix}{name}=NAME takes another member of {group}"
-            default = member
-        else:
-            default = shown(changed.get(name, "???" if required else _default(target, parameter)))
-        options.append(Option(prefix + name, type_in_words(hints.get(name, Any)), default, meaning))
+            group, default = chosen[name]
+            kind = f"a member of {group}"
+            meaning += f"; {group}@{prefix}{name}=NAME takes another one"
+        options.append(Option(prefix + name, kind, default, meaning))
     return options
 
 
-def _chosen(changed: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The members of other groups that an option takes, as `/group@option` and a name."""
-    for entry in changed.get("hydra_defaults", ()):
-        if isinstance(entry, Mapping):
-            yield from entry.items()
+def _kind(hint: Any) -> str:
+    """A type in words, also where it is one of ours."""
+    return re.sub(r"\b(Any|Balancer|ImageData)\b", lambda found: KINDS[found[1]], type_in_words(hint))
+
+
+def _chosen(changed: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """The options that take a member of another group: that group, and the member."""
+    entries = (entry for part in changed.get("hydra_defaults", ()) if isinstance(part, Mapping) for entry in part.items())
+    return {where.partition("@")[2]: (where.partition("@")[0].strip("/"), member) for where, member in entries}
 
 
 def _default(target: Any, parameter: inspect.Parameter) -> Any:
@@ -161,9 +171,12 @@ def _described(target: Any) -> dict[str, str]:
     names = list(inspect.signature(target).parameters)
     found: dict[str, str] = {}
     for part in reversed(inspect.getmro(target)) if inspect.isclass(target) else (target,):
-        for doc in (part.__doc__, vars(part).get("__init__").__doc__ if inspect.isclass(part) and "__init__" in vars(part) else None):
+        for doc in (
+            part.__doc__,
+            vars(part).get("__init__").__doc__ if inspect.isclass(part) and "__init__" in vars(part) else None,
+        ):
             found |= meanings(doc, names)
-    return found
+    return {name: re.sub(r"\bNone\b", "null", meaning) for name, meaning in found.items()}
 
 
 def _own_doc(target: Any) -> str | None:
@@ -179,17 +192,10 @@ def help_text(topics: Sequence[str] = ()) -> str:
 
 def overview() -> str:
     """All groups with their members, and all keys."""
-    parts = [USAGE, "GROUPS: GROUP=MEMBER chooses a member. * is the default.\n"]
-    parts += [group_page(group) for group in DEFAULTS]
-    parts += ["KEYS: KEY=VALUE sets a key, also those of the chosen members, such as client.learning_rate=0.01; --help GROUP=MEMBER lists them.\n"]
-    for key in KEYS:
-        parts.append("" if key not in OPTIONS else f"{key}: {KEYS[key]}")
-        parts.append(_option_lines(key_options(key)))
-    return "\n".join(_joined(parts))
-
-
-def _joined(parts: Iterable[str]) -> Iterator[str]:
-    return (part for part in parts if part)
+    groups = [group_page(group) for group in DEFAULTS]
+    plain = [option for key in KEYS if key not in OPTIONS for option in key_options(key)]
+    keys = [f"{key}: {KEYS[key]}\n{_columns(key_options(key))}" for key in OPTIONS]
+    return "\n".join([USAGE, GROUPS_TITLE, *groups, KEYS_TITLE, _columns(plain), *keys])
 
 
 def group_page(group: str) -> str:
@@ -198,19 +204,17 @@ def group_page(group: str) -> str:
     width = max(map(len, names)) + 2
     lines = [f"{group}: {GROUPS[group]}"]
     for name in names:
-        lines += _hanging(f"{'*' if name == DEFAULTS[group] else ' '} {name:<{width}}", member_line(group, name))
+        lines += _hanging(f"{'*' if name == DEFAULTS[group] else ' '} {name:<{width}} ", member_line(group, name))
     return "\n".join(lines) + "\n"
 
 
 def member_page(group: str, name: str) -> str:
     """A member in full."""
     target, _ = members(group)[name]
-    options = [option.name.rpartition(".")[2] for option in member_options(group, name)]
-    parts = [f"{group}={name}", member_line(group, name)]
-    parts += [text for text in (_without(prose(_own_doc(target), options), parts[1]), _idea(group, target)) if text]
-    text = "\n\n".join(parts)
-    lines = _option_lines(member_options(group, name), kinds=True) or "  none"
-    return f"{text}\n\nOptions\n{lines}\n"
+    options, line = member_options(group, name), member_line(group, name)
+    own = prose(_own_doc(target), inspect.signature(target).parameters)
+    text = "\n\n".join(part for part in (f"{group}={name}", line, _without(own, line), _idea(group, target)) if part)
+    return f"{text}\n\n{_list(options)}" if options else f"{text}\n\nIt has no options.\n"
 
 
 def _without(text: str, line: str) -> str:
@@ -219,45 +223,59 @@ def _without(text: str, line: str) -> str:
     flat = " ".join(first.split())
     if not flat.startswith(line):
         return text
-    left = flat.removeprefix(line).strip()
-    return "\n\n".join(_joined(["\n".join(textwrap.wrap(left, WIDTH)), rest]))
+    left = "\n".join(textwrap.wrap(flat.removeprefix(line).strip(), WIDTH))
+    return "\n\n".join(part for part in (left, rest) if part)
 
 
 def _idea(group: str, target: Any) -> str:
-    """The docstring of a member's module, where that is about few members: the equation and its source."""
-    module = sys.modules[target.__module__]
+    """The docstring of a member's module, where that says more than a sentence and is about few members: the equation and its source."""
     near = {part for part, _ in members(group).values() if part.__module__ == target.__module__}
-    return inspect.cleandoc(module.__doc__ or "") if len(near) <= IDEA else ""
+    doc = inspect.cleandoc(sys.modules[target.__module__].__doc__ or "")
+    return f"From {target.__module__}:\n\n{doc}" if len(near) <= IDEA and "\n\n" in doc else ""
 
 
-def _option_lines(options: Sequence[Option], *, kinds: bool = False) -> str:
+def _columns(options: Sequence[Option]) -> str:
+    """Options with their defaults, and what they mean beside them."""
     lines = []
     for option in options:
-        kind = f"{option.kind}. " if kinds else ""
-        meaning = option.meaning[:1].upper() + option.meaning[1:] if kinds else option.meaning
-        lines += _hanging(f"  {f'{option.name} = {option.default}':<38}", kind[:1].upper() + kind[1:] + meaning)
-    return "\n".join(lines)
+        start = f"  {option.name}={option.default}"
+        if len(start) >= COLUMN:
+            lines.append(start)
+            start = ""
+        lines += _hanging(f"{start:<{COLUMN}}", option.meaning)
+    return "\n".join(lines) + "\n"
+
+
+def _list(options: Sequence[Option]) -> str:
+    """Options with their defaults and types, and what they mean below."""
+    lines = []
+    for option in options:
+        lines += [f"  {option.name}={option.default}   ({option.kind})", *_hanging(" " * 6, option.meaning)]
+    return "\n".join(lines) + "\n"
 
 
 def _hanging(start: str, text: str) -> list[str]:
     """`text` behind `start`, in lines of WIDTH at most that begin where the text does."""
-    indent = " " * min(len(start) + 1, 42)
-    return textwrap.wrap(text, WIDTH, initial_indent=f"{start} ", subsequent_indent=indent) or [start.rstrip()]
+    return textwrap.wrap(text, WIDTH, initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False) or [
+        start.rstrip()
+    ]
 
 
 def _page(topic: str) -> str:
-    word, _, member = topic.lstrip("+~").partition("=")
-    word = word.partition("@")[0].partition(".")[0]
+    """What is said of a word as one types it: GROUP, GROUP=MEMBER, KEY, KEY=VALUE, or the name of an option of one of them."""
+    name, _, value = topic.lstrip("+~").partition("=")
+    word = name.partition("@")[0].partition(".")[0]
     if word == "experiment":
         return listing(experiment_files(experiments_folder()))
-    if word in DEFAULTS and "." not in topic.partition("=")[0] and member:
-        names = members(word)
-        if member not in names:
-            raise ValueError(f"{word} has no member {member!r}{nearest(member, names)}; choose from {', '.join(names)}")
-        return member_page(word, member)
+    if name in DEFAULTS and value:
+        names = members(name)
+        if value not in names:
+            raise ValueError(f"{name} has no member {value!r}{nearest(value, names)}; choose from {', '.join(names)}")
+        return member_page(name, value)
     if word in DEFAULTS:
-        return group_page(word)
+        return f"{group_page(word)}\nmtl train --help {word}=MEMBER shows the options of a member.\n"
     if word in KEYS:
-        return "\n".join(_joined([f"{word}: {KEYS[word]}" if word in OPTIONS else "", _option_lines(key_options(word), kinds=True)])) + "\n"
+        title = f"{word}: {KEYS[word]}\n" if word in OPTIONS else ""
+        return title + _list(key_options(word))
     known = [*DEFAULTS, *KEYS, "experiment"]
     raise ValueError(f"no group or key {word!r}{nearest(word, known)}; groups: {', '.join(DEFAULTS)}; keys: {', '.join(KEYS)}")

@@ -35,8 +35,8 @@ GROUPS = {
 KEYS = {
     "mode": "federated, local (each client alone), centralised (all images in one place), single_task (a model for each subtask) or "
     "detection (centralised, and faces are found in scenes)",
-    "partition_by": "label by which `partition` splits the images: class, owner (where the data name the device of an image) or an attribute",
-    "norm": "what replaces the trunk's BatchNorm: group (GroupNorm), frozen (constant statistics), local (those of the batch); refuse: an error",
+    "partition_by": "what `partition` splits the images by: class, owner (the device that made an image, if known) or an attribute",
+    "norm": "what replaces a trunk's BatchNorm: group (GroupNorm), frozen (fixed statistics), local (those of the batch); refuse: an error",
     "known_labels": "hides training labels at random",
     "weights": "what the trunk starts from: a run directory, a weights file, or a name of torchvision's such as DEFAULT; null: random",
     "keep": "what stays on a client and is never sent: nothing, heads or all",
@@ -46,7 +46,7 @@ KEYS = {
     "rounds": "number of rounds",
     "evaluate_every": "rounds from one evaluation to the next",
     "checkpoint_every": "rounds from one checkpoint to the next",
-    "best_by": "validation metric that chooses the tested round, such as auroc; null: rank1, auroc or ap50 as the subtasks have it",
+    "best_by": "validation metric that chooses the round to test, such as auroc; null: rank1, auroc, or named or ap50 for mode=detection",
     "seed": "seed of every random draw",
     "start": "run directory whose whole model training starts from; null: a new model",
     "name": "name of the run in W&B and in reports; null: the name of its directory",

@@ -17,7 +17,9 @@ VALUED: dict[str, tuple[str, ...] | None] = {
     "--package": None,
 }
 SHORT = {"-c": "--cfg", "-i": "--info", "-p": "--package"}
-_PLACE = "the configuration is mtl's own and takes no {}; options are written NAME=VALUE, several of them in experiments/NAME.yaml"
+_PLACE = (
+    "the configuration is mtl's own and takes no {}; options are written NAME=VALUE, several of them in experiments/NAME.yaml"
+)
 REFUSED = {
     **dict.fromkeys(("--config-path", "-cp", "--config-dir", "-cd"), _PLACE.format("other folder")),
     **dict.fromkeys(("--config-name", "-cn"), _PLACE.format("other name")),

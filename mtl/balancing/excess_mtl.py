@@ -21,7 +21,7 @@ from mtl.balancing.contract import Balancer, State, weighted_sum
 class ExcessMTL(Balancer):
     """ExcessMTL: more weight to tasks that are further from their optimum (He et al. 2024).
 
-    step_size: of the exponentiated-gradient step on the weights.
+    step_size: step size of the weights, which follow an exponentiated gradient.
     """
 
     step_size: float = 0.01

@@ -16,8 +16,8 @@ By = Literal["label", "image"]
 class KnownLabels:
     """A share of the training labels that is known; the others are hidden at random.
 
-    share: of the training labels that are known, in (0, 1]; by: label hides each of an image's labels by itself, image hides all of an
-    image together, which then is left out of training. Validation and test images keep theirs.
+    share: share of the training labels that are known, in (0, 1]; by: what is hidden together: label (each label by itself) or image (all
+    labels of an image, which then is left out of training). Validation and test images keep theirs.
     """
 
     share: float = 1.0

@@ -14,9 +14,9 @@ SCENE_DRAWS = 6
 class SceneAugmentation:
     """Random changes of scenes that take the boxes with them.
 
-    flip: mirror left and right with probability one half; scale: up to this fraction larger (a crop) or smaller (what is beyond the
-    border repeats it); shift: up to this fraction of height and width; brightness: gain within this fraction and offset within half of
-    it.
+    flip: mirror left and right with probability one half; scale: make larger (a crop) or smaller (what is beyond the border repeats it)
+    by up to this fraction; shift: move by up to this fraction of height and width; brightness: change the gain by up to this fraction and
+    the offset by up to half of it.
 
     A face whose centre leaves the picture no longer counts; the boxes of the others end at its border.
     """

@@ -109,11 +109,11 @@ def orl_scenes(
 
     uint8 [N, 1, *image_size]. Scene i of a part depends on (seed, part, i) alone. A box is the smallest around the oval of a face.
 
-    root: folder of data sets; image_size: (height, width) of a scene; scenes: numbers for training, validation and test; photographs:
+    root: folder of data sets; image_size: (height, width) of a scene; scenes: scenes for training, validation and test; photographs:
     photographs of each person for training, validation and test, which are disjoint and drawn by the seed; people: number of the forty
     people that appear, the first ones; max_faces: a scene has from none to this many faces, each number as likely, where there is room;
-    face_height: least and greatest, in pixels, log-uniform; rotation: up to this many degrees; seed: of the scenes. Raises as `orl` does,
-    and ValueError.
+    face_height: least and greatest height of a face in pixels, log-uniform; rotation: turn faces by up to this many degrees; seed: seed
+    of the scenes. Raises as `orl` does, and ValueError.
     """
     check_integers("scenes.image_size", image_size, {"height": 16, "width": 16})
     check_integers("scenes.scenes", scenes, {"train": 1, "val": 0, "test": 1})

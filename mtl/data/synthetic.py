@@ -41,7 +41,7 @@ def synthetic(
 
     alpha: how far the clients' models differ; beta: how far their inputs differ; iid: the paper's Synthetic-IID; alpha and beta play no
     part. num_clients: clients; num_classes: classes; dimension: numbers in a vector; samples_per_client: None draws the paper's
-    log-normal sizes; seed: of the data.
+    log-normal sizes; seed: seed of the data.
     """
     for field, dial in (("alpha", alpha), ("beta", beta)):
         if not 0 <= dial < math.inf:

@@ -20,9 +20,9 @@ DRAWS = 9
 class Augmentation:
     """Random changes of the training images.
 
-    flip: mirror left and right with probability one half; rotation: up to this many degrees clockwise or against; scale: up to this
-    fraction larger or smaller; shift: up to this fraction of height and width; brightness: gain within this fraction and offset within
-    half of it; cutout: side of a grey square at a random place, as a fraction of the height.
+    flip: mirror left and right with probability one half; rotation: turn by up to this many degrees either way; scale: make larger or
+    smaller by up to this fraction; shift: move by up to this fraction of height and width; brightness: change the gain by up to this
+    fraction and the offset by up to half of it; cutout: side of a grey square at a random place, as a fraction of the height.
 
     Pixels from beyond the border repeat it.
     """
@@ -91,9 +91,9 @@ class Augmentation:
 class Normalise:
     """From stored pixels to what the trunk sees: (x - mean) / deviation.
 
-    mean: a number for all channels, or a list with one for each; deviation: as mean; images of one channel take the mean of a list.
-    per_image: take each image's own mean and deviation; equalise: equalise each image's histogram first (`warp.equalise`), for light that
-    differs from picture to picture.
+    mean: a number for all channels, or a list with one for each; deviation: a number or a list, as for mean; images of one channel take
+    the mean of a list. per_image: take each image's own mean and deviation; equalise: equalise each image's histogram first
+    (`warp.equalise`), for light that differs from picture to picture.
     """
 
     mean: float | list[float] = 0.5

@@ -45,7 +45,7 @@ def widerface(
     part trains, the official validation part tests (the boxes of the official test part are not public).
 
     root: folder of data sets; image_size: (height, width) of a scene; grey: convert to one channel; val: random fraction of the training
-    part that is left for validation; max_images: at most this many of each part, the first ones, None for all; seed: of the validation
+    part that is left for validation; max_images: images of each part, the first ones, None for all; seed: seed of the draw of validation
     images. Raises DataNotFound (a ValueError), and ValueError for an image that cannot be decoded.
     """
     check_integers("scenes.image_size", image_size, {"height": 16, "width": 16})

@@ -28,8 +28,8 @@ class Pruning:
     """Which weights or channels are removed, and how many.
 
     kind: nothing, weights or channels; ratio: the share that goes; scope: whether the smallest of all layers go (global) or those of each
-    (layer); begin: for weights, the share of the training after which the ratio begins to grow; end: for weights, the share of the
-    training after which the whole ratio is gone.
+    (layer); begin: share of the training after which weights begin to go; end: share of the training after which the whole ratio of
+    weights is gone.
     """
 
     kind: str = "nothing"

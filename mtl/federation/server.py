@@ -30,9 +30,9 @@ Weighting = Literal["samples", "clients"]
 class FedAvg:
     """FedAvg: the weighted mean of the clients' updates (McMahan et al. 2017).
 
-    learning_rate: of the server, 1 takes the mean of the updates as it is; momentum: of the server; weighting: clients count by their
-    training images (samples) or all the same (clients); balancer: one that remembers nothing, over the clients' updates, or None for
-    their mean.
+    learning_rate: factor of the mean update; momentum: momentum over the rounds; weighting: what a client counts by: samples (its
+    training images) or clients (all the same); balancer: a balancer that remembers nothing, over the clients' updates, None for their
+    mean.
     """
 
     learning_rate: float = 1.0

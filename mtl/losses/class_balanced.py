@@ -22,7 +22,7 @@ from mtl.losses.pairs import PairLoss, PerTask, TaskCounts, constant, per_task
 class ClassBalanced(PairLoss):
     """Cross-entropy weighted by the effective number of labels of each kind (Cui et al. 2019).
 
-    beta: in [0, 1), for all subtasks or one for each; 0 weighs nothing, towards 1 weighs by the inverse number of labels.
+    beta: how strongly rarer labels gain weight, in [0, 1), for all subtasks or one for each; 0 is cross-entropy.
     """
 
     def __init__(self, num_tasks: int, *, beta: PerTask = 0.999) -> None:

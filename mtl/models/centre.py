@@ -45,7 +45,7 @@ class CentreHead(nn.Module):
     Feature maps [B, c, h, w] to [B, 5, h, w]: logit of the heat, offset of the centre in its cell (x, y), log of width and height in
     cells.
 
-    channels: c; width: channels inside the head; groups: of GroupNorm.
+    channels: c; width: channels inside the head; groups: groups of GroupNorm.
     """
 
     def __init__(self, channels: int, *, width: int = 64, groups: int = 8) -> None:

@@ -102,8 +102,8 @@ def classic_cnn(
 
     With ten linear heads on 3x32x32 images it has 1,626,442 parameters, as in pfl-research's benchmark. Xavier initialisation.
 
-    channels: of each 3x3 convolution; width: features; conv_dropout: probability of dropout after the convolutions; dropout: probability
-    of dropout of the features.
+    channels: channels of each 3x3 convolution; width: features; conv_dropout: probability of dropout after the convolutions; dropout:
+    probability of dropout of the features.
     """
     _check(channels, width)
     layers: list[nn.Module] = []
@@ -123,7 +123,7 @@ def lenet(image_shape: ImageShape, *, channels: Sequence[int] = (6, 16), widths:
     Two 5x5 convolutions with max pooling, two fully connected layers. 61,156 parameters on 3x32x32 images, 62,006 with ten linear heads,
     as in NIID-Bench (Li et al., ICDE 2022).
 
-    channels: of each convolution; widths: of each fully connected layer; the last is the number of features.
+    channels: channels of each convolution; widths: outputs of each fully connected layer; the last is the number of features.
     """
     _check(channels, min(widths))
     layers: list[nn.Module] = []
@@ -141,7 +141,7 @@ def small_cnn(image_shape: ImageShape, *, channels: Sequence[int] = (32, 64, 128
     GroupNorm (Wu & He 2018) needs no batch statistics, so clients of few images train it safely. The embedding of all places is linear,
     so its directions can serve cosine heads.
 
-    channels: of each 3x3 convolution; width: features; groups: of GroupNorm.
+    channels: channels of each 3x3 convolution; width: features; groups: groups of GroupNorm.
     """
     _check(channels, width, groups)
     layers: list[nn.Module] = []
@@ -165,8 +165,8 @@ def separable_cnn(
 ) -> Trunk:
     """`small_cnn` with depthwise-separable convolutions: ten times fewer multiplications.
 
-    channels: of each convolution; width: features; groups: of GroupNorm; multiplier: factor of all channels but the features' (Howard et
-    al. 2017), rounded to whole groups.
+    channels: channels of each convolution; width: features; groups: groups of GroupNorm; multiplier: factor of all channels but the
+    features' (Howard et al. 2017), rounded to whole groups.
     """
     _check(channels, width, groups)
     check_multiplier(multiplier)

@@ -35,7 +35,7 @@ def sphereface_cnn(
     PReLU: small batches and large rates are safe with it.
 
     depth: 4, 10, 20, 36 or 64 convolutions; multiplier: factor of all channels but the embedding's, rounded to whole groups; width:
-    features; groups: of GroupNorm.
+    features; groups: groups of GroupNorm.
     """
     if depth not in UNITS:
         raise ValueError(f"trunk.depth must be one of {', '.join(map(str, UNITS))}, got {depth}")
