@@ -57,8 +57,8 @@ def split_flags(words: Sequence[str]) -> tuple[list[str], list[str]]:
         elif name in REFUSED:
             raise ValueError(f"{name} is refused: {REFUSED[name]}")
         else:
-            known = (*PLAIN, *VALUED, "--help")
-            raise ValueError(f"unknown option {word}{nearest(name, known) or advice([word])}")
+            hint = advice([word]) if equals else nearest(name, (*PLAIN, *VALUED, "--help"))
+            raise ValueError(f"unknown option {word}{hint}")
     sweep = next((flag for flag in ("-m", "--multirun") if flag in flags), None)
     if sweep and "--cfg" in flags:
         raise ValueError(f"--cfg prints the configuration of one run: leave out {sweep}")
