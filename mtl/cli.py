@@ -104,7 +104,7 @@ def _experiments(words: list[str]) -> int:
     from mtl.named_experiments import experiment_files, experiments_folder, listing, named_file
 
     files = experiment_files(experiments_folder())
-    print(listing(files) if options.name is None else named_file(files, options.name).read_text(), end="")
+    print(listing(files) if options.name is None else named_file(files, options.name).read_text(encoding="utf-8"), end="")
     return 0
 
 
