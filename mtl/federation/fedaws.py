@@ -23,8 +23,10 @@ WEIGHT = "heads.weight"
 
 @dataclass(frozen=True)
 class FedAwS(FedAvg):
-    """spread: the step down R, in the paper ten learning rates; margin is v, for unit vectors between 0 and 2, where 1.41 asks for a
-    right angle; nearest is k, null for all.
+    """FedAwS: FedAvg that keeps the heads apart, for clients that have positives alone (Yu et al. 2020).
+
+    spread: step size R of moving the heads apart, in the paper ten learning rates; margin: v, the distance from which heads count as
+    apart, between 0 and 2, where 1.41 asks for a right angle; nearest: k, each head is kept from its k nearest ones, null for all.
     """
 
     spread: float = 1.0

@@ -42,8 +42,11 @@ PIXELS = 2**20  # that many clients' models look at at once
 
 @dataclass(frozen=True)
 class FedDF(FedAvg):
-    """images: where the images without labels come from, a member of `data` (+data@server.images=NAME), null for noise; num_images: of
-    them; steps, batch_size, rate: of the server's learning in a round; temperature is T.
+    """FedDF: FedAvg, then the server learns from the clients' models on images without labels (Lin et al. 2020).
+
+    images: where the images without labels come from, a member of `data` (+data@server.images=NAME), null for noise; num_images: number
+    of these images; steps: steps of the server's learning in a round; batch_size: images in a step; rate: learning rate of the server's
+    learning; temperature: T, by which scores are divided before they are compared.
     """
 
     images: ImageData | None = None

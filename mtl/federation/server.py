@@ -28,8 +28,11 @@ Weighting = Literal["samples", "clients"]
 
 @dataclass(frozen=True)
 class FedAvg:
-    """weighting: clients count by their training images (`samples`) or all the same (`clients`); balancer: one that remembers nothing,
-    over the clients' updates, or None for their mean.
+    """FedAvg: the weighted mean of the clients' updates (McMahan et al. 2017).
+
+    learning_rate: factor of the mean update; momentum: momentum over the rounds; weighting: what a client counts by: samples (its
+    training images) or clients (all the same); balancer: a balancer that remembers nothing, over the clients' updates, None for their
+    mean.
     """
 
     learning_rate: float = 1.0

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from mtl.configs import compose
 from mtl.data.scenes import TEST, SceneSet
-from mtl.launch import experiments_folder
 from mtl.learning.detection import DetectionLearning
 from mtl.learning.learner import Learner
 from mtl.losses.by_kind import ByKind
+from mtl.named_experiments import experiments_folder
 from mtl.seeding import random_uniform
 from mtl.train import build_data, build_learner, train
 from mtl.trained import load_run
