@@ -65,7 +65,7 @@ class Steps:
 
 def read_metrics(run_dir: Path) -> dict[str, float]:
     """Those of the test images."""
-    summary = json.loads((run_dir / "summary.json").read_text())
+    summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
     return {name: summary[f"test/{name}"] for name in METRICS}
 
 
