@@ -4,7 +4,6 @@ import contextlib
 import json
 import math
 import os
-import re
 import shlex
 import sys
 import traceback
@@ -14,38 +13,35 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from mtl.configs import CONFIG_NAME, DEFAULTS, compose, register
+from mtl.configs import CONFIG_NAME, register
+from mtl.hydra_errors import explain
+from mtl.named_experiments import experiments_folder
 from mtl.spawn import inside_step
 from mtl.tracking import COMMAND
 from mtl.train import train
 from mtl.types import Diverged, Interrupted
-from mtl.words import advice, readable
+from mtl.words import readable, split_flags
 
 FAILURES = "failures.jsonl"  # of a sweep, a line for each job that failed
 EXPECTED = (HydraException, OmegaConfBaseException, ValueError, OSError, Diverged)
-
-
-def experiments_folder() -> Path | None:
-    """Where `+experiment=NAME` is looked up beside those of the package: `experiments/` here."""
-    folder = Path.cwd() / "experiments"
-    return folder if folder.is_dir() else None
 
 
 def launch(words: list[str]) -> int:
     """The exit code: 0 done, 1 failed, 2 wrong input, 130 stopped by Ctrl-C."""
     broken = register(experiments_folder())
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    # Hydra wants its flags before the overrides; a user may write them anywhere.
-    flags = [word for word in words if word in ("-m", "--multirun")]
-    words = readable([word for word in words if word not in flags], sweep=bool(flags))
-    if wrong := next((word for word in words if word.startswith("--") and "=" in word), None):
-        return _fail(f"unknown option {wrong}{advice([wrong])}")
+    try:
+        flags, words = split_flags(words)
+    except ValueError as error:
+        return _fail(str(error))
+    sweep = "-m" in flags or "--multirun" in flags
+    words = readable(words, sweep=sweep)
     for name in (word.partition("=")[2] for word in words if word.startswith("+experiment=")):
         if name in broken:
             return _fail(broken[name])
@@ -56,17 +52,37 @@ def launch(words: list[str]) -> int:
         return end.code if isinstance(end.code, int) else 0
     except BrokenPipeError:
         raise
-    except (Interrupted, SweepStopped) as stop:
+    except SweepStopped as stop:
         print(f"mtl: {stop}", file=sys.stderr)
         return 130
+    except JobFailed as failed:
+        return _end(failed.error, words, failed.run_dir)
     except EXPECTED as error:
-        return _fail(f"{_told(error, words)}{_choices(str(error), words)}", 1 if isinstance(error, Diverged) else 2)
-    return _tell_failures() if flags else 0
+        return _end(error, words)
+    return _tell_failures() if sweep else 0
 
 
 def _fail(message: str, code: int = 2) -> int:
     print(f"mtl: error: {message}", file=sys.stderr)
     return code
+
+
+def _end(error: BaseException, words: list[str], run_dir: Path | None = None) -> int:
+    """Tell what ended a run; what no user can mend is raised again."""
+    if isinstance(error, BrokenPipeError) or not isinstance(error, (*EXPECTED, Interrupted)):
+        raise error from error.__cause__
+    if isinstance(error, Interrupted):
+        print(f"mtl: {error}", file=sys.stderr)
+        return 130
+    return _fail(explain(error, words, run_dir), 1 if isinstance(error, Diverged) else 2)
+
+
+class JobFailed(BaseException):
+    """Around the error of a single run. Hydra prints all words again before an Exception, which this is not."""
+
+    def __init__(self, error: Exception, run_dir: Path) -> None:
+        super().__init__(str(error))
+        self.error, self.run_dir = error, run_dir
 
 
 class SweepStopped(KeyboardInterrupt):
@@ -88,7 +104,10 @@ def _run(config: DictConfig) -> float | None:
     run_dir = Path(context.runtime.output_dir)
     with _nothing_left(run_dir), _command(context, run_dir):
         if context.mode != RunMode.MULTIRUN:
-            return _train(config, run_dir)
+            try:
+                return _train(config, run_dir)
+            except Exception as error:
+                raise JobFailed(error, run_dir) from error
         config.tracking.group = config.tracking.group or Path(context.sweep.dir).name
         config.name = config.name or context.job.override_dirname
         try:
@@ -99,7 +118,7 @@ def _run(config: DictConfig) -> float | None:
                 f"output_dir={context.sweep.dir} goes on"
             ) from stop
         except Exception as error:  # noqa: BLE001 the next job does not depend on this one
-            _write_failure(Path(context.sweep.dir), context.job.num, context.job.override_dirname, error)
+            _write_failure(Path(context.sweep.dir), context.job.num, context.job.override_dirname, error, run_dir)
             return math.nan  # which sweepers that optimise know as a failure
 
 
@@ -127,13 +146,13 @@ def _nothing_left(run_dir: Path) -> Iterator[None]:
             run_dir.rmdir()  # of an empty folder alone
 
 
-def _write_failure(folder: Path, number: int, words: str, error: Exception) -> None:
+def _write_failure(folder: Path, number: int, words: str, error: Exception, run_dir: Path) -> None:
     """Say it now, and leave a line for the end of the sweep, which another process may tell."""
-    message = _told(error, [f"output_dir={folder}"]) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {error}"
+    message = explain(error, [], run_dir) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {error}"
     if not isinstance(error, EXPECTED):
         traceback.print_exception(error)
     print(f"mtl: error: job {number} ({words}): {message}", file=sys.stderr, flush=True)
-    with (folder / FAILURES).open("a") as file:
+    with (folder / FAILURES).open("a", encoding="utf-8") as file:
         file.write(json.dumps({"job": number, "words": words, "message": message}) + "\n")
 
 
@@ -142,7 +161,9 @@ def _tell_failures() -> int:
     file = None if Sweep.folder is None else Sweep.folder / FAILURES
     if file is None or not file.exists():
         return 0
-    failures = sorted((json.loads(line) for line in file.read_text().splitlines()), key=lambda failure: int(failure["job"]))
+    failures = sorted(
+        (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()), key=lambda failure: int(failure["job"])
+    )
     print(f"mtl: error: {len(failures)} of the sweep's jobs failed ({file}):", file=sys.stderr)
     for failure in failures:
         print(f"  job {failure['job']} ({failure['words']}): {failure['message']}", file=sys.stderr)
@@ -157,36 +178,3 @@ def _train(config: DictConfig, run_dir: Path) -> float | None:
     if config.write_report:
         print(f"report: {run_dir / 'report.html'}")
     return summary.get("test/rank1", summary["test/auroc"])
-
-
-def _choices(message: str, words: list[str]) -> str:
-    """The keys that stand where an unknown one was given; Hydra does not list them."""
-    unknown = re.match(r"Could not override '([^']+)'", message)
-    if unknown is None:
-        return ""
-    parent = unknown[1].rpartition(".")[0]
-    config = compose([word for word in words if word.partition("=")[0] in DEFAULTS and "," not in word])
-    node = OmegaConf.select(config, parent) if parent else config
-    keys = [str(key) for key in node if not str(key).startswith("_")] if isinstance(node, DictConfig) else []
-    return f"\n{parent or 'the configuration'} has the keys {', '.join(keys)}" if keys else ""
-
-
-def _told(error: BaseException, words: list[str]) -> str:
-    """What to tell the user, and with what one may begin to mend it."""
-    reason = _reason(error)
-    if isinstance(error, OverrideParseException):
-        return reason + advice(words)
-    if isinstance(error, OSError) and not isinstance(error, ValueError) and error.filename:
-        said = [word.partition("=")[2].strip("'\"") for word in words if word.startswith("output_dir=")]
-        out, file = Path(said[-1] if said else "runs").absolute(), Path(os.fsdecode(error.filename)).absolute()
-        if file == out or out in file.parents or file in out.parents:
-            return f"output_dir cannot be used: {reason}"
-    return reason
-
-
-def _reason(error: BaseException) -> str:
-    """What to tell the user: Hydra wraps an error of a constructor in its own."""
-    cause = error.__cause__
-    if isinstance(error, HydraException) and isinstance(cause, ValueError | OSError | HydraException | OmegaConfBaseException):
-        return _reason(cause)
-    return str(error)

@@ -82,6 +82,8 @@ def build_parts(config: DictConfig, data: FederatedData) -> Parts:
     reporting = Reporting(config.best_by, tracking.per_task, tracking.log_every, data.image_shape, data.images.dtype)
     transfer = instantiate(config.transfer)
     num_frozen = transfer.freeze(model)
+    if transfer.cache and config.mode == "detection":
+        raise ValueError("transfer.cache=true keeps features in place of pictures, and mode=detection trains on scenes too")
     if transfer.cache:
         data, objective = cache_features(model, num_frozen, objective, data, _device(config))
     client, scales = instantiate(config.client), transfer.scales(model)

@@ -134,7 +134,7 @@ def _people_of_lfw(root: Path, pairs_file: Path) -> list[str]:
 
 def _test_part_of_celeba(root: Path, folder: Path) -> list[str]:
     """The pictures of CelebA's test part that are in class folders, themselves or by links."""
-    lines = map(str.split, (folder / "list_eval_partition.txt").read_text().splitlines())
+    lines = map(str.split, (folder / "list_eval_partition.txt").read_text(encoding="utf-8-sig").splitlines())
     test = {words[0] for words in lines if words[1:] == ["2"]}
     pictures = (folder / "img_align_celeba").resolve()
     found = (path.resolve() for path in list_class_folders(root)[0])

@@ -19,7 +19,7 @@ def main() -> int:
     threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
     logging.basicConfig(level=logging.INFO if os.environ["RANK"] == "0" else logging.WARNING, format="%(message)s")
     task = Path(sys.argv[1])
-    told, rank = json.loads(task.read_text()), os.environ["RANK"]
+    told, rank = json.loads(task.read_text(encoding="utf-8")), os.environ["RANK"]
     root = logging.getLogger()
     root.setLevel(told["log_level"])
     root.addHandler(RankLog(task.parent / f"log{rank}.jsonl"))

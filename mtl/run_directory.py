@@ -50,7 +50,7 @@ def held(run_dir: Path) -> Iterator[None]:
         return
     import fcntl
 
-    with (run_dir / LOCK).open("a+") as file:
+    with (run_dir / LOCK).open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -174,12 +174,12 @@ def _refuse_foreign(run_dir: Path) -> None:
 
 
 def _has_rounds(metrics: Path) -> bool:
-    return metrics.exists() and len(metrics.read_text().splitlines()) > 1
+    return metrics.exists() and len(metrics.read_text(encoding="utf-8").splitlines()) > 1
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(path.read_text())
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError:
         config = None
     if not isinstance(config, dict):

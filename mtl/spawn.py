@@ -183,7 +183,7 @@ class RankLog(logging.Handler):
         told["msg"] = record.getMessage()
         if record.exc_info:
             told["exc_text"] = logging.Formatter().formatException(record.exc_info)
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(told) + "\n")
 
 
@@ -191,7 +191,7 @@ def _reason(folder: Path, codes: list[int]) -> Exception:
     for rank in range(len(codes)):
         path = folder / f"error{rank}.json"
         if path.exists():
-            error = json.loads(path.read_text())
+            error = json.loads(path.read_text(encoding="utf-8"))
             return RAISED[error["kind"]](error["message"])
     rank, code = next((rank, code) for rank, code in enumerate(codes) if code)
     return _Unexplained(f"rank {rank} ended with exit code {code}; what it said is above")

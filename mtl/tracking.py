@@ -223,7 +223,7 @@ def environment() -> dict[str, Any]:
 def _cpu() -> str:
     """The model of the processor, as well as the system knows it."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model", "Hardware")))
     return next(named, "") or platform.processor() or platform.machine()
 
@@ -247,14 +247,14 @@ def _git(*arguments: str) -> str | None:
 
 def _rounds_in(metrics: Path) -> dict[int, dict[str, float]]:
     rounds: dict[int, dict[str, float]] = {}
-    with metrics.open(newline="") as file:
+    with metrics.open(encoding="utf-8", newline="") as file:
         for round, name, value in list(csv.reader(file))[1:]:
             rounds.setdefault(int(round), {})[name] = float(value)
     return dict(sorted(rounds.items()))
 
 
 def _open_metrics(path: Path, last_round: int | None) -> TextIO:
-    rows = [] if last_round is None or not path.exists() else path.read_text().splitlines()[1:]
+    rows = [] if last_round is None or not path.exists() else path.read_text(encoding="utf-8").splitlines()[1:]
     with atomic_write(path) as file:
         file.write(b"round,metric,value\n")
         for row in rows:
@@ -262,7 +262,7 @@ def _open_metrics(path: Path, last_round: int | None) -> TextIO:
             # A killed run may have torn its last line.
             if len(parts) >= 3 and parts[0].isdigit() and int(parts[0]) <= (last_round or 0):
                 file.write(f"{row}\n".encode())
-    return path.open("a", newline="")
+    return path.open("a", encoding="utf-8", newline="")
 
 
 def _has_account() -> bool:
@@ -277,4 +277,4 @@ def _wandb_id(run_dir: Path) -> str:
     file = run_dir / "wandb.json"
     if not file.exists():
         write_json(file, {"id": secrets.token_hex(4)})
-    return str(json.loads(file.read_text())["id"])
+    return str(json.loads(file.read_text(encoding="utf-8"))["id"])

@@ -62,7 +62,7 @@ def train(config: DictConfig, run_dir: Path) -> Metrics:
         raise ValueError(f"trainer.num_nodes={options.num_nodes} needs torchrun or srun to start the processes on every machine")
     if options.devices > 1:
         run_ranks(options.devices, plain, run_dir)
-        summary: Metrics = json.loads((run_dir / "summary.json").read_text())
+        summary: Metrics = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
         return summary
     return _train(config, plain, run_dir, Ranks())
 
@@ -144,7 +144,7 @@ def _open(run_dir: Path, plain: dict[str, Any], learner: Learner) -> tuple[Path 
     update_config(run_dir, plain)
     summary = run_dir / "summary.json"
     finished = summary.exists() and last_round == rounds
-    return checkpoint, last_round, json.loads(summary.read_text()) if finished else None
+    return checkpoint, last_round, json.loads(summary.read_text(encoding="utf-8")) if finished else None
 
 
 def _fit_and_test(

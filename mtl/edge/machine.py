@@ -16,7 +16,11 @@ def processor() -> str:
     rows = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
     said = {name.strip(): value.strip() for name, _, value in (row.partition(":") for row in rows)}
     board = Path("/proc/device-tree/model")
-    names = (said.get("model name"), said.get("Model"), board.read_text(errors="replace") if board.is_file() else None)
+    names = (
+        said.get("model name"),
+        said.get("Model"),
+        board.read_text(encoding="utf-8", errors="replace") if board.is_file() else None,
+    )
     return next((name.strip("\0 ") for name in names if name), platform.processor() or platform.machine())
 
 

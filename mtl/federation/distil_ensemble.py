@@ -45,8 +45,9 @@ PIXELS = 2**20  # that many clients' models look at at once
 
 @dataclass(frozen=True)
 class DistilEnsemble:
-    """images: where the images without labels come from, a member of `data` (+data@server.images=NAME), null for noise; num_images: of
-    them; steps, batch_size, rate: of the server's learning in a round; temperature is T.
+    """images: where the images without labels come from, null for noise; num_images: number of these images; steps: steps of the server's
+    learning in a round; batch_size: images in a step; rate: learning rate of the server's learning; temperature: T, by which scores are
+    divided before they are compared.
     """
 
     images: ImageData | None = None
@@ -217,7 +218,14 @@ def feddf(
     rate: float = 0.01,
     temperature: float = 1.0,
 ) -> Server:
-    """FedAvg, then the server learns from the ensemble of the clients' models: see `fedavg` and `DistilEnsemble`."""
+    """FedDF: FedAvg, then the server learns from the clients' models on images without labels (Lin et al. 2020).
+
+    learning_rate: factor of the mean update; momentum: momentum over the rounds; weighting: what a client counts by: samples (its
+    training images) or clients (all the same); balancer: a balancer that remembers nothing, over the clients' updates, None for their
+    mean; images: where the images without labels come from, a member of `data` (+data@server.images=NAME), null for noise;
+    num_images: number of these images; steps: steps of the server's learning in a round; batch_size: images in a step; rate: learning rate
+    of the server's learning; temperature: T, by which scores are divided before they are compared.
+    """
     options = DistilEnsemble(images, num_images, steps, batch_size, rate, temperature)
     return replace(fedavg(learning_rate, momentum, weighting, balancer), options=(options,))
 

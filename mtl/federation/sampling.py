@@ -36,7 +36,10 @@ class Draws(Protocol):
 
 @dataclass(frozen=True)
 class Sampling:
-    """cohort: clients drawn without replacement in each round, None for all; dropout: probability that one does not come back."""
+    """Which clients take part in a round.
+
+    cohort: clients drawn without replacement in each round, None for all; dropout: probability that one of them does not come back.
+    """
 
     cohort: int | None = None
     dropout: float = 0.0

@@ -31,7 +31,7 @@ MOMENTUM = "momentum"
 
 @dataclass(frozen=True)
 class FedAvg:
-    """learning_rate: of the server, 1 takes the mean; momentum: in [0, 1)."""
+    """learning_rate: factor of the mean update; momentum: momentum over the rounds, in [0, 1)."""
 
     learning_rate: float = 1.0
     momentum: float = 0.0
@@ -132,13 +132,11 @@ def fedavg(
     weighting: str = "samples",
     balancer: Balancer | None = None,
 ) -> Server:
-    """The mean of the clients' updates, with a server learning rate and momentum.
+    """FedAvg: the weighted mean of the clients' updates (McMahan et al. 2017).
 
-    Args:
-        learning_rate: of the server, 1 takes the mean.
-        momentum: in [0, 1); above 0 this is FedAvgM.
-        weighting: clients count by their training images (`samples`) or all the same (`clients`).
-        balancer: over the clients' updates of the shared part, one that remembers nothing; null for their mean.
+    learning_rate: factor of the mean update; momentum: momentum over the rounds; weighting: what a client counts by: samples (its
+    training images) or clients (all the same); balancer: a balancer that remembers nothing, over the clients' updates, None for their
+    mean.
     """
     mean = WeightedMean(weighting)
     return Server(FedAvg(learning_rate, momentum), mean if balancer is None else ConflictAverse(balancer, mean))

@@ -26,8 +26,8 @@ WEIGHT = "heads.weight"
 
 @dataclass(frozen=True)
 class SpreadHeads:
-    """spread: the step down R, in the paper ten learning rates; margin is v, for unit vectors between 0 and 2, where 1.41 asks for a
-    right angle; nearest is k, null for all.
+    """spread: step size R of moving the heads apart, in the paper ten learning rates; margin: v, the distance from which heads count as
+    apart, between 0 and 2, where 1.41 asks for a right angle; nearest: k, each head is kept from its k nearest ones, null for all.
     """
 
     spread: float = 1.0
@@ -70,7 +70,13 @@ def fedaws(
     margin: float = 1.41,
     nearest: int | None = 10,
 ) -> Server:
-    """FedAvg, then a step that spreads the heads: see `fedavg` and `SpreadHeads`."""
+    """FedAwS: FedAvg that keeps the heads apart, for clients that have positives alone (Yu et al. 2020).
+
+    learning_rate: factor of the mean update; momentum: momentum over the rounds; weighting: what a client counts by: samples (its
+    training images) or clients (all the same); balancer: a balancer that remembers nothing, over the clients' updates, None for their
+    mean; spread: step size R of moving the heads apart, in the paper ten learning rates; margin: v, the distance from which heads
+    count as apart, between 0 and 2, where 1.41 asks for a right angle; nearest: k, each head is kept from its k nearest ones, null for all.
+    """
     return replace(fedavg(learning_rate, momentum, weighting, balancer), options=(SpreadHeads(spread, margin, nearest),))
 
 

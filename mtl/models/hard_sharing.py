@@ -13,7 +13,7 @@ from mtl.types import Params
 
 
 def hard_sharing(parts: Parts) -> tuple[nn.Module, nn.Module]:
-    """One trunk for all subtasks."""
+    """One trunk for all subtasks (Caruana 1997)."""
     trunk = parts.make_trunk()
     return trunk, parts.make_heads(trunk.width)
 

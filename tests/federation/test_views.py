@@ -31,11 +31,12 @@ from mtl.federation.schedule import Schedule
 from mtl.federation.server import MOMENTUM, Server, fedavg
 from mtl.federation.stacked import StackedBackend
 from mtl.federation.views import Views, ViewsBackend, largest_that_fit
+from mtl.learners import build_sampling
 from mtl.learning.checkpoints import read_checkpoint
 from mtl.losses.bce import BCE
 from mtl.models import cnn, heads
 from mtl.models.hard_sharing import HardSharing
-from mtl.train import build_sampling, train
+from mtl.train import train
 from mtl.trained import build_start
 from mtl.types import Params
 from tests.conftest import make_federation
