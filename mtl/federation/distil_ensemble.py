@@ -68,7 +68,10 @@ class DistilEnsemble:
     def bind(self, around: Surroundings) -> "Ensemble":
         """See `StepOptions`. Raises ValueError where the server does not have the clients' whole models."""
         if around.layout.keep != "nothing":
-            raise ValueError(f"server=feddf scores with the clients' models: it needs keep=nothing, got {around.layout.keep}")
+            raise ValueError(
+                "server=feddf scores with the clients' models: it needs mode=federated and keep=nothing, and here clients keep "
+                f"{around.layout.keep}"
+            )
         if around.features:
             raise ValueError("server=feddf needs images that are not features: transfer.cache must be false, got true")
         return Ensemble(

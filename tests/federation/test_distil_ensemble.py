@@ -228,8 +228,11 @@ def test_ranks_and_resume(class_folders: Path, tmp_path: Path) -> None:
 
 def test_what_does_not_go_with_it_is_refused(class_folders: Path, tmp_path: Path) -> None:
     for overrides, message in (
-        (["keep=heads"], r"server=feddf scores with the clients' models: it needs keep=nothing, got mode=federated keep=heads"),
-        (["mode=local"], r"it needs keep=nothing, got mode=local"),
+        (
+            ["keep=heads"],
+            r"server=feddf scores with the clients' models: it needs mode=federated and keep=nothing, and here clients keep heads",
+        ),
+        (["mode=local"], r"and here clients keep all"),
         (
             ["transfer=features", "transfer.cache=true", "transfer.trained=1", "augmentation=none", "mirror=false"],
             r"server=feddf needs images that are not features: transfer.cache must be false",

@@ -17,8 +17,9 @@ from torch import Tensor
 from mtl.build import build_data
 from mtl.configs import compose
 from mtl.data.scenes import TEST, SceneSet
+from mtl.federation.clients import Training
 from mtl.learners import build_learner
-from mtl.learning.detection import DetectionLearning
+from mtl.learning.detection import DetectionLearning, SceneTraining
 from mtl.learning.learner import Learner
 from mtl.losses.by_kind import ByKind
 from mtl.named_experiments import experiments_folder
