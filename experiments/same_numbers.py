@@ -67,9 +67,9 @@ class Runs:
 
 def read_numbers(run_dir: Path) -> Numbers:
     """Everything deterministic in a run directory, by name. Numbers as `repr` writes them, which is exact."""
-    summary = json.loads((run_dir / "summary.json").read_text())
+    summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
     numbers = {f"summary/{name}": _exact(value) for name, value in summary.items() if not _is_measured(name)}
-    with (run_dir / "metrics.csv").open(newline="") as file:
+    with (run_dir / "metrics.csv").open(newline="", encoding="utf-8") as file:
         rows = sorted((int(round), name, value) for round, name, value in list(csv.reader(file))[1:] if not _is_measured(name))
     numbers["metrics"] = _digest(repr(row).encode() for row in rows)
     numbers |= {f"metrics/round {round}/{name}": value for round, name, value in rows}
@@ -170,9 +170,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     names = tuple(options.only or RUNS)
     if options.action == "record":
-        options.file.write_text(json.dumps({"about": about(), "runs": run_all(names)}, indent=1) + "\n")
+        options.file.write_text(json.dumps({"about": about(), "runs": run_all(names)}, indent=1) + "\n", encoding="utf-8")
         return 0
-    recorded = json.loads(options.file.read_text())
+    recorded = json.loads(options.file.read_text(encoding="utf-8"))
     if recorded["about"] != about():
         print(f"recorded elsewhere, where the last bit may differ: {recorded['about']}, here {about()}")
     before = {name: numbers for name, numbers in recorded["runs"].items() if name in names or not options.only}

@@ -175,7 +175,7 @@ def make_people(folder: Path) -> None:
         splits.append(f"{name} {max(i % 8 - 4, 0) // 2 + (i % 8 > 4)}")
         attributes.append(f"{name} " + " ".join("1" if value else "-1" for value in values))
     for file, lines in (("identity_CelebA", identities), ("list_eval_partition", splits), ("list_attr_celeba", attributes)):
-        (folder / f"{file}.txt").write_text("\n".join(lines) + "\n")
+        (folder / f"{file}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 FOLDERS: Mapping[str, Callable[[Path], None]] = {

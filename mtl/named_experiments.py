@@ -35,7 +35,7 @@ def listing(files: Mapping[str, Path]) -> str:
     lines = ["mtl train +experiment=NAME [KEY=VALUE] ... runs one of these; mtl experiments NAME prints its file.", ""]
     for name, path in files.items():
         lines += textwrap.wrap(
-            describe(path) or f"(no comment at the top of {path})",
+            describe(path) or f"(no comment at the top of {path.name})",
             140,
             initial_indent=f"  {name:<{width}}",
             subsequent_indent=" " * (width + 2),
