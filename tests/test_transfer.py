@@ -115,12 +115,12 @@ def test_a_resumed_run_unfreezes_as_one_never_interrupted(class_folders: Path, t
     assert numbers(tmp_path / "cut") == numbers(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("mode", ["federated", "centralised"])
+@pytest.mark.parametrize(("mode", "backend"), [("federated", "loop"), ("federated", "vmap"), ("centralised", "loop")])
 @pytest.mark.parametrize("trained", [0, 1])
-def test_cached_features_change_nothing(class_folders: Path, tmp_path: Path, mode: str, trained: int) -> None:
+def test_cached_features_change_nothing(class_folders: Path, tmp_path: Path, mode: str, backend: str, trained: int) -> None:
     words = [f"mode={mode}", "transfer=features", f"transfer.trained={trained}", "augmentation=none", "mirror=false", *TWO_STAGES]
     fresh = train(small(class_folders, *words), tmp_path / "fresh")
-    cached = train(small(class_folders, *words, "transfer.cache=true"), tmp_path / "cached")
+    cached = train(small(class_folders, *words, "transfer.cache=true", f"engine.backend={backend}"), tmp_path / "cached")
     with np.load(tmp_path / "fresh" / "predictions.npz") as one, np.load(tmp_path / "cached" / "predictions.npz") as other:
         assert other["scores"] == pytest.approx(one["scores"], abs=1e-4)
     assert cached["fit/samples"] == fresh["fit/samples"]
