@@ -12,6 +12,7 @@
     face          faces found in pictures, galleries, photos
     learning      the LightningModules
     configs, options, words, train, launch, cli   a run from its configuration; the command line
+    help, meanings, named_experiments       what the command line says of itself
     build, trained                          data and model of a configuration; a run's model from its directory
     verify, enrol, recognise                `mtl verify`; a gallery of people; who is in a photo
     deploy, compress                        a file for a device; a smaller model

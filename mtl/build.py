@@ -16,8 +16,9 @@ from mtl.data.instances import add_instances
 from mtl.edge.fleet import deal_out, room
 from mtl.edge.ledger import Workload
 from mtl.edge.widths import Level, narrow
-from mtl.federation.heterofl import Levels, largest_that_fit
+from mtl.federation.layout import Layout
 from mtl.federation.objective import Objective
+from mtl.federation.views import Views, largest_that_fit
 from mtl.federation.workload import client_workload, training_cost
 from mtl.losses.by_kind import ByKind
 from mtl.models.architecture import Parts
@@ -116,8 +117,8 @@ def build_objective(config: DictConfig) -> Objective:
     return Objective(instantiate(config.augmentation), instantiate(config.normalise), config.reduction, config.mirror)
 
 
-def build_levels(config: DictConfig, data: FederatedData, model: HardSharing, objective: Objective) -> Levels | None:
-    """The widths or the architectures that clients train, None where all train the same. Raises ValueError where they cannot be."""
+def build_views(config: DictConfig, data: FederatedData, model: HardSharing, objective: Objective) -> Views:
+    """The parts of the model that clients train: the whole, widths or architectures. Raises ValueError where they cannot be."""
     widths, fleet, trunk = instantiate(config.widths), instantiate(config.fleet), model.trunk
     shrink = fleet.memory == "shrink"
     if isinstance(trunk, Peers):
@@ -133,7 +134,7 @@ def build_levels(config: DictConfig, data: FederatedData, model: HardSharing, ob
     elif shrink:
         raise ValueError("fleet.memory=shrink needs trunk=peers, or widths.levels below 1, such as widths=levels has")
     else:
-        return None
+        return Views.whole(model, data.num_clients)
     if shrink and shares is not None:
         raise ValueError(f"{option} must be null where fleet.memory=shrink says who trains which, got {list(shares)}")
     if not shrink and shares is None:
@@ -156,7 +157,7 @@ def build_levels(config: DictConfig, data: FederatedData, model: HardSharing, ob
         logger.warning(
             "no client trains the whole width: what of the model lies beyond %g stays as it starts", levels[int(of.min())].ratio
         )
-    return Levels(levels, of)
+    return Views(levels, of)
 
 
 def build_workloads(config: DictConfig, data: FederatedData, levels: Sequence[Level], objective: Objective) -> list[Workload]:
@@ -164,7 +165,7 @@ def build_workloads(config: DictConfig, data: FederatedData, levels: Sequence[Le
     algorithm, work = instantiate(config.client), instantiate(config.work)
     costs = [training_cost(level.model, objective, algorithm, work, data) for level in levels]
     return [
-        client_workload(cost, level.model.params(), keep=kept(config), work=work, data=data)
+        client_workload(cost, level.model.params(), layout=Layout(kept(config)), work=work, data=data)
         for cost, level in zip(costs, levels, strict=True)
     ]
 

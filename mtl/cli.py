@@ -9,8 +9,11 @@ from pathlib import Path
 HELP = """\
 mtl: multi-task learning of binary subtasks over simulated edge devices
 
-  mtl train [GROUP=MEMBER] [KEY=VALUE] ...   train, by default the ORL faces on eight devices; --help lists groups and defaults
+  mtl train [GROUP=MEMBER] [KEY=VALUE] ...   train, by default the ORL faces on eight devices
+  mtl train --help [GROUP|GROUP=MEMBER|KEY]  what can be chosen and set, with defaults
+  mtl train --cfg job ...                    print the configuration of a run and do not train
   mtl train -m seed=0,1,2 loss=bce,sphereface2   a sweep: every combination, one run directory each
+  mtl experiments [NAME]                     the named experiments, which mtl train +experiment=NAME runs; NAME prints its file
   mtl report RUN...                          one page and pictures from run directories; several runs stand side by side
   mtl verify RUN --pairs lfw --root DIR      face verification of a run's trunk: ten folds, equal error rate, ROC and DET
   mtl enrol --gallery DIR --model RUN        a gallery of people from a folder of photos for each; --add, --remove, --list
@@ -42,6 +45,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     commands = {
         "train": _train,
+        "experiments": _experiments,
         "report": _report,
         "verify": _verify,
         "enrol": _enrol,
@@ -81,9 +85,27 @@ def _fail(message: str, code: int = 2) -> int:
 
 
 def _train(words: list[str]) -> int:
+    asked = [word for word in words if word in ("-h", "--help") or word.startswith("--help=")]
+    if asked:
+        from mtl.help import help_text
+
+        topics = [word.removeprefix("--help=") for word in words if word not in ("-h", "--help")]
+        print(help_text([topic for topic in topics if not topic.startswith("-")]), end="")
+        return 0
     from mtl.launch import launch
 
     return launch(words)
+
+
+def _experiments(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="mtl experiments", description="The named experiments, with a line each.")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="print the file of this experiment")
+    options = parser.parse_args(words)
+    from mtl.named_experiments import experiment_files, experiments_folder, listing, named_file
+
+    files = experiment_files(experiments_folder())
+    print(listing(files) if options.name is None else named_file(files, options.name).read_text(encoding="utf-8"), end="")
+    return 0
 
 
 def _report(words: list[str]) -> int:

@@ -50,12 +50,12 @@ from mtl.edge.fleet import Fleet
 from mtl.edge.prune import Pruning
 from mtl.edge.widths import Widths
 from mtl.face.finder import DetectionOptions
-from mtl.federation.fedaws import FedAwS
-from mtl.federation.feddf import FedDF
+from mtl.federation.distil_ensemble import feddf
 from mtl.federation.local_sgd import LocalSGD
 from mtl.federation.sampling import Sampling
 from mtl.federation.schedule import Schedule
-from mtl.federation.server import FedAvg
+from mtl.federation.server import fedavg
+from mtl.federation.spread_heads import fedaws
 from mtl.losses.asymmetric import Asymmetric
 from mtl.losses.bce import BCE
 from mtl.losses.by_kind import ByKind
@@ -80,10 +80,10 @@ from mtl.models.ple import ple
 from mtl.models.soft_sharing import soft_sharing
 from mtl.models.sphereface import sphereface_cnn
 from mtl.models.transfer import Transfer
+from mtl.named_experiments import experiment_files
 from mtl.options import checked, nearest
 
 CONFIG_NAME = "train"
-EXPERIMENTS = Path(__file__).parent / "experiments"
 # Runs that start in the same second, as an array of jobs does, have names of their own.
 OmegaConf.register_new_resolver("token", lambda: secrets.token_hex(4), use_cache=True, replace=True)
 
@@ -168,12 +168,12 @@ WHOLE: dict[str, dict[str, Any]] = {
     },
     "widths": {"whole": Widths, "levels": (Widths, {"levels": [1.0, 0.5, 0.25]})},
     "server": {
-        "fedavg": FedAvg,
-        "fedavgm": (FedAvg, {"momentum": 0.9}),
-        "fedaws": FedAwS,
-        "feddf": FedDF,
+        "fedavg": fedavg,
+        "fedavgm": (fedavg, {"momentum": 0.9}),
+        "fedaws": fedaws,
+        "feddf": feddf,
         # Another with balancer@server.balancer=NAME.
-        "conflict_averse": (FedAvg, {"balancer": MISSING, "hydra_defaults": ["_self_", {"/balancer@balancer": "cagrad"}]}),
+        "conflict_averse": (fedavg, {"balancer": MISSING, "hydra_defaults": ["_self_", {"/balancer@balancer": "cagrad"}]}),
     },
     # Nothing without distil.teacher; the weights are those of RepDistiller.
     "distil": {
@@ -307,15 +307,14 @@ def register(experiments: Path | None = None) -> Mapping[str, str]:
                 target, changed = member if isinstance(member, tuple) else (member, {})
                 config: Any = builds(target, populate_full_signature=True, zen_partial=partial, hydra_convert="all", **changed)
                 store(config, group=group, name=name)
-    store(_top_level(), name=CONFIG_NAME)
+    store(top_level(), name=CONFIG_NAME)
     store.add_to_hydra_store(overwrite_ok=True)
     broken = {}
-    for folder in (EXPERIMENTS, *([] if experiments is None else [experiments])):
-        for path in sorted(folder.glob("*.yaml")):
-            try:
-                ConfigStore.instance().store(group="experiment", name=path.stem, node=_read_experiment(path), package="_global_")
-            except (ValueError, OSError) as error:
-                broken[path.stem] = f"{path} cannot be used: {error}"
+    for name, path in experiment_files(experiments).items():
+        try:
+            ConfigStore.instance().store(group="experiment", name=name, node=_read_experiment(path), package="_global_")
+        except (ValueError, OSError) as error:
+            broken[name] = f"{path} cannot be used: {error}"
     return broken
 
 
@@ -329,14 +328,13 @@ def _read_experiment(path: Path) -> DictConfig:
     return node
 
 
-# At the top: groups without members, and words whose kind Hydra does not check.
-OPTIONS = ("known_labels", "balance", "engine", "trainer", "tracking")
+# Words at the top whose kind Hydra does not check.
 WORDS = ("weights", "best_by", "start", "name")
 
 
 def check_keys(config: DictConfig) -> None:
     """Raises ValueError for a name at the top that is no option, and for a value there of a wrong kind; a number may be a word."""
-    known = [str(option.name) for option in fields(_top_level())]
+    known = [str(option.name) for option in fields(top_level())]
     plain: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
     for key in map(str, config):
         if key not in known:
@@ -351,8 +349,11 @@ def check_keys(config: DictConfig) -> None:
 
 @dataclass
 class TrainerOptions:
-    """accelerator, devices, num_nodes, precision: as pytorch-lightning's Trainer takes them, with devices a number: a rank each, which on
-    the CPU is a process; threads: of torch on the CPU, null for all cores, shared by the ranks.
+    """Processes, accelerator and precision.
+
+    accelerator: cpu, gpu or auto, as pytorch-lightning's Trainer takes it; devices: number of processes that share a round, each on a GPU
+    or some cores; num_nodes: machines, where torchrun or srun starts the processes; precision: 32-true or bf16-mixed; threads: threads of
+    torch on the CPU, null for all cores, shared by the processes.
     """
 
     accelerator: str = "auto"
@@ -364,9 +365,11 @@ class TrainerOptions:
 
 @dataclass
 class EngineOptions:
-    """How clients are simulated. backend: auto (the fastest, tried on the first cohort), loop (one by one), vmap (stacked);
-    compile: whether torch.compile makes the stacked step: auto (where it pays), always, never; block: clients stacked at most, null for
-    as many as fit; bank_memory: bytes of what stays on the clients beyond which it lies in a file.
+    """How clients are simulated.
+
+    backend: auto (the fastest, tried on the first cohort), loop (one by one), vmap (stacked) or compiled (stacked and compiled); compile:
+    whether torch.compile makes the stacked step: auto (where it pays), always, never; block: clients stacked at most, null for as many as
+    fit; bank_memory: bytes of memory for what stays on the clients; beyond that it lies in a file.
     """
 
     backend: str = "auto"
@@ -377,11 +380,14 @@ class EngineOptions:
 
 @dataclass
 class BalanceOptions:
-    """What every balancer works with. level: representation or parameters, auto for the cheapest that serves; heads: whether weights reach
-    the heads, null as the method's authors do it; normalise: length makes the update as long as the plain sum's part along it, so that a
-    learning rate means the same with every method, weights scales the task weights to sum to the number of tasks, none takes what the
-    method gives; gradient_scale: what the gradients are divided by before a method that works on their Gramian sees them: none, l2 (their
-    length), loss (their task's) or loss+ (both); conflict: log how far the tasks' gradients point against each other.
+    """How every balancer is applied.
+
+    level: gradients that are compared: those by the features (representation) or of the trunk (parameters), auto for the cheapest that
+    serves; heads: whether the task weights also reach the heads, null as the method's authors do it; normalise: how long the update is:
+    length (as the plain sum's part along it, so that a learning rate means the same with every method), weights (the task weights sum to
+    the number of tasks) or none (as the method gives it); gradient_scale: what the gradients are divided by before a method that works on
+    their Gramian sees them: none, l2 (their length), loss (their task's) or loss+ (both); conflict: log how far the tasks' gradients
+    point against each other, and draw the map of it.
     """
 
     level: str = "auto"
@@ -393,10 +399,12 @@ class BalanceOptions:
 
 @dataclass
 class TrackingOptions:
-    """wandb: auto (online where an account is set up, else offline), online, offline or disabled; project: or ENTITY/PROJECT; group: of a
-    sweep's runs; tags, job_type: as W&B has them; log_model: keep the tested model there as an artifact;
-    per_task: whether losses and metrics are logged for every subtask over the rounds; log_every: the numbers of that many rounds are
-    read from the compute device at once.
+    """What is logged, in files and in W&B.
+
+    wandb: auto (online where an account is set up, else offline), online, offline or disabled; project: W&B's project, or ENTITY/PROJECT;
+    group: W&B's group, null for the folder of a sweep; tags: W&B's tags; job_type: W&B's job type; log_model: keep the tested model at
+    W&B as an artifact; per_task: log losses and metrics of
+    every subtask in every round; log_every: rounds after which the numbers are read from the compute device, all at once.
     """
 
     wandb: str = "auto"
@@ -409,7 +417,18 @@ class TrackingOptions:
     log_every: int = 1
 
 
-def _top_level() -> Any:
+# Groups of options without members.
+OPTIONS: dict[str, type] = {
+    "known_labels": KnownLabels,
+    "balance": BalanceOptions,
+    "engine": EngineOptions,
+    "trainer": TrainerOptions,
+    "tracking": TrackingOptions,
+}
+
+
+def top_level() -> Any:
+    """The dataclass of all keys at the top, with their defaults."""
     return make_config(
         *(ZenField(Any, MISSING, name=group) for group in DEFAULTS),
         hydra_defaults=[

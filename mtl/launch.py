@@ -21,31 +21,27 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mtl.configs import CONFIG_NAME, register
 from mtl.hydra_errors import explain
+from mtl.named_experiments import experiments_folder
 from mtl.spawn import inside_step
 from mtl.tracking import COMMAND
 from mtl.train import train
 from mtl.types import Diverged, Interrupted
-from mtl.words import advice, readable
+from mtl.words import readable, split_flags
 
 FAILURES = "failures.jsonl"  # of a sweep, a line for each job that failed
 EXPECTED = (HydraException, OmegaConfBaseException, ValueError, OSError, Diverged)
-
-
-def experiments_folder() -> Path | None:
-    """Where `+experiment=NAME` is looked up beside those of the package: `experiments/` here."""
-    folder = Path.cwd() / "experiments"
-    return folder if folder.is_dir() else None
 
 
 def launch(words: list[str]) -> int:
     """The exit code: 0 done, 1 failed, 2 wrong input, 130 stopped by Ctrl-C."""
     broken = register(experiments_folder())
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    # Hydra wants its flags before the overrides; a user may write them anywhere.
-    flags = [word for word in words if word in ("-m", "--multirun")]
-    words = readable([word for word in words if word not in flags], sweep=bool(flags))
-    if wrong := next((word for word in words if word.startswith("--") and "=" in word), None):
-        return _fail(f"unknown option {wrong}{advice([wrong])}")
+    try:
+        flags, words = split_flags(words)
+    except ValueError as error:
+        return _fail(str(error))
+    sweep = "-m" in flags or "--multirun" in flags
+    words = readable(words, sweep=sweep)
     for name in (word.partition("=")[2] for word in words if word.startswith("+experiment=")):
         if name in broken:
             return _fail(broken[name])
@@ -63,7 +59,7 @@ def launch(words: list[str]) -> int:
         return _end(failed.error, words, failed.run_dir)
     except EXPECTED as error:
         return _end(error, words)
-    return _tell_failures() if flags else 0
+    return _tell_failures() if sweep else 0
 
 
 def _fail(message: str, code: int = 2) -> int:

@@ -73,7 +73,7 @@ def checked(value: Any, hint: Any, path: str) -> Any:
         found = _as(value, alternative, path)
         if found is not _WRONG:
             return found
-    raise ValueError(f"{path} must be {_said(hint)}, got {_shown(value)}")
+    raise ValueError(f"{path} must be {type_in_words(hint)}, got {_shown(value)}")
 
 
 _WRONG = object()
@@ -119,20 +119,20 @@ def _alternatives(hint: Any) -> Sequence[Any]:
     return (hint,)
 
 
-def _said(hint: Any) -> str:
+def type_in_words(hint: Any) -> str:
     """A type in words."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return " or ".join(_said(part) for part in arguments)
+        return " or ".join(type_in_words(part) for part in arguments)
     if hint in KINDS:
         return KINDS[hint]
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return "a mapping {NAME: VALUE}" if arguments[1] is Any else f"a mapping {{NAME: {_said(arguments[1])}}}"
+        return "a mapping {NAME: VALUE}" if arguments[1] is Any else f"a mapping {{NAME: {type_in_words(arguments[1])}}}"
     if isinstance(origin, type) and issubclass(origin, Sequence):
         if origin is tuple and arguments[-1] is not Ellipsis:
-            return f"a list of {len(arguments)} {MANY.get(arguments[0], _said(arguments[0]))}"
+            return f"a list of {len(arguments)} {MANY.get(arguments[0], type_in_words(arguments[0]))}"
         return f"a list of {_many(arguments[0])}"
     return str(getattr(hint, "__name__", hint))
 
@@ -144,7 +144,7 @@ def _many(hint: Any) -> str:
         return " or ".join(_many(part) for part in arguments)
     if isinstance(origin, type) and issubclass(origin, Sequence):
         return f"lists of {_many(arguments[0])}"
-    return MANY.get(hint, _said(hint))
+    return MANY.get(hint, type_in_words(hint))
 
 
 def _shown(value: Any) -> str:

@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +15,13 @@ from hydra_zen import instantiate
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from mtl.balancing.weighting import Equal
-from mtl.build import build_data, build_levels, build_workloads, data_fingerprint, files_fingerprint, kept
+from mtl.build import build_data, data_fingerprint, files_fingerprint
 from mtl.configs import check_keys
-from mtl.data.client_batches import LocalWork
 from mtl.data.datamodule import FederatedDataModule
 from mtl.data.federated_data import FederatedData
-from mtl.edge.widths import Level
-from mtl.federation.auto import make_backend
-from mtl.federation.balance import make_balance
-from mtl.federation.features import cache_features
-from mtl.federation.feddf import Ensemble, FedDF
-from mtl.federation.fleet import FleetSampling
-from mtl.federation.for_each_client import Backend, Training
-from mtl.federation.heterofl import Levels, LevelsBackend
-from mtl.federation.inference import Inference
-from mtl.federation.objective import Objective
-from mtl.federation.personalise import Bank
 from mtl.federation.ranks import Ranks
-from mtl.federation.rounds import Setting
-from mtl.federation.sampling import Draws, Sampling
 from mtl.files import write_arrays, write_json
-from mtl.learning.centralised import CentralisedLearning
+from mtl.learners import build_learner
 from mtl.learning.checkpoints import AtomicCheckpoints, CheckpointError, EvaluateLast, SaveBest, SaveRounds, read_checkpoint
 from mtl.learning.detection import DetectionLearning
 from mtl.learning.federated import FederatedLearning
@@ -48,13 +32,11 @@ from mtl.learning.progress import RoundProgress
 from mtl.learning.pruning import PruneWeights
 from mtl.memory import keep_freed_memory
 from mtl.metrics import Metrics, worst_clients
-from mtl.models.hard_sharing import HardSharing
 from mtl.options import check_options
 from mtl.report.page import write_report
 from mtl.run_directory import held, open_run_directory, update_config
 from mtl.spawn import inside_rank, run_ranks
 from mtl.tracking import WANDB_MODES, Tracker, WandbOptions
-from mtl.trained import build_start
 from mtl.types import Interrupted
 
 logger = logging.getLogger(__name__)
@@ -199,142 +181,6 @@ def _fit_and_test(
     return summary | {f"test/{name}": value for name, value in metrics.items()}
 
 
-def build_learner(config: DictConfig, data: FederatedData, run_dir: Path) -> tuple[Learner, int]:
-    """The learner of the mode, and its training steps in a round."""
-    model, objective = build_start(config, data)
-    transfer, image_shape, pixels = instantiate(config.transfer), data.image_shape, data.images.dtype
-    num_frozen = transfer.freeze(model)
-    if transfer.cache:
-        if config.mode == "detection":
-            raise ValueError("transfer.cache=true keeps features in place of pictures, and mode=detection trains on scenes too")
-        data, objective = cache_features(model, num_frozen, objective, data, _device(config))
-    frozen = transfer.schedule(model)
-    client, work, schedule = instantiate(config.client), instantiate(config.work), instantiate(config.schedule)
-    if scales := transfer.scales(model):
-        client = replace(client, scales=scales)
-    levels, seed = build_levels(config, data, model, objective), config.seed
-    sampling = build_sampling(config, data, model, objective, levels)
-    options = config.balance
-    pooled = config.mode in ("centralised", "detection", "single_task")
-    method, total, returns = instantiate(config.balancer), 0, 0
-    if pooled or not isinstance(method, Equal):
-        for cohort in (sampling.draw(data.num_clients, seed=seed, round=round)[1] for round in range(config.rounds)):
-            total += sum(work.num_steps(data.clients.size(client)) for client in cohort)
-            returns += len(cohort)
-    # As many gradient steps in all as the clients that come back make together, spread evenly over the rounds.
-    steps = max(round(total / config.rounds), 1)
-    if pooled:
-        work, returns, num_trained = LocalWork(batch_size=work.batch_size, steps=steps), config.rounds, 1
-    else:
-        num_trained = data.num_clients
-    method = method.for_run(steps_per_round=total / max(returns, 1), num_rounds=returns / num_trained)
-    balance = make_balance(
-        method,
-        model,
-        level=options.level,
-        heads=options.heads,
-        normalise=options.normalise,
-        gradient_scale=options.gradient_scale,
-        conflict=options.conflict,
-    )
-    if balance is not None and objective.distil is not None:
-        raise ValueError(
-            "a teacher (distil.teacher, transfer.distance, transfer.angle) needs balancer=equal, without balance.conflict: what it "
-            "asks for beside the labels is no task's"
-        )
-    if balance is not None and transfer.unfreeze_every is not None and balance.remembers_gradients:
-        name = type(balance.method).__name__
-        raise ValueError(
-            f"transfer.unfreeze_every changes what is trained, and balancer {name} remembers the gradients of all of it"
-        )
-    if levels is not None and balance is not None and balance.remembers_gradients:
-        name = type(balance.method).__name__
-        raise ValueError(
-            f"widths.levels below 1 and trunk=peers change what is trained, and balancer {name} remembers the gradients of all of it"
-        )
-    told = {"best_by": config.best_by, "per_task": config.tracking.per_task, "log_every": config.tracking.log_every}
-    if config.mode == "single_task":
-        data, sampling = data.single_tasks(), Sampling()
-    if config.mode in ("centralised", "detection"):
-        told |= {"num_rounds": config.rounds, "seed": seed, "balance": balance, "frozen": frozen}
-        if config.mode == "detection":
-            told |= {name: instantiate(config[name]) for name in ("scenes", "detection", "scene_augmentation")}
-        learning = DetectionLearning if config.mode == "detection" else CentralisedLearning
-        central = learning(model, data.pooled(), objective, client, work, schedule, **told)
-        central.image_shape, central.pixels = image_shape, pixels
-        return central, steps
-    training = Training(model, objective, client, work, seed, balance)
-    engine, server = config.engine, instantiate(config.server)
-    ensemble = None
-    if isinstance(server, FedDF):
-        if kept(config) != "nothing":
-            raise ValueError(
-                f"server=feddf scores with the clients' models: it needs keep=nothing, got mode={config.mode} keep={config.keep}"
-            )
-        if transfer.cache:
-            raise ValueError("server=feddf needs images that are not features: transfer.cache must be false, got true")
-        models, students = ([model], 1) if levels is None else ([level.model for level in levels.levels], levels.students)
-        images = server.unlabelled(data.image_shape, data.images.dtype, seed=seed)
-        ensemble = Ensemble(server, models, replace(objective, distil=None), client, images, seed=seed, students=students)
-
-    def backend(training: Training) -> Backend:
-        name = engine.backend if objective.distil is None else "loop"
-        return make_backend(name, training, num_rounds=config.rounds, block=engine.block, compile=engine.compile)
-
-    setting = Setting(
-        data=data,
-        training=training,
-        backend=backend(training) if levels is None else LevelsBackend(levels, training, backend),
-        schedule=schedule,
-        sampling=sampling,
-        server=server,
-        num_rounds=config.rounds,
-        frozen=frozen,
-        levels=levels,
-        ensemble=ensemble,
-    )
-    params = model.params() if balance is None else model.params() | balance.start(model.params(), data.num_tasks)
-    bank = Bank(
-        kept(config),
-        params,
-        data.assignment,
-        folder=run_dir / "bank",
-        memory=engine.bank_memory,
-        num_processes=Ranks().count,
-    )
-    if bank.num_bytes:
-        place = f"files in {bank.folder}" if bank.folder else "memory"
-        logger.info(
-            "what stays on the clients: %.1f kB a client, %.1f MB when all %d have trained, in %s",
-            bank.bytes_per_client / 1e3,
-            bank.num_bytes / 1e6,
-            data.num_clients,
-            place,
-        )
-    federated = FederatedLearning(model, setting, Inference(model, objective, config.fusion), bank, **told)
-    federated.image_shape, federated.pixels = image_shape, pixels
-    return federated, 1
-
-
-def _device(config: DictConfig) -> torch.device:
-    """Where to compute before the Trainer is there."""
-    return torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator in ("auto", "gpu", "cuda") else "cpu")
-
-
-def build_sampling(
-    config: DictConfig, data: FederatedData, model: HardSharing, objective: Objective, levels: Levels | None
-) -> Draws:
-    """Who takes part in a round; with a fleet, as its devices and the server's patience allow."""
-    sampling, fleet = instantiate(config.sampling), instantiate(config.fleet)
-    if fleet.mix is None:
-        sampling.draw(data.num_clients, seed=config.seed, round=0)  # raises where the cohort is larger
-        draws: Draws = sampling
-        return draws
-    workloads = build_workloads(config, data, [Level(1.0, model, {})] if levels is None else levels.levels, objective)
-    workload = workloads[0] if levels is None else levels.workload(workloads)
-    return FleetSampling(sampling, fleet, workload, data.assignment, seed=config.seed)
-
-
 def build_trainer(config: DictConfig, run_dir: Path, learner: Learner) -> pl.Trainer:
     """An epoch is a round. The best round is kept only where there are validation images to choose it by."""
     folder = run_dir / "checkpoints"
@@ -424,26 +270,25 @@ def _fit_summary(learner: Learner, data: FederatedData, rounds: int) -> Metrics:
 
 def _save(run_dir: Path, data: FederatedData, learner: Learner, summary: Metrics) -> None:
     """What is known at the end, the summary last: where it is, everything is."""
-    levels = learner.setting.levels if isinstance(learner, FederatedLearning) else None
-    _save_federation(run_dir, data, levels)
+    views = learner.federation.population.views if isinstance(learner, FederatedLearning) else None
+    _save_federation(run_dir, data, {} if views is None else views.of_clients)
     _save_predictions(run_dir, learner)
     _save_conflict(run_dir, learner)
     if isinstance(learner, DetectionLearning):
         write_arrays(run_dir / "detection.npz", **learner.detections())
-    if isinstance(learner, FederatedLearning) and isinstance(learner.setting.sampling, FleetSampling):
-        widths = None if levels is None else levels.widths
-        learner.setting.sampling.write(run_dir / "fleet.csv", data.clients.sizes, widths)
+    if isinstance(learner, FederatedLearning) and views is not None:
+        learner.federation.population.sampling.write(run_dir, data.clients.sizes, views.widths)
     write_json(run_dir / "summary.json", summary)
 
 
-def _save_federation(run_dir: Path, data: FederatedData, levels: Levels | None) -> None:
-    """With the share of the channels, or the architecture, that each client trains, where they are not the same."""
+def _save_federation(run_dir: Path, data: FederatedData, of_clients: dict[str, list[Any]]) -> None:
+    """of_clients: the share of the channels, or the architecture, that each client trains, where they are not the same."""
     tested = data.num_tested
     assignment = data.assignment.cpu().numpy()
     source = {"source_assignment": assignment[:, tested:]} if data.num_source else {}
     write_arrays(
         run_dir / "federation.npz",
-        **({} if levels is None else {name: np.array(value) for name, value in levels.told.items()}),
+        **{name: np.array(value) for name, value in of_clients.items()},
         positives=data.positives[:, :tested].numpy(),
         negatives=data.negatives[:, :tested].numpy(),
         assignment=assignment[:, :tested],

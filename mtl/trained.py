@@ -14,8 +14,9 @@ from mtl.build import build_model, build_objective, kept, read_config
 from mtl.data.federated_data import FederatedData
 from mtl.edge.distil import Distillation, Distilling
 from mtl.edge.prune import cut_channels, take_shapes
+from mtl.federation.bank import Bank
+from mtl.federation.layout import Layout
 from mtl.federation.objective import Objective
-from mtl.federation.personalise import Bank
 from mtl.learning.checkpoints import read_checkpoint
 from mtl.models.cnn import ImageShape, Trunk
 from mtl.models.hard_sharing import HardSharing
@@ -208,7 +209,8 @@ def _of_clients(run_dir: Path, client: int, *names: str) -> np.ndarray[Any, Any]
 def _client_params(run_dir: Path, keep: str, params: Params, bank: dict[str, Any], client: int) -> tuple[tuple[int, ...], Params]:
     """The subtasks that a client trains, and its own parameters."""
     assignment = torch.from_numpy(_of_clients(run_dir, client, "assignment", "source_assignment"))
-    rows = Bank(keep, params, assignment)
+    slots = {"params": params}
+    rows = Bank(Layout(keep), slots, assignment)
     rows.load_state_dict(bank)
     own = tuple(assignment[client].nonzero().flatten().tolist())
-    return own, {name: value[0] for name, value in rows.load([client], params).items()}
+    return own, {name: value[0] for name, value in rows.load([client], slots)["params"].items()}

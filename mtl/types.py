@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 Params = dict[str, Tensor]
+Slots = dict[str, Params]  # named sets of parameters: `params`, and what else an algorithm sends or keeps
 
 
 class Diverged(RuntimeError):

@@ -12,8 +12,8 @@ from mtl.options import check_options
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("subtasks.classes=cat", r"subtasks.classes must be a list of words or null, got 'cat'"),
-        ("subtasks=groups subtasks.mapping={a:cat}", r"subtasks.mapping.a must be a list of words, got 'cat'"),
+        ("subtasks.classes=cat", r"subtasks.classes must be a list of words or whole numbers or null, got 'cat'"),
+        ("subtasks=groups subtasks.mapping={a:cat}", r"subtasks.mapping.a must be a list of words or whole numbers, got 'cat'"),
         ("trunk.channels=8", r"trunk.channels must be a list of whole numbers, got 8"),
         ("trunk.channels=[8,a]", r"trunk.channels\[1\] must be a whole number, got 'a'"),
         ("trunk.channels=[8,true]", r"trunk.channels\[1\] must be a whole number, got true"),
@@ -45,11 +45,11 @@ def test_every_option_may_have_its_default() -> None:
 def test_numbers_name_classes_and_stay_places_where_both_may_be() -> None:
     config = compose(["subtasks.classes=[1,2,10]", "architecture=grouped", "architecture.groups=[[1,2],[cat]]"])
     check_options(config)
-    assert config.subtasks.classes == ["1", "2", "10"]
+    assert config.subtasks.classes == [1, 2, 10]
     assert config.architecture.groups == [[1, 2], ["cat"]]
     mapping = compose(["subtasks=groups", "subtasks.mapping={low:[1,2],high:[10]}"])
     check_options(mapping)
-    assert mapping.subtasks.mapping == {"low": ["1", "2"], "high": ["10"]}
+    assert mapping.subtasks.mapping == {"low": [1, 2], "high": [10]}
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,12 @@ from mtl.data.partition import iid
 from mtl.data.splits import Split
 from mtl.data.subtasks import one_vs_rest
 from mtl.federation.auto import AutoBackend
+from mtl.learners import build_learner
 from mtl.learning.checkpoints import CheckpointError, read_checkpoint
 from mtl.models.cnn import ImageShape, Trunk
 from mtl.models.norm import Norm
 from mtl.run_directory import held
-from mtl.train import build_learner, train
+from mtl.train import train
 from mtl.types import Diverged, ImageData
 
 SMALL = [

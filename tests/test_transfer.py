@@ -15,23 +15,23 @@ from mtl.configs import compose
 from mtl.data.client_batches import LocalWork
 from mtl.data.transforms import Normalise
 from mtl.edge.distil import angles, distances
-from mtl.federation.for_each_client import LoopBackend, Training
+from mtl.federation.clients import Training
+from mtl.federation.layout import is_head
 from mtl.federation.local_sgd import LocalSGD
+from mtl.federation.loop import LoopBackend
 from mtl.federation.objective import Objective
-from mtl.federation.personalise import Bank
-from mtl.federation.rounds import Setting, State, run_round
-from mtl.federation.sampling import Sampling
+from mtl.federation.round import State, run_round
 from mtl.federation.schedule import Schedule
-from mtl.federation.server import FedAvg
+from mtl.federation.server import fedavg
 from mtl.federation.stacked import StackedBackend
 from mtl.learning.checkpoints import read_checkpoint
 from mtl.losses.pairs import TaskCounts
-from mtl.models.hard_sharing import is_head
 from mtl.models.transfer import Transfer
 from mtl.report.page import write_report
 from mtl.train import train
 from mtl.trained import build_start, load_run
-from tests.conftest import clone, make_images
+from tests.conftest import make_images
+from tests.federation.helpers import federation_of, start_of
 from tests.federation.test_backends import FACES, assert_close, model_of, uneven
 from tests.test_train import kill_after, numbers, small, without_time
 
@@ -45,14 +45,12 @@ def rounds_of(make: Any, keep: str, transfer: Transfer, *, rounds: int = 4) -> t
     client = LocalSGD(learning_rate=0.02, scales=transfer.scales(model))
     training = Training(model, Objective(FACES, Normalise()), client, LocalWork(batch_size=3), 0)
     frozen = transfer.schedule(model)
-    server = FedAvg(momentum=0.5)
-    setting = Setting(data, training, make(training), Schedule("cosine"), Sampling(), server, num_rounds=5, frozen=frozen)
-    bank = Bank(keep, model.params(), data.assignment)
-    params = clone(model.params())
-    states = [State(params, server.init({k: v for k, v in params.items() if not bank.stays(k)}), bank)]
+    server = fedavg(momentum=0.5)
+    federation = federation_of(data, training, make, schedule=Schedule(), server=server, keep=keep, frozen=frozen)
+    states = [start_of(federation)]
     sent, received = [], []
     for r in range(rounds):
-        state, log = run_round(setting, states[-1], r)
+        state, log = run_round(federation, states[-1], r)
         states.append(state)
         sent.append(log.bytes_up)
         received.append(log.bytes_down)
@@ -117,12 +115,12 @@ def test_a_resumed_run_unfreezes_as_one_never_interrupted(class_folders: Path, t
     assert numbers(tmp_path / "cut") == numbers(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("mode", ["federated", "centralised"])
+@pytest.mark.parametrize(("mode", "backend"), [("federated", "loop"), ("federated", "vmap"), ("centralised", "loop")])
 @pytest.mark.parametrize("trained", [0, 1])
-def test_cached_features_change_nothing(class_folders: Path, tmp_path: Path, mode: str, trained: int) -> None:
+def test_cached_features_change_nothing(class_folders: Path, tmp_path: Path, mode: str, backend: str, trained: int) -> None:
     words = [f"mode={mode}", "transfer=features", f"transfer.trained={trained}", "augmentation=none", "mirror=false", *TWO_STAGES]
     fresh = train(small(class_folders, *words), tmp_path / "fresh")
-    cached = train(small(class_folders, *words, "transfer.cache=true"), tmp_path / "cached")
+    cached = train(small(class_folders, *words, "transfer.cache=true", f"engine.backend={backend}"), tmp_path / "cached")
     with np.load(tmp_path / "fresh" / "predictions.npz") as one, np.load(tmp_path / "cached" / "predictions.npz") as other:
         assert other["scores"] == pytest.approx(one["scores"], abs=1e-4)
     assert cached["fit/samples"] == fresh["fit/samples"]

@@ -28,7 +28,8 @@ from mtl.balancing.upgrad import UPGrad
 from mtl.balancing.weighting import Fixed
 from mtl.configs import WHOLE
 from mtl.data.transforms import Augmentation, Normalise
-from mtl.federation.balance import OWN, BalancedStep, Batch, make_balance
+from mtl.federation.balance import make_balance
+from mtl.federation.batches import Batch
 from mtl.federation.local_sgd import LocalSGD
 from mtl.federation.objective import Objective
 from mtl.losses.bce import BCE
@@ -104,15 +105,14 @@ class Steps:
 
     def balanced(self, method: Balancer, level: str) -> Callable[[], None]:
         balance = make_balance(method, self.model, level=level, normalise="length", conflict=True)
-        assert balance is not None
-        step = BalancedStep(balance, self.model, self.objective, stacked=False)
-        own = {name.removeprefix(OWN): value for name, value in balance.start(self.model.params(), TASKS).items()}
+        step = balance.step(self.model, self.objective, stacked=False)
+        memory = balance.memory(self.model.params(), TASKS)
 
         def go() -> None:
-            nonlocal own
-            found = step.gradients(self.params, own, self.batch)
+            nonlocal memory
+            found = step.gradients(self.params, memory, self.batch, {})
             self.move(found.grads)
-            own = step.observe(self.params, found.own, self.batch)
+            memory = step.observe(self.params, found.memory, self.batch)
 
         return go
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from experiments.benchmarks.rounds import medians
 from mtl.configs import compose, register
-from mtl.launch import experiments_folder
+from mtl.named_experiments import experiments_folder
 from mtl.train import train
 
 COMMON = ["tracking.wandb=disabled", "write_report=false", "trainer.accelerator=cpu", "checkpoint_every=1000000"]

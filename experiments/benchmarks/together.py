@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 
 from mtl.build import build_data, read_config
+from mtl.learners import build_learner
 from mtl.learning.detection import DetectionLearning
 from mtl.memory import keep_freed_memory
-from mtl.train import build_learner
 
 METRICS = ("rank1", "attributes_auroc", "attributes_balanced_accuracy", "ap50")
 

@@ -137,10 +137,9 @@ def enrol(files: FaceFiles, folder: Path, threshold: float) -> dict[str, Any]:
             photos.append(str(path.relative_to(folder)))
     if not names:
         raise SystemExit(f"{folder} must hold a folder of photos for each person, and no face was found in it")
-    calibration = np.array([threshold, np.nan, np.nan])
     return {
         **{"names": np.array(names), "embeddings": np.stack(embeddings), "person": np.array(person)},
-        **{"files": np.array(photos), "calibration": calibration, "model": np.array(files.finder["model"])},
+        **{"files": np.array(photos), "threshold": np.array(threshold), "model": np.array(files.finder["model"])},
     }
 
 
@@ -159,7 +158,7 @@ def recognise(files: FaceFiles, photo: Path, gallery: Any) -> list[tuple[str | N
     faces = []
     for box, own in zip(boxes * back, cosines, strict=True):
         who = int(own.argmax())
-        name = str(gallery["names"][who]) if own[who] >= gallery["calibration"][0] else None
+        name = str(gallery["names"][who]) if own[who] >= gallery["threshold"] else None
         faces.append((name, float(own[who]), box.tolist()))
     return sorted(faces, key=lambda face: face[2])
 
@@ -187,7 +186,7 @@ def main() -> None:
         print(f"{options.output}: {len(gallery['names'])} people, {len(gallery['files'])} photos")
         return
     with np.load(options.gallery, allow_pickle=False) as file:
-        gallery = {name: file[name] for name in ("names", "embeddings", "person", "calibration", "model")}
+        gallery = {name: file[name] for name in ("names", "embeddings", "person", "threshold", "model")}
     if str(gallery["model"]) != files.finder["model"]:
         raise SystemExit(f"{options.gallery} must be of the model of {options.file}, and it is of another; enrol again")
     for photo in options.photos:

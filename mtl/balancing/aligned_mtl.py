@@ -23,7 +23,10 @@ Scale = Literal["min", "median", "mean"]
 
 @dataclass(frozen=True)
 class AlignedMTL(PreferringBalancer):
-    """scale: the eigenvalue that all components get: the smallest non-zero one (the paper), the median or the mean (its code)."""
+    """Aligned-MTL: turn and scale the gradients to be orthogonal and equally long (Senushkin et al. 2023).
+
+    scale: the eigenvalue that all components get: the smallest non-zero one (min, the paper), the median or the mean (its code).
+    """
 
     scale: Scale = "min"
     needs = "gramian"

@@ -34,7 +34,10 @@ TOLERANCE = 1e-8
 
 @dataclass(frozen=True)
 class CAGrad(PreferringBalancer):
-    """c: how far the update may be from the mean gradient, in its lengths; from 1 on, no task is made worse."""
+    """CAGrad: the update near the mean gradient that helps the worst-off task most (Liu et al. 2021).
+
+    c: how far the update may be from the mean gradient, in lengths of the mean gradient; from 1 on, no task is made worse.
+    """
 
     c: float = 0.4
     needs = "gramian"

@@ -21,6 +21,8 @@ from mtl.balancing.preference import PreferringBalancer
 
 @dataclass(frozen=True)
 class ConFIG(PreferringBalancer):
+    """ConFIG: an update with the same cosine to every gradient (Liu et al. 2025)."""
+
     needs = "gramian"
     heads = False
 

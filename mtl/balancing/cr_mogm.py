@@ -20,7 +20,10 @@ OF = "of."
 
 @dataclass(frozen=True)
 class CRMOGM(Balancer):
-    """of: the balancer whose weights are smoothed; decay: how much of the last weights stays."""
+    """CR-MOGM: the weights of another method, smoothed over steps (Zhou et al. 2022).
+
+    of: the balancer whose weights are smoothed; decay: how much of the last weights stays.
+    """
 
     of: Balancer
     decay: float = 0.9

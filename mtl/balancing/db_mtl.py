@@ -23,7 +23,10 @@ from mtl.balancing.preference import PreferringBalancer
 
 @dataclass(frozen=True)
 class DBMTL(PreferringBalancer):
-    """beta: how much of the smoothed gradient stays at the first step, 0 for none; decay: how fast that falls with the steps."""
+    """DB-MTL: gradients of the log-losses, all made as long as the longest (Lin et al. 2023).
+
+    beta: how much of the smoothed gradient stays at the first step, 0 for none; decay: how fast that falls with the steps.
+    """
 
     beta: float = 0.0
     decay: float = 0.5

@@ -18,6 +18,8 @@ from mtl.balancing.preference import PreferringBalancer
 
 @dataclass(frozen=True)
 class DualProj(PreferringBalancer):
+    """DualProj: project the mean gradient to where no task gets worse (Lopez-Paz & Ranzato 2017)."""
+
     needs = "gramian"
     heads = False
 

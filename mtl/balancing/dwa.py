@@ -18,7 +18,10 @@ from mtl.balancing.contract import Balancer, State
 
 @dataclass(frozen=True)
 class DWA(Balancer):
-    """temperature: higher is closer to equal weights; period: steps per epoch, null for those a client makes in a round."""
+    """DWA: more weight to tasks whose losses fall slowly (Liu et al. 2019).
+
+    temperature: higher is closer to equal weights; period: steps per epoch, null for those a client makes in a round.
+    """
 
     temperature: float = 2.0
     period: int | None = None

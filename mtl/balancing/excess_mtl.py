@@ -19,7 +19,10 @@ from mtl.balancing.contract import Balancer, State, weighted_sum
 
 @dataclass(frozen=True)
 class ExcessMTL(Balancer):
-    """step_size: of the exponentiated gradient."""
+    """ExcessMTL: more weight to tasks that are further from their optimum (He et al. 2024).
+
+    step_size: step size of the weights, which follow an exponentiated gradient.
+    """
 
     step_size: float = 0.01
     needs = "gradients"

@@ -23,7 +23,10 @@ from mtl.balancing.preference import PreferringBalancer
 
 @dataclass(frozen=True)
 class FairGrad(PreferringBalancer):
-    """alpha: how fair, > 0."""
+    """FairGrad: the update that is alpha-fair to the tasks (Ban & Ji 2024).
+
+    alpha: how fair, > 0: 1 is proportional fairness; towards infinity the worst-off task alone counts.
+    """
 
     alpha: float = 1.0
     needs = "gramian"

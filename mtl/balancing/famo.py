@@ -24,7 +24,11 @@ MEAN_DECAY, SQUARE_DECAY, ADAM_SMALLEST = 0.9, 0.999, 1e-8
 
 @dataclass(frozen=True)
 class FAMO(Balancer):
-    """learning_rate: of the logits s; decay: pulls them to 0; lower_bounds: b, one per task, or none for 0."""
+    """FAMO: decrease all log-losses at the same pace, learning from the losses alone (Liu et al. 2023).
+
+    learning_rate: step size of the logits s; decay: pulls the logits to 0; lower_bounds: the lowest loss b that each task can reach, one
+    number per task; empty for 0.
+    """
 
     learning_rate: float = 0.025
     decay: float = 1e-3

@@ -19,7 +19,10 @@ from mtl.balancing.contract import Balancer, State
 
 @dataclass(frozen=True)
 class GradDrop(Balancer):
-    """leak: how much of a dropped gradient stays."""
+    """GradDrop: every coordinate of the update takes one sign, drawn by the gradients' signs (Chen et al. 2020).
+
+    leak: share of a gradient of the other sign that stays.
+    """
 
     leak: float = 0.0
     needs = "gradients"

@@ -25,7 +25,10 @@ LEAST = 1e-3
 
 @dataclass(frozen=True)
 class GradNorm(PreferringBalancer):
-    """alpha: how hard tasks are pulled back to a common pace; learning_rate: of the weights."""
+    """GradNorm: weights learned so that tasks that lag behind get longer gradients (Chen et al. 2018).
+
+    alpha: how strongly tasks are pulled back to a common pace; learning_rate: step size of the weights.
+    """
 
     alpha: float = 1.5
     learning_rate: float = 0.025

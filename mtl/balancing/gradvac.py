@@ -25,7 +25,10 @@ SMALLEST = 1e-12
 
 @dataclass(frozen=True)
 class GradVac(PreferringBalancer):
-    """beta: how fast the targets follow."""
+    """GradVac: turn gradients towards each other until their cosines reach their usual values (Wang et al. 2021).
+
+    beta: rate at which the usual cosines follow those of the last step.
+    """
 
     beta: float = 0.01
     needs = "gramian"

@@ -21,6 +21,8 @@ from mtl.balancing.preference import PreferringBalancer
 
 @dataclass(frozen=True)
 class IMTLG(PreferringBalancer):
+    """IMTL-G: an update with the same projection onto every gradient (Liu et al. 2021)."""
+
     needs = "gramian"
     heads = False
 

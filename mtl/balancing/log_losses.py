@@ -23,6 +23,8 @@ from mtl.balancing.preference import PreferringBalancer
 
 @dataclass(frozen=True)
 class GLS(PreferringBalancer):
+    """GLS: descend the geometric mean of the losses, so that a task's unit does not matter (Chennupati et al. 2019)."""
+
     needs = "losses"
     heads = True
 
@@ -36,6 +38,8 @@ class GLS(PreferringBalancer):
 
 @dataclass(frozen=True)
 class SI(PreferringBalancer):
+    """SI: descend the sum of the log-losses, so that a task's unit does not matter (Navon et al. 2022)."""
+
     needs = "losses"
     heads = True
 

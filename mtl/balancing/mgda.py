@@ -26,8 +26,9 @@ Normalisation = Literal["none", "l2", "loss", "loss+"]
 
 @dataclass(frozen=True)
 class MGDA(Balancer):
-    """normalisation: what the gradients are divided by before solving, as in the authors' code: nothing, their length, loss, or both.
+    """MGDA: the shortest vector in the convex hull of the gradients, which makes no task worse (Sener & Koltun 2018).
 
+    normalisation: what the gradients are divided by before solving: nothing (none), their length (l2), their loss (loss) or both (loss+).
     The weights are then applied to the gradients as they are.
     """
 

@@ -21,7 +21,11 @@ from mtl.balancing.gramian import gramian_of
 
 @dataclass(frozen=True)
 class MoCo(Balancer):
-    """beta, gamma: rates of the smoothed gradients and of the weights, with their decays; rho: pulls the weights together."""
+    """MoCo: MGDA on smoothed gradients, with one small step of the weights per training step (Fernando et al. 2023).
+
+    beta: rate of the smoothed gradients; beta_decay: power of the step number by which beta falls; gamma: step size of the weights;
+    gamma_decay: power of the step number by which gamma falls; rho: pulls the weights together.
+    """
 
     beta: float = 0.5
     beta_decay: float = 0.5

@@ -23,7 +23,10 @@ from mtl.balancing.preference import PreferringBalancer
 
 @dataclass(frozen=True)
 class NashMTL(PreferringBalancer):
-    """max_norm: the longest update J^T a; 0 does not clip."""
+    """Nash-MTL: the update that the tasks would agree on in a bargaining game (Navon et al. 2022).
+
+    max_norm: length of the longest update J^T a; 0 does not clip.
+    """
 
     max_norm: float = 1.0
     needs = "gramian"

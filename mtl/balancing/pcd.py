@@ -23,7 +23,11 @@ SMALLEST = 1e-8
 
 @dataclass(frozen=True)
 class PCD(Balancer):
-    """primary: number of the primary task, from 0; tau: the others' share; beta: decay of the mean squared lengths."""
+    """PCD: follow one primary task while every other task keeps a share of the progress it could make alone.
+
+    primary: number of the primary task, from 0; tau: share of their own progress that the other tasks keep; beta: decay of the mean
+    squared lengths of the gradients.
+    """
 
     primary: int = 0
     tau: float = 0.02

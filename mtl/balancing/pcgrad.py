@@ -25,6 +25,8 @@ from mtl.balancing.preference import PreferringBalancer
 
 @dataclass(frozen=True)
 class PCGrad(PreferringBalancer):
+    """PCGrad: each gradient loses the part that conflicts with another's, then all are summed (Yu et al. 2020)."""
+
     needs = "gramian"
     heads = False
 

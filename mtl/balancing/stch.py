@@ -22,7 +22,10 @@ from mtl.balancing.preference import PreferringBalancer
 
 @dataclass(frozen=True)
 class STCH(PreferringBalancer):
-    """mu: how soft the maximum is; reference: the ideal loss z, the same for every task."""
+    """STCH: descend a soft maximum of the losses (smooth Tchebycheff, Lin et al. 2024).
+
+    mu: how soft the maximum is; reference: the ideal loss z, the same for every task.
+    """
 
     mu: float = 1.0
     reference: float = 0.0
@@ -41,8 +44,10 @@ class STCH(PreferringBalancer):
 
 @dataclass(frozen=True)
 class LogSTCH(PreferringBalancer):
-    """mu: how soft the maximum is; warmup: steps before it, null for a twentieth of those a client makes in the run;
-    nadir_steps: the last of them, whose losses are averaged, null for a fifth.
+    """LogSTCH: after a warm-up, descend a soft maximum of the log-losses (Lin et al. 2024).
+
+    mu: how soft the maximum is; warmup: steps before it, null for a twentieth of those a client makes in the run; nadir_steps: the last
+    steps of the warm-up, whose losses are averaged to the nadir, null for a fifth.
     """
 
     mu: float = 1.0

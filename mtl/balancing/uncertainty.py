@@ -21,7 +21,10 @@ from mtl.balancing.contract import Balancer, State
 
 @dataclass(frozen=True)
 class UW(Balancer):
-    """learning_rate: of the log-variances s."""
+    """UW: weights learned along with the model from the tasks' uncertainty (Kendall et al. 2018).
+
+    learning_rate: step size of the log-variances s.
+    """
 
     learning_rate: float = 0.025
     needs = "losses"
@@ -43,7 +46,10 @@ class UW(Balancer):
 
 @dataclass(frozen=True)
 class IMTLL(Balancer):
-    """learning_rate: of the scales s."""
+    """IMTL-L: a scale per task, learned so that all scaled losses become alike (Liu et al. 2021).
+
+    learning_rate: step size of the scales s.
+    """
 
     learning_rate: float = 0.025
     needs = "losses"

@@ -19,6 +19,8 @@ from mtl.balancing.preference import PreferringBalancer
 
 @dataclass(frozen=True)
 class UPGrad(PreferringBalancer):
+    """UPGrad: project each gradient to where no task gets worse, then take the mean (Quinton & Rey 2024)."""
+
     needs = "gramian"
     heads = False
 

@@ -19,6 +19,8 @@ from mtl.balancing.contract import Balancer, State
 
 @dataclass(frozen=True)
 class Equal(Balancer):
+    """A plain sum: every task has weight 1."""
+
     needs = "losses"
     heads = True
 
@@ -28,7 +30,10 @@ class Equal(Balancer):
 
 @dataclass(frozen=True)
 class Fixed(Balancer):
-    """weights: one per task, >= 0."""
+    """Weights that the user gives and that never change.
+
+    weights: one number >= 0 per task.
+    """
 
     weights: tuple[float, ...]
     needs = "losses"
@@ -50,6 +55,8 @@ class Fixed(Balancer):
 
 @dataclass(frozen=True)
 class RLW(Balancer):
+    """Random weights that sum to 1, drawn anew at every step (Lin et al. 2022)."""
+
     needs = "losses"
     heads = True
 

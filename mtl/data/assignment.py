@@ -21,12 +21,18 @@ def owner(positives: Tensor, seed: int) -> Tensor:
 
 
 def disjoint(positives: Tensor, seed: int) -> Tensor:
-    """Each subtask on exactly one client, evenly: a subtask goes to the holder of its positives that has the fewest so far."""
+    """Each subtask on exactly one client, evenly.
+
+    A subtask goes to the holder of its positives that has the fewest so far.
+    """
     return _spread(positives, 1, seed, "assignment")
 
 
 def overlapping(positives: Tensor, seed: int, *, clients_per_task: int = 2) -> Tensor:
-    """Each subtask on exactly k clients, evenly, holders of its positives first."""
+    """Each subtask on the same number of clients, evenly, holders of its positives first.
+
+    clients_per_task: that number.
+    """
     if not 1 <= clients_per_task <= len(positives):
         raise ValueError(
             f"assignment.clients_per_task must be in [1, {len(positives)}], the number of clients, got {clients_per_task}"
@@ -35,7 +41,10 @@ def overlapping(positives: Tensor, seed: int, *, clients_per_task: int = 2) -> T
 
 
 def random(positives: Tensor, seed: int, *, tasks_per_client: int = 10) -> Tensor:
-    """Each client trains k subtasks drawn at random; subtasks that nobody drew are refused by `check_assignment`."""
+    """Each client trains the same number of subtasks, drawn at random.
+
+    tasks_per_client: that number. Subtasks that nobody drew are refused by `check_assignment`.
+    """
     num_clients, num_tasks = positives.shape
     if not 1 <= tasks_per_client <= num_tasks:
         raise ValueError(

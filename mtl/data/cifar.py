@@ -36,10 +36,13 @@ OBTAIN = (
 def cifar10(
     root: str = "data", *, download: bool = False, image_size: tuple[int, int] | None = None, grey: bool = False
 ) -> ImageData:
-    """CIFAR-10 from torchvision's layout, or else from class folders: uint8 [60000, 3, 32, 32], train (split 0), then test (2).
+    """CIFAR-10: 60,000 colour images of 10 classes, 32 x 32.
 
-    download: let torchvision fetch what is missing into root. image_size: (height, width). Class numbers are the usual ones in
-    both layouts, as the usual order is the alphabet's. Raises DataNotFound (a ValueError) where neither layout is there.
+    uint8 [60000, 3, 32, 32], train (split 0), then test (2). Read from torchvision's layout, or else from class folders. Class numbers
+    are the usual ones in both layouts, as the usual order is the alphabet's.
+
+    root: folder of data sets; download: let torchvision fetch what is missing into root; image_size: (height, width), None keeps 32 x 32;
+    grey: convert to one channel. Raises DataNotFound (a ValueError) where neither layout is there.
     """
     check_size(image_size)
     base = data_root(root)

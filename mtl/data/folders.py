@@ -110,13 +110,15 @@ def warn_of_copies(paths: Sequence[Path], images: Tensor, classes: Tensor, split
 def folder(
     root: str = "data", *, image_size: tuple[int, int] | None = (64, 64), grey: bool = False, skip_corrupt: bool = False
 ) -> ImageData:
-    """Your own images: `<root>/<class>/*`, or `<root>/{train,val,test}/<class>/*`, which gives the official split (`training`, `valid`,
-    `validation` and `testing` are read too, in any letter case).
+    """Your own images, in a folder for each class: `<root>/<class>/*`.
 
-    image_size: (height, width), None keeps the size that all images share. skip_corrupt: leave out files that cannot be decoded,
-    and warn. Hidden files and other extensions are passed over, and named in the log; files with the same content in two parts or
-    under two classes are warned of. Raises DataNotFound (a ValueError) where there is no class folder, and ValueError for a class
-    folder without images or for a corrupt image.
+    Or `<root>/{train,val,test}/<class>/*`, which gives the official split (`training`, `valid`, `validation` and `testing` are read too,
+    in any letter case). Hidden files and other extensions are passed over, and named in the log; files with the same content in two parts
+    or under two classes are warned of.
+
+    root: the folder that holds the class folders; image_size: (height, width), None keeps the size that all images share; grey: convert
+    to one channel; skip_corrupt: leave out files that cannot be decoded, and warn. Raises DataNotFound (a ValueError) where there is no
+    class folder, and ValueError for a class folder without images or for a corrupt image.
     """
     base = data_root(root)
     paths, classes, names, split = list_class_folders(base) if base.is_dir() else ([], torch.empty(0), (), None)

@@ -14,8 +14,10 @@ By = Literal["label", "image"]
 
 @dataclass(frozen=True)
 class KnownLabels:
-    """share: of the training labels that are known, in (0, 1], drawn at random; by: `label`, each of an image's labels by itself, or
-    `image`, all of an image together, which then is left out of training. Validation and test images keep theirs.
+    """A share of the training labels that is known; the others are hidden at random.
+
+    share: share of the training labels that are known, in (0, 1]; by: what is hidden together: label (each label by itself) or image (all
+    labels of an image, which then is left out of training). Validation and test images keep theirs.
     """
 
     share: float = 1.0

@@ -12,9 +12,13 @@ SCENE_DRAWS = 6
 
 @dataclass(frozen=True)
 class SceneAugmentation:
-    """flip: mirror left and right with probability one half. scale: up to this fraction larger (a crop) or smaller (what is beyond the
-    border repeats it). shift: up to this fraction of height and width. brightness: gain within this fraction and offset within half of
-    it. A face whose centre leaves the picture no longer counts; the boxes of the others end at its border.
+    """Random changes of scenes that take the boxes with them.
+
+    flip: mirror left and right with probability one half; scale: make larger (a crop) or smaller (what is beyond the border repeats it)
+    by up to this fraction; shift: move by up to this fraction of height and width; brightness: change the gain by up to this fraction and
+    the offset by up to half of it.
+
+    A face whose centre leaves the picture no longer counts; the boxes of the others end at its border.
     """
 
     flip: bool = True

@@ -66,9 +66,13 @@ class SceneSet:
 
 
 def scene_faces(scenes: SceneSet, *, image_size: Sequence[int] = (56, 46), margin: float = 0.15) -> ImageData:
-    """The faces of scenes, each cut out at its true box: what the subtasks train on beside the detection in the same scenes.
+    """The faces of the scenes in `scenes`, each cut out at its true box.
 
-    images: uint8 [F, c, *image_size]; see `crop_placement` for the margin; official_split: that of the scenes.
+    What the subtasks train on beside the detection in the same scenes. images: uint8 [F, c, *image_size]; official_split: that of the
+    scenes.
+
+    scenes: the scenes; image_size: (height, width) of a face; margin: how much longer than the box a face is cut out; see
+    `crop_placement`.
     """
     check_integers("data.image_size", image_size, {"height": 1, "width": 1})
     scene, place = scenes.valid.nonzero(as_tuple=True)
@@ -101,12 +105,15 @@ def orl_scenes(
     rotation: float = 12.0,
     seed: int = 0,
 ) -> SceneSet:
-    """Grey scenes of AT&T faces, uint8 [N, 1, *image_size]. Scene i of a part depends on (seed, part, i) alone.
+    """Grey scenes composed of the AT&T faces.
 
-    scenes, photographs: for training, validation and test; of each person's ten photographs the parts show disjoint ones, drawn by the
-    seed. people: the first of the forty. max_faces: a scene has from none to this many, each number as likely, where there is room.
-    face_height: in pixels, log-uniform. rotation: up to this many degrees. A box is the smallest around the oval of a face. Raises as
-    `orl` does, and ValueError.
+    uint8 [N, 1, *image_size]. Scene i of a part depends on (seed, part, i) alone. A box is the smallest around the oval of a face.
+
+    root: folder of data sets; image_size: (height, width) of a scene; scenes: scenes for training, validation and test; photographs:
+    photographs of each person for training, validation and test, which are disjoint and drawn by the seed; people: number of the forty
+    people that appear, the first ones; max_faces: a scene has from none to this many faces, each number as likely, where there is room;
+    face_height: least and greatest height of a face in pixels, log-uniform; rotation: turn faces by up to this many degrees; seed: seed
+    of the scenes. Raises as `orl` does, and ValueError.
     """
     check_integers("scenes.image_size", image_size, {"height": 16, "width": 16})
     check_integers("scenes.scenes", scenes, {"train": 1, "val": 0, "test": 1})

@@ -26,7 +26,11 @@ class Split:
 
 
 def auto(data: ImageData, seed: int, *, train: int | None = None, val: int | None = None, test: int | None = None) -> Split:
-    """`official` where the data come in parts of their own, and else `per_class` with these numbers of images."""
+    """`official` where the data come in parts of their own, else `per_class`.
+
+    train: images of every class for training, null as `per_class` has it; val: images of every class for validation; test: images of
+    every class for test, null for all that are left.
+    """
     if data.official_split is None or len(data.official_split.unique()) < 2:
         return per_class(data, seed, train=5 if train is None else train, val=0 if val is None else val, test=test)
     given = {name: number for name, number in (("train", train), ("val", val), ("test", test)) if number is not None}
@@ -39,7 +43,11 @@ def auto(data: ImageData, seed: int, *, train: int | None = None, val: int | Non
 
 
 def per_class(data: ImageData, seed: int, *, train: int = 5, val: int = 0, test: int | None = None) -> Split:
-    """`train`, `val` and `test` random images of every class; `test=None` takes all that are left."""
+    """The same number of random images of every class for training, validation and test.
+
+    train: training images of every class; val: validation images of every class; test: test images of every class, None for all that are
+    left.
+    """
     needed = train + val + (1 if test is None else test)
     if train < 1 or val < 0 or (test is not None and test < 1):
         raise ValueError(
@@ -64,7 +72,12 @@ def per_class(data: ImageData, seed: int, *, train: int = 5, val: int = 0, test:
 
 
 def fractions(data: ImageData, seed: int, *, val: float = 0.1, test: float = 0.2) -> Split:
-    """Random fractions of every class (of all images where classes are not known); every class keeps an image for training."""
+    """Random fractions of every class for validation and test.
+
+    Of all images where classes are not known; every class keeps an image for training.
+
+    val: fraction for validation; test: fraction for test.
+    """
     if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
         raise ValueError(f"split.val and split.test must be fractions that leave some for training, got val={val} test={test}")
     everything = torch.arange(len(data))
@@ -74,7 +87,10 @@ def fractions(data: ImageData, seed: int, *, val: float = 0.1, test: float = 0.2
 
 
 def official(data: ImageData, seed: int, *, val: float = 0.1) -> Split:
-    """The data's own partition; where it has no validation images, a fraction `val` of each training class becomes them."""
+    """The parts that the data come in.
+
+    val: where they have no validation images, this fraction of each training class becomes them.
+    """
     if data.official_split is None:
         raise ValueError(
             f"split=official needs a data set with a partition of its own, and {data.name} has none; use split=fractions"

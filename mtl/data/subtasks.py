@@ -48,7 +48,9 @@ class Subtasks:
 
 
 def one_vs_rest(data: ImageData, *, classes: Sequence[str | int] | None = None) -> Subtasks:
-    """One subtask per class or identity: is it this one? `classes` keeps some of them, in that order.
+    """One subtask per class or identity: is it this one?
+
+    classes: the classes to keep, in that order, None for all.
 
     Images of the other classes are negatives of every subtask; images of an unknown class are masked.
     """
@@ -61,7 +63,10 @@ def one_vs_rest(data: ImageData, *, classes: Sequence[str | int] | None = None) 
 
 
 def attributes(data: ImageData, *, names: Sequence[str | int] | None = None) -> Subtasks:
-    """One subtask per attribute: is she smiling? `names` keeps some of them, in that order."""
+    """One subtask per attribute: is she smiling?
+
+    names: the attributes to keep, in that order, None for all.
+    """
     chosen = data.attribute_names if names is None else _as_names("subtasks.names", names)
     index = _positions("subtasks.names", chosen, data.attribute_names)
     if not chosen:
@@ -73,7 +78,10 @@ def attributes(data: ImageData, *, names: Sequence[str | int] | None = None) -> 
 def classes_and_attributes(
     data: ImageData, *, classes: Sequence[str | int] | None = None, names: Sequence[str | int] | None = None
 ) -> Subtasks:
-    """Those of `one_vs_rest`, then those of `attributes`: who is she, and is she smiling?"""
+    """The subtasks of `one_vs_rest` and those of `attributes`: who is she, and is she smiling?
+
+    classes: the classes to keep, in that order, None for all; names: the attributes to keep, in that order, None for all.
+    """
     who, how = one_vs_rest(data, classes=classes), attributes(data, names=names)
     if both := sorted(set(who.names) & set(how.names)):
         raise ValueError(f"classes and attributes of {data.name} must have different names, got {', '.join(both)} as both")
@@ -82,7 +90,10 @@ def classes_and_attributes(
 
 
 def groups(data: ImageData, *, mapping: Mapping[str | int, Sequence[str | int]]) -> Subtasks:
-    """One subtask per group of classes: {"animal": ["cat", "dog"], "vehicle": ["truck"]}. A class may be in several groups."""
+    """One subtask per group of classes: is it an animal?
+
+    mapping: the classes of each group, {"animal": ["cat", "dog"], "vehicle": ["truck"]}. A class may be in several groups.
+    """
     if not mapping:
         raise ValueError("subtasks.mapping must name at least one group of classes, got none")
     names, columns = _as_names("subtasks.mapping", list(mapping)), []

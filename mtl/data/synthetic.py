@@ -35,9 +35,13 @@ def synthetic(
     samples_per_client: int | None = None,
     seed: int = 0,
 ) -> ImageData:
-    """Synthetic(alpha, beta). images: float32 [N, dimension, 1, 1]; owners: the client of each sample.
+    """Synthetic(alpha, beta) of FedProx: vectors whose classes and inputs differ from client to client (Li et al. 2020).
 
-    iid: the paper's Synthetic-IID; alpha and beta play no part. samples_per_client: None draws the paper's log-normal sizes.
+    images: float32 [N, dimension, 1, 1]; owners: the client of each sample.
+
+    alpha: how far the clients' models differ; beta: how far their inputs differ; iid: the paper's Synthetic-IID; alpha and beta play no
+    part. num_clients: clients; num_classes: classes; dimension: numbers in a vector; samples_per_client: None draws the paper's
+    log-normal sizes; seed: seed of the data.
     """
     for field, dial in (("alpha", alpha), ("beta", beta)):
         if not 0 <= dial < math.inf:

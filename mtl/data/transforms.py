@@ -18,12 +18,13 @@ DRAWS = 9
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random change of the training images.
+    """Random changes of the training images.
 
-    flip: mirror left and right with probability one half. rotation: up to this many degrees clockwise or against. scale: up to
-    this fraction larger or smaller. shift: up to this fraction of height and width. brightness: gain within this fraction and
-    offset within half of it. cutout: side of a grey square at a random place, as a fraction of the height. Pixels from beyond
-    the border repeat it.
+    flip: mirror left and right with probability one half; rotation: turn by up to this many degrees either way; scale: make larger or
+    smaller by up to this fraction; shift: move by up to this fraction of height and width; brightness: change the gain by up to this
+    fraction and the offset by up to half of it; cutout: side of a grey square at a random place, as a fraction of the height.
+
+    Pixels from beyond the border repeat it.
     """
 
     flip: bool = True
@@ -88,10 +89,11 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Normalise:
-    """From stored pixels to what the trunk sees: (x - mean) / deviation, or each image by its own mean and deviation; with `equalise`
-    after its histogram has been equalised (`warp.equalise`), for light that differs from picture to picture.
+    """From stored pixels to what the trunk sees: (x - mean) / deviation.
 
-    mean, deviation: a number for all channels, or a list with one for each; images of one channel then take the mean of the list.
+    mean: a number for all channels, or a list with one for each; deviation: a number or a list, as for mean; images of one channel take
+    the mean of a list. per_image: take each image's own mean and deviation; equalise: equalise each image's histogram first
+    (`warp.equalise`), for light that differs from picture to picture.
     """
 
     mean: float | list[float] = 0.5

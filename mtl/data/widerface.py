@@ -39,11 +39,14 @@ def widerface(
     max_images: int | None = None,
     seed: int = 0,
 ) -> SceneSet:
-    """Scenes of `<root>/widerface/{WIDER_train,WIDER_val,WIDER_test,wider_face_split}`, as torchvision lays them out.
+    """WIDER FACE: photographs of crowds with the boxes of their faces.
 
-    The official training part trains, the official validation part tests (the boxes of the official test part are not public); a random
-    fraction `val` of the training part is left for validation. max_images: of each part, the first; None for all. Raises DataNotFound (a
-    ValueError), and ValueError for an image that cannot be decoded.
+    Scenes of `<root>/widerface/{WIDER_train,WIDER_val,WIDER_test,wider_face_split}`, as torchvision lays them out. The official training
+    part trains, the official validation part tests (the boxes of the official test part are not public).
+
+    root: folder of data sets; image_size: (height, width) of a scene; grey: convert to one channel; val: random fraction of the training
+    part that is left for validation; max_images: images of each part, the first ones, None for all; seed: seed of the draw of validation
+    images. Raises DataNotFound (a ValueError), and ValueError for an image that cannot be decoded.
     """
     check_integers("scenes.image_size", image_size, {"height": 16, "width": 16})
     if not 0 <= val < 1:

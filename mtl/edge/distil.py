@@ -35,8 +35,13 @@ TINY = 1e-12
 
 @dataclass(frozen=True)
 class Distilling:
-    """teacher: a run directory, null for none; hard: weight of the labels' loss; soft: of the scores, compared at `temperature`, each
-    subtask by itself or, with `exclusive`, as identities; feature, attention, distance, angle: of what is inside.
+    """How a model learns from a trained one, beside the labels.
+
+    teacher: a run directory, null for none; hard: weight of the labels' loss; soft: weight of the loss between the scores of both;
+    temperature: T, by which scores are divided before they are compared; exclusive: compare the scores as one distribution over people
+    who exclude one another, not each subtask by itself; feature: weight of the loss between embeddings; attention: weight of the loss
+    between attention maps; distance: weight of the loss between distances of images in the embedding; angle: weight of the loss between
+    angles of images in the embedding.
     """
 
     teacher: str | None = None

@@ -18,12 +18,13 @@ TooSmall = Literal["refuse", "skip", "shrink"]
 
 @dataclass(frozen=True)
 class Fleet:
-    """mix: how many clients, or which share of them, are of each device profile; None models nothing.
-    profiles: the user's own, a YAML file or its content.
-    deadline: modelled seconds after which a round ends, None for never; wait_for: it ends when so many have come back, None for all of
-    the cohort: with `sampling.cohort` above it, the cohort is over-selected. Whoever is late is left out of the aggregation.
-    memory: a client whose device does not hold the training step is refused, or skipped, which is never drawn, or it trains the largest of
-    `widths.levels` or of the trunks of trunk=peers that its device holds (shrink).
+    """Which device each client is, and what the server does about slow and small ones.
+
+    mix: how many clients, or which share of them, are of each device profile; None models nothing; profiles: the user's own, a YAML file
+    or its content; deadline: modelled seconds after which a round ends, None for never; wait_for: a round ends when so many clients have
+    come back, None for all of the cohort: with `sampling.cohort` above it, the cohort is over-selected. Whoever is late is left out of
+    the aggregation. memory: what becomes of a client whose device does not hold the training step: refuse (an error), skip (it is never
+    drawn) or shrink (it trains the largest of `widths.levels`, or of the trunks of trunk=peers, that its device holds).
     """
 
     mix: dict[str, Any] | None = None

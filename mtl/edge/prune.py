@@ -25,8 +25,11 @@ Scope = Literal["global", "layer"]
 
 @dataclass(frozen=True)
 class Pruning:
-    """kind: nothing, weights or channels; ratio: the share that goes; scope: whether the smallest of all layers go (global) or those of
-    each (layer); begin, end: for weights, the shares of the training between which the ratio grows.
+    """Which weights or channels are removed, and how many.
+
+    kind: nothing, weights or channels; ratio: the share that goes; scope: whether the smallest of all layers go (global) or those of each
+    (layer); begin: share of the training after which weights begin to go; end: share of the training after which the whole ratio of
+    weights is gone.
     """
 
     kind: str = "nothing"

@@ -28,9 +28,11 @@ from mtl.models.norm import FrozenBatchNorm, LocalBatchNorm
 
 @dataclass(frozen=True)
 class Widths:
-    """levels: shares of the channels that a client can have, from 1 downwards; shares: how many clients, or which share of them, have each
-    level, null where `fleet.memory=shrink` gives each the widest that its device holds; scale: whether sums over fewer channels are scaled
-    up.
+    """How many of the channels of every hidden layer clients train.
+
+    levels: shares of the channels that a client can have, from 1 downwards; shares: how many clients, or which share of them, have each
+    level, null where `fleet.memory=shrink` gives each the widest that its device holds; scale: whether sums over fewer channels are
+    scaled up.
     """
 
     levels: Sequence[float] = (1.0,)

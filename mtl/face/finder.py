@@ -21,8 +21,10 @@ LEAST_SIDE = 64  # pixels on the shorter side below which a picture is not halve
 
 @dataclass(frozen=True)
 class DetectionOptions:
-    """batch_size: scenes in a step; confidence: score from which a face counts as found, in use and in the shares of faces found and
-    named; margin: how much longer than a box is what the trunk sees of a face.
+    """Scenes in a step, and when a face counts as found.
+
+    batch_size: scenes in a step; confidence: score from which a face counts as found, in use and in the shares of faces found and named;
+    margin: how much longer than a box is what the trunk sees of a face.
     """
 
     batch_size: int = 8

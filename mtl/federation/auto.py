@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from mtl.data.federated_data import FederatedData
-from mtl.federation.for_each_client import Backend, CohortJob, LoopBackend, Trained, Training
+from mtl.federation.clients import Backend, Block, CohortJob, Training
+from mtl.federation.loop import LoopBackend
 from mtl.federation.ranks import Ranks
 from mtl.federation.stacked import CannotStack, StackedBackend
 
@@ -49,7 +50,7 @@ class AutoBackend:
         if self._chosen is not None:
             self._chosen.load_state_dict(state)
 
-    def __call__(self, job: CohortJob, data: FederatedData) -> Iterator[Trained]:
+    def __call__(self, job: CohortJob, data: FederatedData) -> Iterator[Block]:
         if self._chosen is None:
             ranks = Ranks()
             # Every rank that has clients measures while the others do, and all take what the first of them found.
@@ -74,7 +75,7 @@ class AutoBackend:
             return "loop", str(reason)
         pays = self.num_rounds * min(seconds.values()) > 2 * COMPILING
         wanted = self.compile == "always" or (self.compile == "auto" and (pays or data.images.device.type == "cuda"))
-        if wanted and self.training.balance is None:
+        if wanted and self.training.rule.compiles:
             seconds["compiled"] = _stacked_seconds(StackedBackend(self.training, block=self.block, compiled=True), job, data)
         best = min(seconds, key=lambda name: seconds[name])
         told = ", ".join(f"{name} {value:.3g} s" for name, value in seconds.items())

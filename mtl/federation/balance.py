@@ -12,30 +12,30 @@ What a method's weights sum to differs between methods, and with it the learning
                least LEAST. A method that turns away from the plain sum, often to the gradients of few images, takes shorter steps. Less
                still where the weighted gradients cancel one another to less than REMAINDER of sqrt(sum_t |a_t g_t|^2), so that what is
                left by rounding is not blown up.
-               Heads get the weights scaled as `weights` does it: a head has its own gradient, whatever the length of the shared update
+               The same goes for the gradients of the heads: together they are as long as the part of the plain sum's along them.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch import Tensor
 
+from mtl import tree
 from mtl.balancing.active import only_active
-from mtl.balancing.contract import Balancer, Level, State, weighted_sum
-from mtl.balancing.gramian import HeadGeometry, compare, gramian_of, length_of, norms, restrict
+from mtl.balancing.contract import Balancer, Level
+from mtl.balancing.gramian import length_of, norms, restrict
 from mtl.balancing.weighting import Equal
-from mtl.federation.objective import Objective, pair_loss
-from mtl.losses.pairs import TaskCounts
+from mtl.federation.balanced_step import BalancedStep
+from mtl.federation.gradients import PlainSum, State
+from mtl.federation.layout import is_head, shared
+from mtl.federation.objective import Objective
 from mtl.models.cnn import Trunk
-from mtl.models.hard_sharing import DETECTOR, HardSharing, is_head
+from mtl.models.hard_sharing import HardSharing
 from mtl.seeding import random_uniform
 from mtl.types import Params
 
-OWN = "balancer."  # what a balancer remembers stays on the client, among its parameters, under this name
-LOSS = "loss."
 LEAST, REMAINDER = 0.1, 0.1
 Normalise = Literal["none", "weights", "length"]
 GradientScale = Literal["none", "l2", "loss", "loss+"]
@@ -55,6 +55,12 @@ class Balance:
     gradient_scale: GradientScale = "none"
     conflict: bool = False
 
+    compiles = False  # solvers look at what they found
+
+    @property
+    def name(self) -> str:
+        return type(self.method).__name__
+
     @property
     def compares(self) -> bool:
         """Whether the tasks' gradients are needed one by one."""
@@ -65,18 +71,28 @@ class Balance:
     def remembers_gradients(self) -> bool:
         return "representation" not in self.method.levels
 
-    def start(self, params: Params, num_tasks: int) -> Params:
-        """What a client's balancer remembers before its first step, by names under `balancer.`."""
+    def step(self, model: HardSharing, objective: Objective, *, stacked: bool) -> BalancedStep:
+        """See `GradientRule`."""
+        return BalancedStep(self, model, objective, stacked=stacked)
+
+    def bytes_of_step(self, params: Params, num_tasks: int) -> int:
+        """See `GradientRule`: the tasks' gradients of the trunk and what is made of them."""
+        if not self.compares or self.level != "parameters":
+            return 0
+        return 2 * num_tasks * tree.num_bytes({name: params[name] for name in shared(params)})
+
+    def memory(self, params: Params, num_tasks: int) -> State:
+        """What a client's balancer remembers before its first step."""
         like = next(iter(params.values()))
         shape: tuple[int, ...] = (num_tasks,)
         if self.method.needs == "gradients" and self.level == "parameters":
             shape += (sum(params[name].numel() for name in shared(params)),)
         elif self.method.needs == "gradients":
             shape += (1,)  # the size of a batch is not known, and nothing of this shape is remembered
-        return {OWN + name: value for name, value in self.method.init(torch.zeros(shape, dtype=like.dtype)).items()}
+        return self.method.init(torch.zeros(shape, dtype=like.dtype))
 
     def decide(
-        self, own: State, losses: Tensor, rows: Tensor | None, gramian: Tensor | None, active: Tensor, draw_key: Tensor
+        self, memory: State, losses: Tensor, rows: Tensor | None, gramian: Tensor | None, active: Tensor, draw_key: Tensor
     ) -> tuple[Tensor, Tensor | None, State]:
         """The tasks' weights [..., T], the direction [..., P] where it is not the rows' weighted sum, and what is remembered.
 
@@ -87,14 +103,14 @@ class Balance:
         if method.needs == "gradients":
             assert rows is not None
             draw = self._draw(draw_key, losses, *rows.shape[-2:])
-            direction, weights, own = method.combine(own, losses, rows, active, draw)
+            direction, weights, memory = method.combine(memory, losses, rows, active, draw)
         else:
             unit = self._unit(losses, gramian, active) if method.needs == "gramian" else torch.ones_like(losses)
             seen = None if gramian is None else gramian * unit[..., :, None] * unit[..., None, :]
-            weights, own = method.weigh(own, losses, seen, active, self._draw(draw_key, losses, losses.shape[-1], 0))
+            weights, memory = method.weigh(memory, losses, seen, active, self._draw(draw_key, losses, losses.shape[-1], 0))
             weights = (weights * unit).to(losses.dtype)
         if gramian is None and self.normalise == "length":
-            return weights, direction, own  # the caller measures what it makes of them: `scale`
+            return weights, direction, memory  # the caller measures what it makes of them: `scale`
         lengths = None
         if gramian is not None and self.normalise == "length":
             square, one, wide = restrict(gramian, active), active.double(), weights.double()
@@ -110,7 +126,7 @@ class Balance:
                 along = (only_active(rows, active[..., None]).double().sum(-2) * turned).sum(-1, keepdim=True)
             lengths = torch.maximum(update, least), plain_part(update, plain, along)
         scale = self.scale(weights, active, lengths).to(losses.dtype)
-        return weights * scale, None if direction is None else direction * scale, own
+        return weights * scale, None if direction is None else direction * scale, memory
 
     def scale(self, weights: Tensor, active: Tensor, lengths: tuple[Tensor, Tensor] | None) -> Tensor:
         """The factor of a method's weights and update, [..., 1]. weights: [..., T]; active: bool [..., T]; lengths: of the method's update
@@ -123,13 +139,21 @@ class Balance:
             length, wanted = lengths
         return torch.where(length == 0, 1, wanted / torch.where(length == 0, 1, length))
 
-    def head_weights(self, weights: Tensor, active: Tensor) -> Tensor:
-        """The factors of the tasks' losses for what is not compared, heads and learned parameters of losses, [..., T]."""
-        if not self.heads:
-            return torch.ones_like(weights)
-        return (
-            weights * replace(self, normalise="weights").scale(weights, active, None) if self.normalise == "length" else weights
-        )
+    def weigh_heads(self, plain: Params, weights: Tensor, active: Tensor) -> tuple[Params, Tensor]:
+        """The gradients of what belongs to single tasks, and the factors of the tasks' losses for it, [..., T].
+
+        plain: those of the plain sum of the losses, with a row for each task; the last task's own where they have no rows.
+        """
+        factors = torch.ones_like(weights)
+        if self.heads:
+            factors = weights
+            if self.normalise == "length":
+                lengths, wide = _lengths_of_tasks(plain, weights), weights.double()
+                update = (wide * lengths).norm(dim=-1, keepdim=True)
+                along = (wide * lengths.square()).sum(-1, keepdim=True)
+                wanted = plain_part(update, lengths.norm(dim=-1, keepdim=True), along)
+                factors = weights * self.scale(weights, active, (update, wanted)).to(weights)
+        return {name: value * _factors_for(name, value, factors) for name, value in plain.items()}, factors
 
     def weighted_update(self, gradient: Callable[[Tensor], Params], weights: Tensor, active: Tensor) -> tuple[Params, Tensor]:
         """The update and the task weights where the tasks' gradients are not compared. gradient: of the weighted sum of the losses, a
@@ -172,14 +196,16 @@ def make_balance(
     normalise: str = "none",
     gradient_scale: str = "none",
     conflict: bool = False,
-) -> Balance | None:
+) -> Balance | PlainSum:
     """level: auto takes the cheapest that the method and the model allow; heads: None as the method's authors do it; the rest as in
     `Balance`.
 
-    Returns None for a plain sum. Raises ValueError where the method or the model cannot work at this level.
+    Returns `PlainSum` for equal weights where nothing is compared.
+
+    Raises ValueError where the method or the model cannot work at this level.
     """
     if isinstance(method, Equal) and not conflict:
-        return None
+        return PlainSum()
     if level not in ("auto", *get_args(Level)):
         raise ValueError(f"balance.level must be auto or one of {', '.join(get_args(Level))}, got {level}")
     for option, value, choices in (("normalise", normalise, Normalise), ("gradient_scale", gradient_scale, GradientScale)):
@@ -203,233 +229,29 @@ def make_balance(
     return Balance(method, chosen, reach, normalise, gradient_scale, conflict)  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True)
-class Batch:
-    """inputs: [..., B, c, H, W]; targets, mask: bool [..., B, T]; valid: bool [..., B]; keys: int32 [..., L, 2], of the dropout layers;
-    draw_key: int32 [..., 2]; positives, negatives: [..., T] and progress: [...], see `TaskCounts`.
-    """
-
-    inputs: Tensor
-    targets: Tensor
-    mask: Tensor
-    valid: Tensor
-    keys: Tensor
-    draw_key: Tensor
-    positives: Tensor
-    negatives: Tensor
-    progress: Tensor
-
-    @property
-    def active(self) -> Tensor:
-        """Bool [..., T], the tasks with a known label in the batch."""
-        return (self.mask & self.valid[..., None]).any(-2)
-
-
-@dataclass(frozen=True)
-class Gradients:
-    """grads: by the names of the parameters; sums: [..., 2, T], positive and negative losses summed over the images;
-    own: what the balancer remembers; pairs: [..., 3, T, T], see `compare`, or None.
-    """
-
-    grads: Params
-    sums: Tensor
-    own: State
-    pairs: Tensor | None
-
-
-class BalancedStep:
-    """stacked: whether parameters and batches have a first axis of clients; without it, they are those of `model` itself."""
-
-    def __init__(self, balance: Balance, model: HardSharing, objective: Objective, *, stacked: bool) -> None:
-        self.balance, self.stacked = balance, stacked
-        self._parts = _Parts(model, objective)
-
-    def gradients(self, params: Params, own: State, batch: Batch, resting: Params | None = None) -> Gradients:
-        """params: as the step's algorithm knows them; resting: those of a stack that are not trained now. Returns what takes the place of
-        the gradient of a plain sum.
-        """
-        balance = self.balance
-        apart = balance.compares and balance.level == "representation"
-        with torch.enable_grad():
-            leaves = {name: value.detach().requires_grad_() for name, value in params.items()} if self.stacked else params
-            named = leaves | (resting or {})
-            if apart:
-                features = self._call("represent", named, batch, batch.inputs)
-                logits = self._call("logits", named, batch, features.detach())
-                directions = self._call("directions", named, batch).detach()
-                geometry = HeadGeometry(_wide(directions), _wide(features.detach()), self._parts.cosine)
-            else:
-                logits = self._call("forward_all", named, batch, batch.inputs)
-            cut = _wide(logits.detach()).requires_grad_()
-            both = self._losses(named, cut, batch)
-            losses, active = both.sum(-2), batch.active
-            (errors,) = torch.autograd.grad(losses.sum(), cut, retain_graph=True)
-        trunk = {name: leaves[name] for name in shared(leaves)}
-
-        rows = gramian = None
-        if apart:
-            gramian = geometry.gramian(errors)
-            rows = geometry.rows(errors) if balance.method.needs == "gradients" else None
-        elif balance.compares:
-            rows = self._exact(logits, trunk, errors, active)
-            gramian = gramian_of(rows)
-        weights, direction, own = balance.decide(own, losses.detach(), rows, gramian, active, batch.draw_key)
-
-        def summed(weights: Tensor) -> Params:
-            return _grad(logits, trunk, (errors * weights[..., None, :]).to(logits.dtype), keep=True)
-
-        if apart:
-            pull = geometry.pull_back(errors * weights[..., None, :])
-            to_features = pull if direction is None else direction.unflatten(-1, features.shape[-2:])
-            moved = _grad(features, trunk, to_features.to(features.dtype))
-        elif rows is not None:
-            moved = _split(weighted_sum(weights, rows) if direction is None else direction, trunk)
-        else:
-            moved, weights = balance.weighted_update(summed, weights, active)
-        reach = balance.head_weights(weights, active)
-        heads = {name: value for name, value in leaves.items() if is_head(name)}
-        moved |= _grad(logits, heads, (errors * reach[..., None, :]).to(logits.dtype))
-        learned = {name: value for name, value in leaves.items() if name.startswith(LOSS)}
-        moved |= _grad(losses, learned, reach)
-
-        sums = both.detach() if self._parts.objective.reduction == "sum" else both.detach() * batch.valid.sum(-1)[..., None, None]
-        pairs = compare(gramian, active).to(losses.dtype) if balance.conflict and gramian is not None else None
-        return Gradients({name: moved[name] for name in params}, sums, own, pairs)
-
-    @torch.no_grad()
-    def observe(self, params: Params, own: State, batch: Batch) -> State:
-        """What the balancer remembers once the step is taken. params: those after it."""
-        if not self.balance.method.observes:
-            return own
-        logits = _wide(self._call("forward_all", params, batch, batch.inputs))
-        return self.balance.method.observe(own, self._losses(params, logits, batch).sum(-2), batch.active)
-
-    def _losses(self, params: Params, logits: Tensor, batch: Batch) -> Tensor:
-        """[..., 2, T], the positive and the negative loss of every task."""
-        counts = (batch.positives, batch.negatives, batch.progress)
-        return self._call("losses", params, batch, logits, batch.targets, batch.mask, batch.valid, *counts)
-
-    def _exact(self, logits: Tensor, trunk: Params, errors: Tensor, active: Tensor) -> Tensor:
-        """Every task's gradient of the trunk, [..., T, P], by a backward pass for each task that some client has."""
-        num_tasks, lead = errors.shape[-1], errors.dim() - 2
-        sizes = [value[(0,) * lead].numel() for value in trunk.values()]
-        rows = errors.new_zeros(*errors.shape[:lead], num_tasks, sum(sizes))
-        places = dict(zip(trunk, rows.split(sizes, -1), strict=True)) if trunk else {}
-        whom: Iterable[int] = range(num_tasks)
-        if active.device.type == "cpu":
-            whom = active.reshape(-1, num_tasks).any(0).nonzero().flatten().tolist()
-        for task in whom:
-            pull = torch.zeros_like(errors)
-            pull[..., task] = errors[..., task]
-            for name, grad in _grad(logits, trunk, pull.to(logits.dtype), keep=True).items():
-                places[name][..., task, :] = grad.flatten(lead)
-        return rows
-
-    def _call(self, what: str, params: Params, batch: Batch, *given: Tensor) -> Tensor:
-        if not self.stacked:
-            result: Tensor = self._parts(what, *given)
-            return result
-
-        def one(params: Params, keys: Tensor, valid: Tensor, *given: Tensor) -> Tensor:
-            named = params | self._parts.model.step_buffers(keys, valid)
-            result: Tensor = functional_call(self._parts, {f"model.{n}": v for n, v in named.items()}, (what, *given))
-            return result
-
-        many: Tensor = vmap(one)(params, batch.keys, batch.valid, *given)
-        return many
-
-
-@dataclass(frozen=True)
-class Losses:
-    """tasks: [T]; active: bool [T]; sums: [2, ...], positive and negative losses summed over the images, for logging."""
-
-    tasks: Tensor
-    active: Tensor
-    sums: Tensor
-
-
-class BalancedLosses:
-    """`BalancedStep` for one model and tasks that need not read the same images. losses: of a batch, at the model's parameters as they
-    are. The gradients of the trunk are exact.
-    """
-
-    def __init__(self, balance: Balance, losses: Callable[[Any], Losses]) -> None:
-        self.balance, self.losses = balance, losses
-
-    def gradients(self, params: Params, own: State, batch: Any) -> Gradients:
-        """params: those of the model that train; batch: it has a `draw_key`, int32 [2]."""
-        balance = self.balance
-        found = self.losses(batch)
-        losses = _wide(found.tasks)
-        trunk = {name: params[name] for name in shared(params)}
-        rows = gramian = None
-        if balance.compares:
-            each = [_grad(loss, trunk, torch.ones_like(loss), keep=True) for loss in losses]
-            rows = torch.stack([torch.cat([losses.new_zeros(0), *(grad.flatten() for grad in grads.values())]) for grads in each])
-            gramian = gramian_of(rows)
-        weights, direction, own = balance.decide(own, losses.detach(), rows, gramian, found.active, batch.draw_key)
-        if rows is None:
-            moved, weights = balance.weighted_update(
-                lambda weights: _grad(losses, trunk, weights, keep=True), weights, found.active
-            )
-        else:
-            moved = _split(weighted_sum(weights, rows) if direction is None else direction, trunk)
-        rest = {name: value for name, value in params.items() if name not in trunk}
-        moved |= _grad(losses, rest, balance.head_weights(weights, found.active))
-        pairs = compare(gramian, found.active).to(losses.dtype) if balance.conflict and gramian is not None else None
-        return Gradients({name: moved[name] for name in params}, found.sums, own, pairs)
-
-    @torch.no_grad()
-    def observe(self, params: Params, own: State, batch: Any) -> State:
-        """As `BalancedStep.observe`."""
-        if not self.balance.method.observes:
-            return own
-        found = self.losses(batch)
-        return self.balance.method.observe(own, _wide(found.tasks), found.active)
-
-
-class _Parts(nn.Module):
-    """The stages of a step as calls of one module, so that its parameters can be swapped for a call."""
-
-    def __init__(self, model: HardSharing, objective: Objective) -> None:
-        super().__init__()
-        self.model, self.objective = model, objective
-
-    def forward(self, what: str, *given: Any) -> Any:
-        return getattr(self, what)(*given)
-
-    @property
-    def cosine(self) -> bool:
-        return bool(getattr(self.model.heads, "cosine", False))
-
-    def forward_all(self, inputs: Tensor) -> Any:
-        return self.model(inputs)
-
-    def represent(self, inputs: Tensor) -> Any:
-        return self.model.trunk(inputs)
-
-    def logits(self, features: Tensor) -> Any:
-        return self.model.heads(features)
-
-    def directions(self) -> Any:
-        return self.model.heads.directions()  # type: ignore[operator]
-
-    def losses(self, logits: Tensor, targets: Tensor, mask: Tensor, valid: Tensor, *counts: Tensor) -> Tensor:
-        terms = pair_loss(self.model).terms(logits, TaskCounts(*counts))
-        losses = self.objective.reduce(terms, targets, mask, valid)
-        return torch.stack([losses.positive, losses.negative])
-
-
-def shared(params: Params) -> list[str]:
-    """The names of the parameters that the tasks share and whose gradients they may disagree on."""
-    return [name for name in params if not is_head(name) and not name.startswith((LOSS, OWN, DETECTOR))]
-
-
 def plain_part(update: Tensor, plain: Tensor, along: Tensor) -> Tensor:
     """The length of the plain sum's part along an update, at least LEAST of it. update, plain: their lengths; along: their dot product."""
     both = update * plain
     cosine = torch.where(both == 0, 0, along / torch.where(both == 0, 1, both))
     return plain * cosine.clamp(LEAST, 1)
+
+
+def _factors_for(name: str, value: Tensor, factors: Tensor) -> Tensor:
+    """Those of the tasks that a parameter belongs to, of a shape that broadcasts against it. factors: [..., T]."""
+    lead = factors.dim() - 1
+    own = factors[..., : value.shape[lead]] if is_head(name) else factors[..., -1]
+    return own.to(value.dtype).view(*own.shape, *[1] * (value.dim() - own.dim()))
+
+
+def _lengths_of_tasks(gradients: Params, like: Tensor) -> Tensor:
+    """The length of each task's part of the gradients that `weigh_heads` gets, float64 [..., T]."""
+    square, lead = torch.zeros_like(like, dtype=torch.float64), like.dim() - 1
+    for name, value in gradients.items():
+        if is_head(name):
+            square[..., : value.shape[lead]] += value.double().square().unsqueeze(-1).flatten(lead + 1).sum(-1)
+        else:
+            square[..., -1] += value.double().square().flatten(lead).sum(-1)
+    return square.sqrt()
 
 
 def _dot(left: Params, right: Params, lead: int) -> Tensor:
@@ -439,23 +261,3 @@ def _dot(left: Params, right: Params, lead: int) -> Tensor:
         for name, value in left.items()
     ]
     return torch.stack(parts).sum(0) if parts else torch.zeros(1, dtype=torch.float64)
-
-
-def _wide(values: Tensor) -> Tensor:
-    """In float32 at least: losses and solvers do not work in what autocast computes with."""
-    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
-
-
-def _grad(outputs: Tensor, inputs: Params, pull: Tensor, *, keep: bool = False) -> Params:
-    if not inputs:
-        return {}
-    grads = torch.autograd.grad(outputs, list(inputs.values()), pull, retain_graph=keep, materialize_grads=True)
-    return dict(zip(inputs, grads, strict=True))
-
-
-def _split(direction: Tensor, like: Params) -> Params:
-    """direction: [..., P]; returns its parts in the shapes of the parameters."""
-    lead = direction.dim() - 1
-    sizes = [value[(0,) * lead].numel() for value in like.values()]
-    parts = direction.split(sizes, -1)
-    return {name: part.reshape(value.shape).to(value.dtype) for (name, value), part in zip(like.items(), parts, strict=True)}

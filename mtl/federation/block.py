@@ -13,13 +13,12 @@ import torch
 
 from mtl import tree
 from mtl.data.federated_data import FederatedData
-from mtl.federation.balance import shared
-from mtl.federation.for_each_client import Training
+from mtl.federation.clients import Training
 from mtl.federation.ranks import Ranks
 from mtl.federation.workload import training_cost
 
 SHARE_OF_MEMORY = 0.5  # of what is free
-COPIES, ACTIVATIONS, PREPARED, ROWS = 4, 2, 6, 2
+COPIES, ACTIVATIONS, PREPARED = 4, 2, 6
 
 
 def block_size(training: Training, data: FederatedData) -> int:
@@ -40,9 +39,7 @@ def bytes_of_client(training: Training, data: FederatedData) -> int:
     cost = training_cost(training.model, training.objective, training.algorithm, training.work, data)
     size = COPIES * tree.num_bytes(params) + ACTIVATIONS * cost.step.saved(batch)
     size += PREPARED * batch * data.images[0].numel() * dtype.itemsize
-    balance = training.balance
-    if balance is not None and balance.compares and balance.level == "parameters":
-        size += ROWS * data.num_tasks * tree.num_bytes({name: params[name] for name in shared(params)})
+    size += training.rule.bytes_of_step(params, data.num_tasks)
     return int(size)
 
 

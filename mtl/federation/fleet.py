@@ -11,7 +11,6 @@ import csv
 import io
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,21 +19,11 @@ from torch import Tensor
 from mtl.edge.fleet import Fleet, room
 from mtl.edge.ledger import Ledger, Workload
 from mtl.edge.profiles import DeviceProfile
-from mtl.federation.sampling import Sampling
+from mtl.federation.sampling import Outcome, Sampling
 from mtl.files import atomic_write
 from mtl.seeding import derive_seed
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """cohort, returned: clients in rising order; seconds: modelled, of the round; joules: modelled, of each of the cohort, float64 [K]."""
-
-    cohort: list[int]
-    returned: list[int]
-    seconds: float
-    joules: Tensor
 
 
 class FleetSampling:
@@ -45,6 +34,8 @@ class FleetSampling:
     Raises ValueError where a client is too small and `fleet.memory` is not skip, where too few are left for a cohort, and where nobody
     can meet the deadline.
     """
+
+    modelled = True
 
     def __init__(self, sampling: Sampling, fleet: Fleet, workload: Workload, assignment: Tensor, *, seed: int) -> None:
         self.sampling, self.fleet, self.workload, self.seed = sampling, fleet, workload, seed
@@ -92,14 +83,9 @@ class FleetSampling:
         """The device of a client."""
         return self.profiles[int(self.device[client])]
 
-    def draw(self, num_clients: int, *, seed: int, round: int) -> tuple[list[int], list[int]]:
-        """As `Sampling.draw`; those that are late do not come back."""
+    def outcome(self, num_clients: int, *, seed: int, round: int) -> Outcome:
+        """See `Draws`: a function of the seed and the round; those that are late do not come back."""
         assert (num_clients, seed) == (len(self.workload), self.seed)
-        outcome = self.outcome(round)
-        return outcome.cohort, outcome.returned
-
-    def outcome(self, round: int) -> Outcome:
-        """What becomes of a round, a function of the seed and its number."""
         cohort, stay = self.sampling.draw(len(self.workload), seed=self.seed, round=round, among=self.able)
         whom = torch.tensor(cohort, dtype=torch.long)
         ledger, deadline = self.ledger, float("inf") if self.fleet.deadline is None else self.fleet.deadline
@@ -109,13 +95,13 @@ class FleetSampling:
         end = [(arrival if client in staying else lost)[client] for client in cohort]
         in_time = [client for client in stay if arrival[client] <= deadline]
         in_time.sort(key=lambda client: (arrival[client], derive_seed(self.seed, "arrival", round, client)))
-        wanted = len(cohort) if self.fleet.wait_for is None else self.fleet.wait_for
-        seconds = arrival[in_time[wanted - 1]] if len(in_time) >= wanted else min(deadline, max(end, default=0.0))
+        most = len(cohort) if self.fleet.wait_for is None else self.fleet.wait_for
+        seconds = arrival[in_time[most - 1]] if len(in_time) >= most else min(deadline, max(end, default=0.0))
         until = torch.tensor(end, dtype=torch.float64).clamp(max=seconds)
-        return Outcome(cohort, sorted(in_time[:wanted]), seconds, ledger.joules(whom, until))
+        return Outcome(cohort, sorted(in_time[:most]), seconds, ledger.joules(whom, until))
 
-    def write(self, path: Path, images: Sequence[int], widths: Sequence[float] | None = None) -> None:
-        """A table of the clients. images: that each holds; widths: shares of the channels that each trains, None for all of them."""
+    def write(self, run_dir: Path, sizes: Sequence[int], widths: Sequence[float]) -> None:
+        """See `Draws`: the table `fleet.csv` of the clients."""
         ledger, workload = self.ledger, self.workload
         every = torch.arange(len(workload))
         columns = {
@@ -131,12 +117,12 @@ class FleetSampling:
         text = io.StringIO()
         rows = csv.writer(text, lineterminator="\n")
         rows.writerow(["client", "device", "images", "drawn", "width", *columns])
-        able, widths = set(self.able), widths or [1.0] * len(workload)
+        able = set(self.able)
         values = torch.stack(list(columns.values()), 1).tolist()
         for client, numbers in enumerate(values):
             rows.writerow(
-                [client, self.profile(client).name, images[client], int(client in able)]
+                [client, self.profile(client).name, sizes[client], int(client in able)]
                 + [f"{number:.9g}" for number in (widths[client], *numbers)]
             )
-        with atomic_write(path) as file:
+        with atomic_write(run_dir / "fleet.csv") as file:
             file.write(text.getvalue().encode())

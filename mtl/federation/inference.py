@@ -9,10 +9,11 @@ from torch.func import functional_call, vmap
 
 from mtl.data.federated_data import FederatedData
 from mtl.federation.fusion import check_rule, fit_platt
+from mtl.federation.layout import is_head
 from mtl.federation.objective import BATCH, NUMBERS, Objective, images_at_once
-from mtl.federation.rounds import State
+from mtl.federation.round import State
 from mtl.models.architecture import Representation
-from mtl.models.hard_sharing import HardSharing, is_head
+from mtl.models.hard_sharing import HardSharing
 from mtl.types import Params
 
 SCORES = 2**20  # scores of many clients that are held at once
@@ -36,7 +37,7 @@ class Inference:
         """index: int64 [N] into the images; stacked: whether the clients' whole models are evaluated side by side; returns decision
         scores [N, T].
         """
-        if state.bank.keep == "nothing" and self.rule == "argmax":
+        if state.bank.layout.keep == "nothing" and self.rule == "argmax":
             return self._model_scores(state.params, data.images[index])
         total = torch.zeros(len(index), data.num_tasks, device=data.images.device)
         whom = list(range(data.num_clients))
@@ -63,11 +64,11 @@ class Inference:
     ) -> Iterator[tuple[list[int], slice, Tensor]]:
         """Some clients after others, with some of the images and their scores [K, images, T] by the clients' own models."""
         images = data.images[index]
-        if state.bank.keep == "all":
+        if state.bank.layout.keep == "all":
             at_once = min(len(images), images_at_once(self.model, BATCH))
             size = min(PIXELS // max(images[0].numel() * at_once, 1), NUMBERS // max(self.model.held * at_once, 1))
             for clients in _blocks(whom, max(size, 1) if stacked else 1):
-                params = state.bank.load(clients, state.params)
+                params = state.bank.load(clients, {"params": state.params})["params"]
                 yield (
                     clients,
                     slice(None),
@@ -87,7 +88,7 @@ class Inference:
             count = len(images[now])
             size = min(SCORES // (count * data.num_tasks), NUMBERS // (count * self.model.held))
             for clients in _blocks(whom, max(size, 1)):
-                own = state.bank.load(clients, heads)
+                own = state.bank.load(clients, {"params": heads})["params"]
                 # Heads without parameters are the same everywhere too.
                 alike = None if own else self._call("decide", own, features).float().expand(len(clients), -1, -1)
                 yield clients, now, self._stacked("decide", own, features) if alike is None else alike
@@ -95,7 +96,8 @@ class Inference:
     def _calibration(self, data: FederatedData, state: State, client: int) -> tuple[Tensor, Tensor]:
         held = data.clients[client]
         mask = data.known[held] & data.assignment[client].to(held.device)
-        own = self._model_scores(_first(state.bank.load([client], state.params)), data.images[held])
+        params = state.bank.load([client], {"params": state.params})["params"]
+        own = self._model_scores(_first(params), data.images[held])
         return fit_platt(own, data.targets[held], mask)
 
     def _model_scores(self, params: Params, images: Tensor) -> Tensor:

@@ -13,13 +13,16 @@ import torch
 from torch import Tensor
 
 from mtl import tree
-from mtl.models.hard_sharing import is_head
+from mtl.federation.layout import is_head
 from mtl.types import Params
 
 
 @dataclass(frozen=True)
 class LocalSGD:
-    """head_scale: the heads' learning rate as a multiple of the trunk's, 0 leaves them as they are; scales: that of single parameters by
+    """SGD with momentum, which starts anew in every round (FedAvg's clients, McMahan et al. 2017).
+
+    learning_rate: learning rate of the trunk, at the start of `schedule`; momentum: momentum of SGD; weight_decay: weight decay of SGD;
+    head_scale: the heads' learning rate as a multiple of the trunk's, 0 leaves them as they are; scales: that of single parameters by
     name, where it is not 1 (see `transfer`).
     """
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mtl import tree
-from mtl.models.hard_sharing import is_head
+from mtl.federation.layout import is_head
 from mtl.types import Params
 
 

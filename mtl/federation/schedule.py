@@ -9,7 +9,10 @@ Shape = Literal["constant", "cosine", "linear"]
 
 @dataclass(frozen=True)
 class Schedule:
-    """shape: constant, cosine (to zero) or linear (to zero); warmup: rounds of a linear rise before it."""
+    """The clients' learning rate over the rounds, as a factor of its start.
+
+    shape: constant, cosine (to zero) or linear (to zero); warmup: rounds of a linear rise at the beginning.
+    """
 
     shape: str = "cosine"
     warmup: int = 0

@@ -1,17 +1,15 @@
-"""FedAvg at the server (McMahan et al., AISTATS 2017) with a server learning rate and momentum (FedAvgM, Hsu et al. 2019).
+"""The server of a federation, put together from an algorithm, an aggregator and steps of its own.
 
-    D = sum_k w_k (x_k - x) / sum_k w_k          v <- momentum v + D          x <- x + learning_rate v
+FedAvg (McMahan et al., AISTATS 2017) with a server learning rate and momentum (FedAvgM, Hsu et al. 2019):
 
-over the clients k that came back. The shared part is averaged over all of them; head t over exactly those that trained subtask t, and
-a head that nobody trained stays where it is, momentum included. Where clients train models of several widths (`heterofl`), the same goes
-for each coordinate.
+    v <- momentum v + D          x <- x + learning_rate v
 
-With a balancer the clients are its tasks and their updates of the shared part its gradients (FedHCA2, Lu et al., CVPR 2024, does so with
-CAGrad): D = sum_k a_k K w_k (x_k - x) / sum_j |a_j|, w_k summing to 1, so that equal weights give FedAvg. This keeps K updates at once.
+D is what the aggregator makes of the clients' updates. What nobody trained stays where it is, momentum included.
 """
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,138 +17,126 @@ from torch.profiler import record_function
 
 from mtl import tree
 from mtl.balancing.contract import Balancer
-from mtl.models.hard_sharing import is_head
-from mtl.seeding import client_keys, random_uniform
-from mtl.types import Params
+from mtl.federation.aggregators import Aggregator, ConflictAverse, Update, WeightedMean
+from mtl.federation.collectors import Collector
+from mtl.federation.layout import Layout
+from mtl.federation.local_sgd import LocalSGD
+from mtl.federation.objective import Objective
+from mtl.federation.orders import Orders
+from mtl.federation.views import Views
+from mtl.types import Params, Slots
 
-Weighting = Literal["samples", "clients"]
+MOMENTUM = "momentum"
 
 
 @dataclass(frozen=True)
 class FedAvg:
-    """weighting: clients count by their training images (`samples`) or all the same (`clients`); balancer: one that remembers nothing,
-    over the clients' updates, or None for their mean.
-    """
+    """learning_rate: factor of the mean update; momentum: momentum over the rounds, in [0, 1)."""
 
     learning_rate: float = 1.0
     momentum: float = 0.0
-    weighting: str = "samples"
-    balancer: Balancer | None = None
 
     def __post_init__(self) -> None:
-        if self.weighting not in get_args(Weighting):
-            raise ValueError(f"server.weighting must be one of {', '.join(get_args(Weighting))}, got {self.weighting}")
         if not self.learning_rate > 0:
             raise ValueError(f"server.learning_rate must be > 0, got {self.learning_rate}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"server.momentum must be in [0, 1), got {self.momentum}")
-        if getattr(self.balancer, "preference", None) is not None:
-            raise ValueError("server.balancer.preference must be null: cohorts change, and it is one number per task")
-        if self.balancer is not None and (self.balancer.observes or self.balancer.init(torch.zeros(2, 2))):
-            name = type(self.balancer).__name__
-            raise ValueError(f"server.balancer must be one that remembers nothing, as cohorts change; {name} does")
 
-    def init(self, params: Params) -> Params:
-        """The server's own state: its momentum."""
-        return tree.zeros_like(params) if self.momentum else {}
-
-    def weight(self, num_images: int) -> float:
-        """The weight of a client's update."""
-        return float(num_images) if self.weighting == "samples" else 1.0
-
-    def collect(self, params: Params, count: int) -> Params:
-        """Room for the clients' updates of the shared part, [K, ...] each, where they are to be compared; else nothing."""
-        if self.balancer is None:
-            return {}
-        return {name: value.new_zeros(count, *value.shape) for name, value in params.items() if not is_head(name)}
+    def init(self, params: Params, layout: Layout) -> Slots:
+        """The server's state. params: of the whole model."""
+        return {"params": params, MOMENTUM: tree.zeros_like(layout.sent(params)) if self.momentum else {}}
 
     @torch.no_grad()
     @record_function("mtl/server")
-    def combine(self, updates: Params, losses: Tensor, weights: Tensor, *, seed: int, round: int) -> Params:
-        """updates: of `collect`; losses: [K], each client's per image; weights: [K], of their updates. Returns D for the shared part."""
-        assert self.balancer is not None
-        flat = torch.cat([value.reshape(len(value), -1) for value in updates.values()], 1)
-        gradients = flat * (weights * len(weights) / weights.sum())[:, None]
-        shape = self.balancer.draw_shape(*gradients.shape)
-        key = client_keys(seed, "server balancer", round, [0])[0].to(flat.device)
-        draw = random_uniform(key, torch.arange(torch.Size(shape).numel(), dtype=torch.int32, device=flat.device)).view(shape)
-        active = torch.ones(len(weights), dtype=torch.bool, device=flat.device)
-        direction, shares, _ = self.balancer.combine({}, losses, gradients, active, draw.to(flat))
-        # Opposite updates may have no common direction: no weights, and the shared part stays.
-        total = shares.abs().sum()
-        parts = torch.where(total > 0, direction / torch.where(total > 0, total, 1), direction).split(
-            [value[0].numel() for value in updates.values()]
-        )
-        return {name: part.view(value.shape[1:]) for (name, value), part in zip(updates.items(), parts, strict=True)}
-
-    @torch.no_grad()
-    @record_function("mtl/server")
-    def aggregate(self, params: Params, mean: "RunningMean", state: Params) -> tuple[Params, Params]:
-        """The next global parameters and state; what was given is left as it is."""
-        direction = mean.value()
+    def apply(self, state: Slots, travelling: Params, update: Update) -> Slots:
+        """The next state; what was given is left as it is."""
+        direction, velocity = update.value(), state[MOMENTUM]
         if self.momentum:
             # What rests in this round is in the state alone.
-            moved = {name: self.momentum * state[name] + value for name, value in direction.items()}
-            state = state | {name: mean.keep_untrained(name, state[name], value) for name, value in moved.items()}
-            direction = {name: mean.keep_untrained(name, torch.zeros_like(state[name]), state[name]) for name in direction}
-        return {name: value + self.learning_rate * direction[name] for name, value in params.items()}, state
+            moved = {name: self.momentum * velocity[name] + value for name, value in direction.items()}
+            velocity = velocity | {name: update.keep_untrained(name, velocity[name], value) for name, value in moved.items()}
+            direction = {
+                name: update.keep_untrained(name, torch.zeros_like(velocity[name]), velocity[name]) for name in direction
+            }
+        params = {name: value + self.learning_rate * direction[name] for name, value in travelling.items()}
+        return {"params": state["params"] | params, MOMENTUM: velocity}
 
 
-class RunningMean:
-    """The weighted mean of the clients' updates, summed as they come: memory does not grow with the cohort.
-
-    weights: [K], and tasks: bool [K, T], the subtasks that each trains, of all clients that came back, on whichever rank; covered: of the
-    parameters that some train in part, the weight of those that train each coordinate, float64 of the parameter's shape.
+@dataclass(frozen=True)
+class Surroundings:
+    """What a server step may ask for before the first round: the views of the model, the clients' objective and algorithm, and the shape
+    and type of stored images; features: whether features of a frozen trunk take the images' place.
     """
 
-    def __init__(self, like: Params, weights: Tensor, tasks: Tensor, covered: Params | None = None) -> None:
-        device = next(iter(like.values())).device if like else weights.device
-        self.sums = tree.zeros_like(like)
-        self._covered: Params = covered or {}
-        self._replaced: Params = {}
-        self._weight = weights.double().sum().to(device)
-        self._task_weight = (weights.double()[:, None] * tasks).sum(0).to(device)
+    views: Views
+    layout: Layout
+    params: Params
+    objective: Objective
+    algorithm: LocalSGD
+    image_shape: tuple[int, int, int]
+    pixels: torch.dtype
+    seed: int
+    features: bool = False
 
-    @torch.no_grad()
-    @record_function("mtl/sum of updates")
-    def add(self, update: Params, weights: Tensor, tasks: Tensor, index: Params | None = None) -> None:
-        """update: stacked [K, ...]; weights: [K]; tasks: bool [K, T]; rows of other heads in an update do not count. index: where the
-        coordinates of the parameters lie that the clients train in part, see `widths.Level`.
-        """
-        for name, total in self.sums.items():
-            if name not in update:  # of another architecture than these clients'
-                continue
-            value, weight = update[name], weights.to(total)
-            if is_head(name):
-                counted = (weight[:, None] * tasks).view(*tasks.shape, *[1] * (value.dim() - 2))
-                # Not by a product alone: a head that is not trained may hold anything.
-                total += torch.where(counted > 0, value * counted, 0).sum(0)
-            elif index and name in index:
-                total.view(-1)[index[name]] += torch.tensordot(weight, value, 1)
-            elif len(value) == 1:
-                total += value[0] * weight[0]
-            else:
-                total += torch.tensordot(weight, value, 1)
 
-    def replace(self, direction: Params) -> None:
-        """Take these in place of the means of the same names."""
-        self._replaced = direction
+class ServerStep(Protocol):
+    """What a server does after it has aggregated."""
 
-    def value(self) -> Params:
-        """The mean, zero where nobody contributed."""
-        means = {name: total / self._denominator(name, total) for name, total in self.sums.items()}
-        return means | self._replaced
+    @property
+    def data(self) -> tuple[Tensor, ...]:
+        """Images of its own."""
 
-    def keep_untrained(self, name: str, before: Tensor, after: Tensor) -> Tensor:
-        """`after` where some client trained it, `before` elsewhere."""
-        return torch.where(self._weight_of(name, after) > 0, after, before)
+    def collect(self, orders: Orders) -> Collector:
+        """What it wants to know of the clients."""
 
-    def _denominator(self, name: str, like: Tensor) -> Tensor:
-        weight = self._weight_of(name, like)
-        return torch.where(weight > 0, weight, 1).to(like.dtype)
+    def apply(self, params: Params, orders: Orders, collected: Collector) -> Params:
+        """The global model after the step; what was given is left as it is."""
 
-    def _weight_of(self, name: str, like: Tensor) -> Tensor:
-        """Of the clients that trained it, of a shape that broadcasts against `like`."""
-        if name in self._covered:
-            return self._covered[name]
-        return tree.rows(self._task_weight, like) if is_head(name) else self._weight
+
+class StepOptions(Protocol):
+    """A server step before it knows the run."""
+
+    def bind(self, around: Surroundings) -> ServerStep:
+        """The step for one run. Raises ValueError where it cannot work there."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """algorithm, aggregator: see there; options: of the steps that come after these, in order; steps: made of them by `bind`."""
+
+    algorithm: FedAvg
+    aggregator: Aggregator
+    options: Sequence[StepOptions] = ()
+    steps: Sequence[ServerStep] = ()
+
+    def bind(self, around: Surroundings) -> "Server":
+        """The server for one run."""
+        return replace(self, steps=tuple(options.bind(around) for options in self.options))
+
+    def init(self, params: Params, layout: Layout) -> Slots:
+        """The state before the first round."""
+        return self.algorithm.init(params, layout)
+
+    def finish(self, state: Slots, orders: Orders, update: Update, collected: Sequence[Collector]) -> Slots:
+        """The state after a round. collected: by the steps."""
+        state = self.algorithm.apply(state, orders.travelling, update)
+        params = state["params"]
+        for step, found in zip(self.steps, collected, strict=True):
+            params = step.apply(params, orders, found)
+        return state | {"params": params}
+
+
+def fedavg(
+    learning_rate: float = 1.0,
+    momentum: float = 0.0,
+    weighting: str = "samples",
+    balancer: Balancer | None = None,
+) -> Server:
+    """FedAvg: the weighted mean of the clients' updates (McMahan et al. 2017).
+
+    learning_rate: factor of the mean update; momentum: momentum over the rounds; weighting: what a client counts by: samples (its
+    training images) or clients (all the same); balancer: a balancer that remembers nothing, over the clients' updates, None for their
+    mean.
+    """
+    mean = WeightedMean(weighting)
+    return Server(FedAvg(learning_rate, momentum), mean if balancer is None else ConflictAverse(balancer, mean))

@@ -18,12 +18,12 @@ from mtl import tree
 from mtl.data.client_batches import LocalWork
 from mtl.data.federated_data import FederatedData
 from mtl.edge.ledger import Workload
+from mtl.federation.layout import Layout
 from mtl.federation.local_sgd import LocalSGD
 from mtl.federation.message import client_bytes
 from mtl.federation.objective import Objective
-from mtl.federation.personalise import travels
 from mtl.losses.pairs import TaskCounts
-from mtl.models.cnn import ImageShape
+from mtl.models.cnn import ImageShape, Trunk
 from mtl.models.flops import StepCost, count_step, image_flops
 from mtl.models.hard_sharing import HardSharing
 from mtl.types import Params
@@ -73,7 +73,7 @@ def training_cost(
     image_shape: ImageShape | None = None,
 ) -> TrainingCost:
     """Counted on a step of one image and one of two. beside: a loss that every step has besides, however many its images; image_shape:
-    of the images where `data` hold features in their place.
+    of the images where `data` hold features in their place; without it the FLOPs of an image are not counted there, and are 0.
     """
 
     dtype = next(model.parameters()).dtype
@@ -95,9 +95,11 @@ def training_cost(
     def held(assignment: Tensor) -> Tensor:
         return 2 * client_bytes(params, assignment) + client_bytes(state, assignment)
 
+    features = isinstance(model.trunk, Trunk) and model.trunk.passed_over > 0
+    shape = image_shape if features else data.image_shape
     return TrainingCost(
         step=count_step(model, loss),
-        image=image_flops(model, image_shape or data.image_shape, mirror=objective.mirror),
+        image=0 if shape is None else image_flops(model, shape, mirror=objective.mirror),
         parameters=sum(value.numel() for value in params.values()),
         held=held,
         buffers=tree.num_bytes(dict(model.named_buffers())),
@@ -105,11 +107,11 @@ def training_cost(
     )
 
 
-def client_workload(cost: TrainingCost, params: Params, *, keep: str, work: LocalWork, data: FederatedData) -> Workload:
-    """A round of each client. params: of the model; keep: what of it stays on the clients."""
+def client_workload(cost: TrainingCost, params: Params, *, layout: Layout, work: LocalWork, data: FederatedData) -> Workload:
+    """A round of each client. params: of the model; layout: what of it stays on the clients."""
     sizes = data.clients.sizes
     flops = {size: cost.step.training(work.num_samples(size), steps=work.num_steps(size)) for size in set(sizes)}
-    sent = client_bytes({name: value for name, value in params.items() if travels(keep, name)}, data.assignment).double()
+    sent = client_bytes(layout.sent(params), data.assignment).double()
     return Workload(
         flops=torch.tensor([flops[size] for size in sizes], dtype=torch.float64),
         bytes_down=sent,

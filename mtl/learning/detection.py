@@ -7,7 +7,7 @@ only the optimiser is another.
 
 import copy
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,13 +23,17 @@ from mtl.data.scene_transforms import SCENE_DRAWS, SceneAugmentation
 from mtl.data.scenes import TEST, TRAIN, VAL, SceneSet
 from mtl.data.transforms import to_float
 from mtl.face.finder import DetectionOptions, FaceFinder, Faces, match_faces
-from mtl.federation.balance import Balance, BalancedLosses, Batch, Losses
-from mtl.federation.local_sgd import LocalSGD
+from mtl.federation.balance import Balance
+from mtl.federation.balanced_step import BalancedLosses, Losses
+from mtl.federation.batches import Batch
+from mtl.federation.clients import Training
+from mtl.federation.gradients import PlainSum, Step
+from mtl.federation.layout import Frozen, never_frozen
 from mtl.federation.message import client_bytes
-from mtl.federation.objective import Objective
 from mtl.federation.schedule import Schedule
 from mtl.federation.workload import TrainingCost, training_cost
 from mtl.learning.centralised import CentralisedLearning
+from mtl.learning.learner import DEFAULT, Reporting
 from mtl.losses.centre import TERMS, centre_losses, centre_targets
 from mtl.losses.pairs import PairLosses
 from mtl.metrics import Metrics, share_of_highest
@@ -74,6 +78,15 @@ class SeenScene:
     true_names: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class SceneTraining:
+    """What detection trains on beside the pictures of single faces."""
+
+    scenes: SceneSet
+    detection: DetectionOptions
+    augmentation: SceneAugmentation
+
+
 class DetectionLearning(CentralisedLearning):
     """`model`: with a detector. `data`: pictures of single faces with their subtasks, of as many channels as the scenes have. Where the
     data have validation images, the scenes must have some too.
@@ -81,61 +94,35 @@ class DetectionLearning(CentralisedLearning):
 
     def __init__(
         self,
-        model: HardSharing,
+        training: Training,
         data: FederatedData,
-        objective: Objective,
-        client: LocalSGD,
-        work: LocalWork,
         schedule: Schedule,
         *,
-        scenes: SceneSet,
-        detection: DetectionOptions,
-        scene_augmentation: SceneAugmentation,
+        scenes: SceneTraining,
         num_rounds: int,
-        seed: int,
-        balance: Balance | None = None,
-        best_by: str | None = None,
-        per_task: bool = True,
-        log_every: int = 1,
-        frozen: Callable[[int], frozenset[str]] = lambda round: frozenset(),
+        frozen: Frozen = never_frozen,
+        reporting: Reporting = DEFAULT,
     ) -> None:
-        if scenes.images.shape[1] != data.image_shape[0]:
+        found, channels = scenes.scenes, data.image_shape[0]
+        if found.images.shape[1] != channels:
             raise ValueError(
-                f"scenes must have as many channels as the pictures of data, got {scenes.images.shape[1]} and {data.image_shape[0]}"
+                f"scenes must have as many channels as the pictures of data, got {found.images.shape[1]} and {channels}"
             )
         for part, name, needed in ((TRAIN, "training", True), (VAL, "validation", len(data.split.val) > 0), (TEST, "test", True)):
-            if needed and not len(scenes.part(part)):
-                raise ValueError(f"scenes must hold {name} scenes, as data do, got none in {scenes.name}")
-        super().__init__(
-            model,
-            data,
-            objective,
-            client,
-            work,
-            schedule,
-            num_rounds=num_rounds,
-            seed=seed,
-            best_by=best_by,
-            per_task=per_task,
-            log_every=log_every,
-            frozen=frozen,
-        )
-        if balance is not None:
-            self._balanced = BalancedLosses(balance, self.step_losses)
-            self.balancer_state = balance.start(self.model.params(), len(self.balanced))
-        self.scenes, self.options, self.augmentation = scenes, detection, scene_augmentation
+            if needed and not len(found.part(part)):
+                raise ValueError(f"scenes must hold {name} scenes, as data do, got none in {found.name}")
+        super().__init__(training, data, schedule, num_rounds=num_rounds, frozen=frozen, reporting=reporting)
+        self.scenes, self.options, self.augmentation = found, scenes.detection, scenes.augmentation
         self.finder = self._finder(self.model)
         # Whether the subtasks can say whose a face is, and the scenes whether they are right.
         self._people = data.tasks[: data.num_exclusive]
         # Which subtask asks for each class of the scenes, -1 for none; the last is for a face of no known class, which is -1 too.
         place = {name: t for t, name in enumerate(self._people)}
-        self._task_of_class = torch.tensor([*(place.get(name, -1) for name in scenes.class_names), -1])
-        self._named = (
-            bool((scenes.identity >= 0).any()) and len(self._people) > 0 and set(self._people) <= set(scenes.class_names)
-        )
+        self._task_of_class = torch.tensor([*(place.get(name, -1) for name in found.class_names), -1])
+        self._named = bool((found.identity >= 0).any()) and len(self._people) > 0 and set(self._people) <= set(found.class_names)
         self.seen: list[SeenScene] = []
-        self._scenes_held = Ragged.of([scenes.part(TRAIN)])
-        self.account["bytes_up"] += len(scenes.part(TRAIN)) * scenes.images[0].numel()
+        self._scenes_held = Ragged.of([found.part(TRAIN)])
+        self.account["bytes_up"] += len(found.part(TRAIN)) * found.images[0].numel()
 
     def _finder(self, model: HardSharing) -> FaceFinder:
         assert model.detector is not None
@@ -185,11 +172,14 @@ class DetectionLearning(CentralisedLearning):
 
     def training_step(self, step: Tensor, batch_idx: int) -> Tensor:
         batch = self.joint_batch(batch_idx)
-        if self._balanced is not None:
-            return self._balance(self._balanced, batch)
+        if not isinstance(self.rule, PlainSum):
+            return self._balance(batch)
         losses = self.step_losses(batch)
         self._sums += losses.sums
         return losses.tasks.sum()
+
+    def _make_step(self) -> Step:
+        return BalancedLosses(self.rule, self.step_losses) if isinstance(self.rule, Balance) else super()._make_step()
 
     def joint_batch(self, step: int) -> JointBatch:
         """What a step of this round trains on."""

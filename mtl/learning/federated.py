@@ -8,17 +8,16 @@ import torch
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
-from mtl.federation.fleet import FleetSampling
+from mtl.federation.bank import Bank
 from mtl.federation.inference import Inference
 from mtl.federation.message import calibration_bytes, client_bytes
-from mtl.federation.personalise import Bank
 from mtl.federation.ranks import Ranks
-from mtl.federation.rounds import Setting, State, check_health, run_round
+from mtl.federation.round import Federation, State, check_health, run_round
 from mtl.federation.workload import TrainingCost, training_cost
-from mtl.learning.learner import Learner
+from mtl.learning.learner import DEFAULT, Learner, Reporting
 from mtl.models.hard_sharing import HardSharing
 from mtl.models.peers import Peers
-from mtl.types import Params
+from mtl.types import Slots
 
 
 class FederatedLearning(Learner):
@@ -27,86 +26,79 @@ class FederatedLearning(Learner):
     def __init__(
         self,
         model: HardSharing,
-        setting: Setting,
+        federation: Federation,
         inference: Inference,
         bank: Bank,
         *,
-        best_by: str | None = None,
-        per_task: bool = True,
-        log_every: int = 1,
+        reporting: Reporting = DEFAULT,
     ) -> None:
-        super().__init__(setting.data, best_by=best_by, per_task=per_task, log_every=log_every)
+        super().__init__(federation.data, reporting)
         self.automatic_optimization = False
-        self.model, self.setting, self.inference, self.bank = model, setting, inference, bank
-        self.server_state = setting.server.init(self._travelling())
-        if isinstance(setting.sampling, FleetSampling):
+        self.model, self.federation, self.inference, self.bank = model, federation, inference, bank
+        self.server_state = _without_params(federation.server.init(model.params(), federation.layout))
+        if federation.population.sampling.modelled:
             self.account |= {"modelled_seconds": 0.0, "modelled_joules": 0.0}
-        self.account |= dict.fromkeys(self._samples_of_levels(), 0)
+        self.account |= dict.fromkeys(federation.population.views.accounts, 0)
 
     @property
     def further_data(self) -> tuple[Tensor, ...]:
-        return () if self.setting.ensemble is None else (self.setting.ensemble.images,)
+        return tuple(images for step in self.federation.server.steps for images in step.data)
 
     def configure_optimizers(self) -> None:
         """The clients have their own optimisers."""
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        self.setting = replace(self.setting, data=self.federated_data)
-        self.server_state = {name: value.to(self.device) for name, value in self.server_state.items()}
+        self.federation = replace(self.federation, data=self.federated_data)
+        self.server_state = {
+            slot: {name: value.to(self.device) for name, value in values.items()} for slot, values in self.server_state.items()
+        }
 
     def training_step(self, round_number: Tensor, batch_idx: int) -> STEP_OUTPUT:
-        state, log = run_round(self.setting, self._state(), self.current_epoch)
+        state, log = run_round(self.federation, self._state(), self.current_epoch)
         self.account["samples"] += log.num_samples
         self.account["bytes_up"] += log.bytes_up
         self.account["bytes_down"] += log.bytes_down
-        if self.setting.levels is not None:
-            seen = self.setting.levels.samples(log.returned, self.setting.training.work, self.federated_data)
-            for name, images in zip(self._samples_of_levels(), seen, strict=True):
-                self.account[name] += images
-        if isinstance(self.setting.sampling, FleetSampling):
-            outcome = self.setting.sampling.outcome(log.round)
-            self.account["modelled_seconds"] += outcome.seconds
-            self.account["modelled_joules"] += float(outcome.joules.sum())
-        self.finish_round(log.losses, log.trained, log.learning_rate, functools.partial(check_health, log), log.pairs)
+        for name, images in log.samples_of_views.items():
+            self.account[name] += images
+        if self.federation.population.sampling.modelled:
+            self.account["modelled_seconds"] += log.cohort.seconds
+            self.account["modelled_joules"] += log.cohort.joules
+        check = functools.partial(check_health, log)
+        self.finish_round(log.losses, log.trained, log.learning_rate, check, log.extra.get("conflict"))
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(state.params[name])
-        self.server_state = state.server
+        self.server_state = _without_params(state.server)
         return None
 
     def validation_step(self, index: Tensor, batch_idx: int) -> STEP_OUTPUT:
         if self.inference.rule == "platt":
             # All clients are sent the model of this round and calibrate their subtasks on it.
             assignment = self.federated_data.assignment
-            self.account["bytes_down"] += int(client_bytes(self._travelling(), assignment).sum())
+            self.account["bytes_down"] += int(client_bytes(self.federation.layout.sent(self.model.params()), assignment).sum())
             self.account["bytes_up"] += calibration_bytes(assignment[:, : self.federated_data.num_tested])
         return super().validation_step(index, batch_idx)
 
     def training_cost(self) -> TrainingCost:
-        training, levels = self.setting.training, self.setting.levels
-        model = self.model if levels is None else levels.levels[0].model
+        training, views = self.federation.training, self.federation.population.views
+        model = self.model if views.alike else views.levels[0].model
         return training_cost(
             model, training.objective, training.algorithm, training.work, self.federated_data, image_shape=self.image_shape
         )
 
     def costs(self) -> dict[str, float]:
         """Those of the server's model, and of each level of width or architecture; flops_total: as the clients trained."""
-        costs = super().costs()
-        if self.setting.levels is None:
+        costs, views = super().costs(), self.federation.population.views
+        if views.alike:
             return costs
-        training, total = self.setting.training, 0.0
-        for level, samples in zip(self.setting.levels.levels, self._samples_of_levels(), strict=True):
+        training, total = self.federation.training, 0.0
+        for level, samples in zip(views.levels, views.accounts, strict=True):
             cost = training_cost(level.model, training.objective, training.algorithm, training.work, self.federated_data)
             own = cost.summary(self.federated_data.num_tasks)
             costs |= {f"{name}_{level.name}": value for name, value in own.items()}
             total += own["flops_training"] * self.account[samples]
         return costs | {"flops_total": total}
-
-    def _samples_of_levels(self) -> list[str]:
-        """What the account calls the images that clients of each level see."""
-        levels = self.setting.levels
-        return [] if levels is None else [f"samples_{level.name}" for level in levels.levels]
 
     def test_step(self, index: Tensor, batch_idx: int) -> STEP_OUTPUT:
         """Of the server's architecture; and the totals of the others."""
@@ -125,24 +117,26 @@ class FederatedLearning(Learner):
         mine = place % ranks.count == ranks.number
         scores = torch.zeros(len(index), data.num_tasks, device=data.images.device)
         if bool(mine.any()):
-            scores[mine] = self.inference.scores(data, self._state(), index[mine], stacked=self.setting.backend.name != "loop")
+            scores[mine] = self.inference.scores(data, self._state(), index[mine], stacked=self.federation.backend.name != "loop")
         ranks.sum([scores])
         return scores
 
-    def _travelling(self) -> Params:
-        return {name: value for name, value in self.model.params().items() if not self.bank.stays(name)}
-
     def _state(self) -> State:
-        return State(self.model.params(), self.server_state, self.bank)
+        return State({"params": self.model.params()} | self.server_state, self.bank)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["server_state"] = self.server_state
         checkpoint["bank"] = self.bank.state_dict()
-        checkpoint["backend"] = self.setting.backend.state_dict()
+        checkpoint["backend"] = self.federation.backend.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.server_state = checkpoint["server_state"]
         self.bank.load_state_dict(checkpoint["bank"])
-        self.setting.backend.load_state_dict(checkpoint["backend"])
+        self.federation.backend.load_state_dict(checkpoint["backend"])
+
+
+def _without_params(server: Slots) -> Slots:
+    """The server's slots but for the global model, which is the module's."""
+    return {slot: values for slot, values in server.items() if slot != "params"}

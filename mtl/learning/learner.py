@@ -16,6 +16,7 @@ from torch.profiler import record_function
 from mtl.data.federated_data import FederatedData
 from mtl.federation.workload import TrainingCost
 from mtl.metrics import Metrics, evaluate_scores
+from mtl.models.cnn import ImageShape
 from mtl.models.hard_sharing import HardSharing
 from mtl.types import Diverged
 
@@ -44,6 +45,27 @@ class RoundNumbers:
     pairs: Tensor | None
 
 
+@dataclass(frozen=True)
+class Reporting:
+    """What a learner logs, and what the stored images of the run were.
+
+    Args:
+        best_by: the validation metric that says which round is best, None for the learner's own.
+        per_task: whether losses and metrics are logged for every subtask over the rounds.
+        log_every: the numbers of that many rounds are read from the compute device at once.
+        image_shape, pixels: of a stored image, where features take the images' place in the data.
+    """
+
+    best_by: str | None = None
+    per_task: bool = True
+    log_every: int = 1
+    image_shape: ImageShape | None = None
+    pixels: torch.dtype | None = None
+
+
+DEFAULT = Reporting()
+
+
 class Learner(LightningModule):
     """One epoch of the Trainer is one round.
 
@@ -56,14 +78,13 @@ class Learner(LightningModule):
 
     model: HardSharing
 
-    def __init__(self, data: FederatedData, *, best_by: str | None = None, per_task: bool = True, log_every: int = 1) -> None:
+    def __init__(self, data: FederatedData, reporting: Reporting) -> None:
         super().__init__()
         self.federated_data = data
-        # Others where the data hold features in place of images.
-        self.image_shape, self.pixels = data.image_shape, data.images.dtype
-        if best_by is not None and not len(data.split.val):
-            raise ValueError(f"best_by={best_by} needs validation images to choose by, and split leaves none")
-        self.best_by, self.per_task, self.log_every = best_by, per_task, log_every
+        self.image_shape, self.pixels = reporting.image_shape or data.image_shape, reporting.pixels or data.images.dtype
+        if reporting.best_by is not None and not len(data.split.val):
+            raise ValueError(f"best_by={reporting.best_by} needs validation images to choose by, and split leaves none")
+        self.best_by, self.per_task, self.log_every = reporting.best_by, reporting.per_task, reporting.log_every
         self.log_round: Log = lambda round, metrics: None
         self.run = self.files = ""
         self.latest: dict[str, float] = {}

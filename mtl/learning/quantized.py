@@ -13,7 +13,7 @@ from mtl.compiling import slow_guards_allowed
 from mtl.data.client_batches import LocalWork, plan_batches
 from mtl.data.federated_data import FederatedData
 from mtl.edge.quantize import simulate_int8
-from mtl.federation.for_each_client import prepare
+from mtl.federation.batches import prepare
 from mtl.federation.objective import Objective
 from mtl.losses.pairs import TaskCounts
 from mtl.models.hard_sharing import HardSharing
@@ -43,11 +43,11 @@ def train_quantized(
         whole = HardSharing(simulated, model.heads, model.loss).train()
     optimizer = torch.optim.SGD(simulated.parameters(), lr=learning_rate, momentum=momentum)
     batches = plan_batches(data.clients, [0], LocalWork(batch_size=batch_size, steps=steps), seed=seed, round=0)
-    counts = TaskCounts(data.positives[0].float(), data.negatives[0].float(), torch.ones(()))
+    counts = TaskCounts(data.positives.float(), data.negatives.float(), torch.ones(1))
     for step in range(steps):
-        rows = prepare(objective, whole, batches, slice(step, step + 1), data.assignment, data)
-        used = rows.valid[0]
-        losses = objective.losses(whole, rows.inputs[0][used], rows.targets[0][used], rows.mask[0][used], used[used], counts)
+        batch = prepare(objective, whole, batches, slice(step, step + 1), data.assignment, counts, data)[0]
+        batch = batch.first(int(batch.valid.sum()))
+        losses = objective.losses(whole, batch.inputs, batch.targets, batch.mask, batch.valid, batch.counts)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
         optimizer.zero_grad()

@@ -19,7 +19,11 @@ from mtl.losses.pairs import PairLoss, PerTask, TaskCounts, constant, per_task
 
 
 class Asymmetric(PairLoss):
-    """gamma_positive, gamma_negative: >= 0; clip: in [0, 1). For all subtasks or one for each."""
+    """Asymmetric loss: easy negatives count much less than easy positives (Ridnik et al. 2021).
+
+    gamma_positive: exponent of the positives, >= 0; gamma_negative: exponent of the negatives, >= 0; clip: negatives with a probability
+    below it cost nothing, in [0, 1). Each for all subtasks or one for each.
+    """
 
     def __init__(
         self, num_tasks: int, *, gamma_positive: PerTask = 1.0, gamma_negative: PerTask = 4.0, clip: PerTask = 0.05

@@ -13,7 +13,11 @@ from mtl.losses.pairs import PairLoss, PerTask, TaskCounts, constant, per_task
 
 
 class BCE(PairLoss):
-    """positive_weight: > 0, for all subtasks or one for each, or "balanced" (n-/n+); scale is s, > 0."""
+    """Binary cross-entropy of logits, with a weight of the positives.
+
+    positive_weight: weight of the positives, > 0, for all subtasks or one for each, or balanced (negatives / positives in the client's
+    data); scale: factor s of the logits, > 0; raise it on cosine heads.
+    """
 
     def __init__(self, num_tasks: int, *, positive_weight: PerTask | str = 1.0, scale: float = 1.0) -> None:
         super().__init__()

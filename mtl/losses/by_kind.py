@@ -14,8 +14,10 @@ from mtl.losses.pairs import PairLoss, TaskCounts
 
 
 class ByKind(PairLoss):
-    """classes: makes the loss of the first `num_exclusive` subtasks from their number; attributes: that of the others; attribute_weight:
-    what an attribute counts, > 0, where a class counts 1.
+    """Two losses in one model: one for classes or identities, one for attributes.
+
+    classes: loss of the first `num_exclusive` subtasks, the classes, made from their number; attributes: loss of the other subtasks;
+    attribute_weight: weight of an attribute, > 0, where a class has 1.
     """
 
     def __init__(

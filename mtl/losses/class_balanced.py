@@ -20,7 +20,10 @@ from mtl.losses.pairs import PairLoss, PerTask, TaskCounts, constant, per_task
 
 
 class ClassBalanced(PairLoss):
-    """beta: in [0, 1), for all subtasks or one for each."""
+    """Cross-entropy weighted by the effective number of labels of each kind (Cui et al. 2019).
+
+    beta: how strongly rarer labels gain weight, in [0, 1), for all subtasks or one for each; 0 is cross-entropy.
+    """
 
     def __init__(self, num_tasks: int, *, beta: PerTask = 0.999) -> None:
         super().__init__()

@@ -15,7 +15,11 @@ from mtl.losses.pairs import PairLoss, PerTask, TaskCounts, constant, per_task
 
 
 class Focal(PairLoss):
-    """gamma: >= 0; alpha: in [0, 1], or None for no weights. For all subtasks or one for each."""
+    """Focal loss: what is already right counts less (Lin et al. 2017).
+
+    gamma: how much less, >= 0, for all subtasks or one for each; 0 is cross-entropy. alpha: weight of the positives, in [0, 1], where the
+    negatives have 1 - alpha, for all subtasks or one for each; null for no weights.
+    """
 
     def __init__(self, num_tasks: int, *, gamma: PerTask = 2.0, alpha: PerTask | None = 0.25) -> None:
         super().__init__()

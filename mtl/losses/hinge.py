@@ -11,7 +11,11 @@ from mtl.losses.pairs import PairLoss, PerTask, TaskCounts, constant, per_task
 
 
 class Hinge(PairLoss):
-    """margin: > 0, for all subtasks or one for each; squared: whether both terms are squared."""
+    """Hinge loss, or its square: an element beyond the margin costs nothing.
+
+    margin: logit from which an element costs nothing, > 0, for all subtasks or one for each; below 1 on cosine heads. squared: whether
+    both terms are squared.
+    """
 
     def __init__(self, num_tasks: int, *, margin: PerTask = 1.0, squared: bool = False) -> None:
         super().__init__()

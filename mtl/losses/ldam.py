@@ -23,7 +23,11 @@ from mtl.losses.pairs import PairLoss, PerTask, TaskCounts, constant, per_task
 
 
 class LDAM(PairLoss):
-    """margin: >= 0; scale is s, > 0; beta: in [0, 1); defer: in [0, 1]. For all subtasks or one for each."""
+    """LDAM on cosines: a larger margin for the rarer kind of label, and late re-weighting (Cao et al. 2019).
+
+    margin: the largest margin, >= 0; scale: factor s of the cosines, > 0; beta: as in class_balanced, for the late re-weighting, in [0,
+    1), 0 for none; defer: share of the training after which these weights act, in [0, 1]. Each for all subtasks or one for each.
+    """
 
     def __init__(
         self,

@@ -18,7 +18,10 @@ from mtl.losses.pairs import PairLoss, PerTask, TaskCounts, constant, per_task
 
 
 class LogitAdjusted(PairLoss):
-    """tau: >= 0, for all subtasks or one for each."""
+    """Cross-entropy of logits plus the log-ratio of positives to negatives (Menon et al. 2021).
+
+    tau: factor of the log-ratio, >= 0, for all subtasks or one for each; 0 is cross-entropy.
+    """
 
     def __init__(self, num_tasks: int, *, tau: PerTask = 1.0) -> None:
         super().__init__()

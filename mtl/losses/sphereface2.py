@@ -23,7 +23,11 @@ from mtl.losses.pairs import PairLoss, TaskCounts
 
 
 class SphereFace2(PairLoss):
-    """num_tasks: subtasks of the whole federation; balance is lam, scale is r, margin is m, sharpness is t."""
+    """SphereFace2 on cosines: binary one-vs-rest face recognition with a margin (Wen et al. 2022).
+
+    num_tasks: subtasks of the whole federation; balance: lam, the share of the positive term; scale: r, factor of the cosines; margin: m,
+    between positives and negatives; sharpness: t, exponent that spreads the cosines; weight: w, factor of the whole loss.
+    """
 
     def __init__(
         self,

@@ -20,8 +20,10 @@ from mtl.losses.pairs import PairLoss, PerTask, TaskCounts, constant, per_task
 
 
 class UniFace(PairLoss):
-    """num_tasks: subtasks of the whole federation; scale is s, > 0; margin is m, >= 0, and negative_weight is l, > 0, for all
-    subtasks or one for each.
+    """UniFace on cosines: one learned threshold separates yes from no for every subtask (Zhou et al. 2023).
+
+    num_tasks: subtasks of the whole federation; scale: s, factor of the cosines, > 0; margin: m, >= 0, for all subtasks or one for each;
+    negative_weight: l, weight of the negatives, > 0, for all subtasks or one for each.
     """
 
     def __init__(self, num_tasks: int, *, scale: float = 64.0, margin: PerTask = 0.4, negative_weight: PerTask = 1.0) -> None:

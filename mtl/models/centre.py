@@ -40,8 +40,12 @@ def map_stride(layers: nn.Sequential, channels: int) -> tuple[int, int]:
 
 
 class CentreHead(nn.Module):
-    """Feature maps [B, c, h, w] to [B, 5, h, w]: logit of the heat, offset of the centre in its cell (x, y), log of width and height in
-    cells. `channels` is c.
+    """CenterNet's head: says of each cell of the feature map whether a face is centred there, and its box.
+
+    Feature maps [B, c, h, w] to [B, 5, h, w]: logit of the heat, offset of the centre in its cell (x, y), log of width and height in
+    cells.
+
+    channels: c; width: channels inside the head; groups: groups of GroupNorm.
     """
 
     def __init__(self, channels: int, *, width: int = 64, groups: int = 8) -> None:

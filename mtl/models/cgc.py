@@ -17,7 +17,10 @@ from mtl.models.task_layers import Experts
 
 
 def cgc(parts: Parts, *, num_shared: int = 2, num_own: int = 1, width: int = 128) -> tuple[nn.Module, nn.Module]:
-    """num_shared, num_own: experts that all subtasks share, and that each has; width: of the experts."""
+    """CGC: shared experts and experts of each subtask, weighed by its gate (Tang et al. 2020).
+
+    num_shared: experts that all subtasks share; num_own: experts of each subtask; width: features of an expert.
+    """
     at_least_one(num_shared=num_shared, num_own=num_own, width=width)
     trunk, num_tasks = parts.make_trunk(), len(parts.tasks)
     shared = Experts(trunk.width, 1, num_shared, width)

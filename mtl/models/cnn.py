@@ -86,7 +86,7 @@ class FlattenPlaces(nn.Flatten):
 
 
 def flat(image_shape: ImageShape) -> Trunk:
-    """No features: the pixels as they are. With linear heads this is logistic regression."""
+    """No network: the pixels are the features; with linear heads this is logistic regression."""
     return Trunk(nn.Sequential(nn.Flatten()), math.prod(image_shape))
 
 
@@ -98,9 +98,12 @@ def classic_cnn(
     conv_dropout: float = 0.25,
     dropout: float = 0.5,
 ) -> Trunk:
-    """The classic CIFAR-10 tutorial network: two 3x3 convolutions, max pooling and one fully connected layer, with dropout.
+    """The CNN of the classic CIFAR-10 tutorial: two convolutions, max pooling, one linear layer, dropout.
 
     With ten linear heads on 3x32x32 images it has 1,626,442 parameters, as in pfl-research's benchmark. Xavier initialisation.
+
+    channels: channels of each 3x3 convolution; width: features; conv_dropout: probability of dropout after the convolutions; dropout:
+    probability of dropout of the features.
     """
     _check(channels, width)
     layers: list[nn.Module] = []
@@ -115,8 +118,12 @@ def classic_cnn(
 
 
 def lenet(image_shape: ImageShape, *, channels: Sequence[int] = (6, 16), widths: Sequence[int] = (120, 84)) -> Trunk:
-    """LeNet-5 (LeCun et al. 1998) as federated papers use it on CIFAR-10: two 5x5 convolutions with max pooling, two fully connected
-    layers. 61,156 parameters on 3x32x32 images, 62,006 with ten linear heads, as in NIID-Bench (Li et al., ICDE 2022).
+    """LeNet-5 as federated papers use it on CIFAR-10 (LeCun et al. 1998).
+
+    Two 5x5 convolutions with max pooling, two fully connected layers. 61,156 parameters on 3x32x32 images, 62,006 with ten linear heads,
+    as in NIID-Bench (Li et al., ICDE 2022).
+
+    channels: channels of each convolution; widths: outputs of each fully connected layer; the last is the number of features.
     """
     _check(channels, min(widths))
     layers: list[nn.Module] = []
@@ -129,10 +136,12 @@ def lenet(image_shape: ImageShape, *, channels: Sequence[int] = (6, 16), widths:
 
 
 def small_cnn(image_shape: ImageShape, *, channels: Sequence[int] = (32, 64, 128), width: int = 128, groups: int = 8) -> Trunk:
-    """3x3 convolutions of stride 2 with GroupNorm, then a linear embedding of all places: made for aligned faces.
+    """A small CNN for aligned faces: convolutions of stride 2 with GroupNorm, then a linear embedding.
 
-    GroupNorm (Wu & He 2018) needs no batch statistics, so clients of few images train it safely. The embedding is linear, so its
-    directions can serve cosine heads.
+    GroupNorm (Wu & He 2018) needs no batch statistics, so clients of few images train it safely. The embedding of all places is linear,
+    so its directions can serve cosine heads.
+
+    channels: channels of each 3x3 convolution; width: features; groups: groups of GroupNorm.
     """
     _check(channels, width, groups)
     layers: list[nn.Module] = []
@@ -154,9 +163,10 @@ def separable_cnn(
     groups: int = 8,
     multiplier: float = 1.0,
 ) -> Trunk:
-    """`small_cnn` with depthwise-separable blocks after the first convolution: an order fewer multiplications.
+    """`small_cnn` with depthwise-separable convolutions: ten times fewer multiplications.
 
-    multiplier: of all channels but the features' (Howard et al. 2017), rounded to whole groups.
+    channels: channels of each convolution; width: features; groups: groups of GroupNorm; multiplier: factor of all channels but the
+    features' (Howard et al. 2017), rounded to whole groups.
     """
     _check(channels, width, groups)
     check_multiplier(multiplier)

@@ -23,7 +23,11 @@ from mtl.models.task_layers import HeadsOfGroups
 
 
 def cross_stitch(parts: Parts, *, groups: Groups = 4, same: float = 0.9) -> tuple[nn.Module, nn.Module]:
-    """groups: see `group_of_each`; same: in [0, 1], what a trunk at first keeps of its own."""
+    """A trunk for each group of subtasks, mixed after every stage (Misra et al. 2016).
+
+    groups: a number of groups of neighbouring subtasks, or lists of the names or numbers (from 0) of the subtasks in each; same: what a
+    trunk at first keeps of its own features, in [0, 1].
+    """
     if not 0 <= same <= 1:
         raise ValueError(f"architecture.same must be in [0, 1], got {same}")
     group = group_of_each(groups, parts.tasks)

@@ -39,7 +39,12 @@ def dselect_k(
     entropy: float = 0.01,
     per_image: bool = True,
 ) -> tuple[nn.Module, nn.Module]:
-    """num_experts: n, a power of two; num_selected: k; width: of the experts; gamma: > 0, width of the smooth step."""
+    """DSelect-k: experts of which each subtask comes to use at most k (Hazimeh et al. 2021).
+
+    num_experts: experts, a power of two; num_selected: k, experts that a subtask uses; width: features of an expert; gamma: width of the
+    smooth step of a gate, > 0; entropy: weight of the gates' entropy in the loss; per_image: whether a gate looks at the image or is the
+    same for all.
+    """
     at_least_one(num_experts=num_experts, num_selected=num_selected, width=width)
     if num_experts < 2 or num_experts & (num_experts - 1):
         raise ValueError(f"architecture.num_experts must be a power of two, 2 or more, got {num_experts}")

@@ -14,7 +14,11 @@ from mtl.models.task_layers import HeadsOfGroups
 
 
 def grouped(parts: Parts, *, groups: Groups = 4) -> tuple[nn.Module, nn.Module]:
-    """groups: see `group_of_each`; one is hard sharing."""
+    """A trunk for each group of subtasks, without sharing between groups (Standley et al. 2020).
+
+    groups: a number of groups of neighbouring subtasks, or lists of the names or numbers (from 0) of the subtasks in each; 1 is hard
+    sharing.
+    """
     group = group_of_each(groups, parts.tasks)
     trunks = [parts.make_trunk() for _ in range(int(group.max()) + 1)]
     held = len(trunks) * sum(math.prod(shape) for shape in shapes_of(trunks[0].stages or trunks[:1], parts.image_shape))

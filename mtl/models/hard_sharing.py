@@ -11,11 +11,9 @@ from mtl.models.dropout import KeyedDropout, use_keyed_dropout
 from mtl.models.norm import LocalBatchNorm, refuse_batch_norm
 from mtl.types import Params
 
-HEADS, DETECTOR = "heads.", "detector."
-
 
 def hard_sharing(parts: Parts) -> tuple[nn.Module, nn.Module]:
-    """One trunk for all subtasks."""
+    """One trunk for all subtasks (Caruana 1997)."""
     trunk = parts.make_trunk()
     return trunk, parts.make_heads(trunk.width)
 
@@ -68,8 +66,3 @@ class HardSharing(nn.Module):
     def params(self) -> Params:
         """The parameters by name, detached: they share memory with the module."""
         return {name: parameter.detach() for name, parameter in self.named_parameters()}
-
-
-def is_head(name: str) -> bool:
-    """Whether a parameter belongs to the subtasks (first axis T) and not to the shared part."""
-    return name.startswith(HEADS)

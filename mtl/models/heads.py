@@ -15,7 +15,10 @@ Kind = Literal["orthogonal", "random"]
 
 
 class LinearHeads(nn.Module):
-    """Logit of subtask t: w_t . h + b_t."""
+    """The score of a subtask is linear in the features.
+
+    Logit of subtask t: w_t . h + b_t.
+    """
 
     cosine = False
 
@@ -35,11 +38,12 @@ class LinearHeads(nn.Module):
 
 
 class CosineHeads(nn.Module):
-    """Logit of subtask t: the cosine between w_t and the features; comparable across subtasks that never met.
+    """The score of a subtask is the cosine between its weights and the features; comparable across clients.
 
-    The weights start orthogonal, so that people on different clients begin, and with a small head learning rate stay, in
-    directions of their own although no client ever sees another's people (fixed codes are the limit: Hoffer et al. 2018,
-    "Fix your classifier", ICLR).
+    Logit of subtask t: the cosine between w_t and the features; comparable across subtasks that never met.
+
+    The weights start orthogonal, so that people on different clients begin, and with a small head learning rate stay, in directions of
+    their own although no client ever sees another's people (fixed codes are the limit: Hoffer et al. 2018, "Fix your classifier", ICLR).
     """
 
     cosine = True
@@ -58,11 +62,12 @@ class CosineHeads(nn.Module):
 
 
 class FixedCodes(nn.Module):
-    """Logit of subtask t: the cosine between a code c_t, which is drawn once and never trained or sent, and the features.
+    """The score is the cosine between the features and a fixed code of the subtask, never trained or sent.
 
-    Codes that stay apart whatever the clients see cannot collapse, even where each client has the positives of one subtask alone
-    (Hoffer et al., ICLR 2018; the random class embeddings of Yu et al., ICML 2020). kind: orthogonal, which for more subtasks than
-    features is as near to it as can be (a tight frame), or random directions.
+    Codes that stay apart whatever the clients see cannot collapse, even where each client has the positives of one subtask alone (Hoffer
+    et al., ICLR 2018; the random class embeddings of Yu et al., ICML 2020).
+
+    kind: orthogonal, which for more subtasks than features is as near to it as can be (a tight frame), or random directions.
     """
 
     cosine = True

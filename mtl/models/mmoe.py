@@ -18,7 +18,10 @@ from mtl.models.task_layers import Experts, TaskLinear
 
 
 def mmoe(parts: Parts, *, num_experts: int = 4, width: int = 128) -> tuple[nn.Module, nn.Module]:
-    """width: of the experts, and so of what the heads see."""
+    """MMoE: experts behind the trunk, and a gate of each subtask over them (Ma et al. 2018).
+
+    num_experts: experts; width: features of an expert, and so of what the heads see.
+    """
     at_least_one(num_experts=num_experts, width=width)
     trunk = parts.make_trunk()
     gates = SoftmaxGates(trunk.width, len(parts.tasks), num_experts)

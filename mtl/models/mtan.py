@@ -24,7 +24,11 @@ from mtl.models.task_layers import HeadsOfGroups
 
 
 def mtan(parts: Parts, *, groups: Groups | None = None, squeeze: int = 4) -> tuple[nn.Module, nn.Module]:
-    """groups: see `group_of_each`, null for each subtask its own attention; squeeze: of the channels."""
+    """MTAN: one trunk, and an attention of each subtask at every stage (Liu et al. 2019).
+
+    groups: a number of groups of neighbouring subtasks, or lists of the names or numbers (from 0) of the subtasks in each, which then
+    share an attention; null gives each subtask its own. squeeze: factor by which the attention reduces the channels.
+    """
     at_least_one(squeeze=squeeze)
     trunk = parts.staged_trunk("mtan")
     shapes = shapes_of(trunk.stages, parts.image_shape)

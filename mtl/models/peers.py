@@ -53,9 +53,11 @@ class Peers(Trunk):
 
 
 def peers(image_shape: ImageShape, *, trunks: dict[str, Any], server: str, shares: dict[str, float] | None = None) -> Peers:
-    """trunks: at least two members of `trunk` by names of one's own (+trunk@trunk.trunks.NAME=MEMBER); server: the name of the
-    server's own; shares: by name, how many clients, or which share of them, train each; null where `fleet.memory=shrink` gives each
-    the largest that its device holds.
+    """Several trunks of different architectures; each client trains one, and all share the heads.
+
+    trunks: at least two members of `trunk` by names of one's own (+trunk@trunk.trunks.NAME=MEMBER); server: name of the trunk that is
+    evaluated; shares: how many clients, or which share of them, train each trunk, by name; null where `fleet.memory=shrink` gives each
+    client the largest that its device holds.
     """
     if len(trunks) < 2:
         raise ValueError(f"trunk.trunks must name at least 2 trunks, as +trunk@trunk.trunks.NAME=MEMBER does, got {len(trunks)}")

@@ -31,8 +31,11 @@ def ple(
     width: int = 128,
     groups: Groups | None = None,
 ) -> tuple[nn.Module, nn.Module]:
-    """num_levels: one is `cgc`; num_shared, num_own: experts of a level that all share, and that each group and subtask has;
-    groups: of the lower levels, see `group_of_each`, null for each subtask its own.
+    """PLE: levels of CGC, one on the other (Tang et al. 2020).
+
+    num_levels: levels, 1 is CGC; num_shared: shared experts of a level; num_own: experts of each group or subtask in a level; width:
+    features of an expert; groups: a number of groups of neighbouring subtasks, or lists of the names or numbers (from 0) of the subtasks
+    in each, for the lower levels; null makes each subtask a group.
     """
     at_least_one(num_levels=num_levels, num_shared=num_shared, num_own=num_own, width=width)
     trunk, num_tasks = parts.make_trunk(), len(parts.tasks)

@@ -24,7 +24,11 @@ OWN = 0.9  # share of the basis that a group starts near
 
 
 def soft_sharing(parts: Parts, *, groups: Groups = 4, num_bases: int = 2) -> tuple[nn.Module, nn.Module]:
-    """groups: see `group_of_each`; num_bases: trunks of which those of the groups are mixed."""
+    """A trunk for each group of subtasks, every layer a learned mixture of shared bases (Yang & Hospedales 2017).
+
+    groups: a number of groups of neighbouring subtasks, or lists of the names or numbers (from 0) of the subtasks in each; num_bases:
+    trunks that are mixed.
+    """
     at_least_one(num_bases=num_bases)
     group = group_of_each(groups, parts.tasks)
     bases = [parts.make_trunk() for _ in range(num_bases)]

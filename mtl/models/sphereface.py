@@ -29,10 +29,13 @@ class ResidualUnit(nn.Module):
 def sphereface_cnn(
     image_shape: ImageShape, *, depth: int = 10, multiplier: float = 1.0, width: int = 128, groups: int = 8
 ) -> Trunk:
-    """Four stages, each a 3x3 convolution of stride 2 and then residual units, and a linear embedding of all places.
+    """SphereFace's residual CNN with 4 to 64 layers, then a linear embedding (Liu et al. 2017).
 
-    depth: 4, 10, 20, 36 or 64 convolutions. multiplier: of all channels but the embedding's `width`, rounded
-    to whole groups. GroupNorm, which the paper does without, stands before each PReLU: small batches and large rates are safe with it.
+    Four stages, each a 3x3 convolution of stride 2 and then residual units. GroupNorm, which the paper does without, stands before each
+    PReLU: small batches and large rates are safe with it.
+
+    depth: 4, 10, 20, 36 or 64 convolutions; multiplier: factor of all channels but the embedding's, rounded to whole groups; width:
+    features; groups: groups of GroupNorm.
     """
     if depth not in UNITS:
         raise ValueError(f"trunk.depth must be one of {', '.join(map(str, UNITS))}, got {depth}")

@@ -28,12 +28,14 @@ Frozen = frozenset[str]
 
 @dataclass(frozen=True)
 class Transfer:
-    """trained: stages at the end of the trunk that are trained, null for all, 0 for the heads alone; decay: of the learning rate from
-    stage to stage towards the input, in (0, 1]; unfreeze_every: rounds, null trains all from the start; cache: compute what the frozen
-    stages make of the images once, which needs augmentation=none and mirror=false; distance, angle: weights of the relations that are
-    kept; source: a run directory, whose training images and subtasks are trained along, null for none; ratio: images of the source that
-    a client draws for each of its own; disjoint: nobody of the source is of the target, so that the images of each are negatives of the
-    other's subtasks.
+    """How a trunk that others trained is trained on.
+
+    trained: stages at the end of the trunk that are trained, null for all, 0 for the heads alone; decay: factor of the learning rate from
+    stage to stage towards the input, in (0, 1]; unfreeze_every: rounds after which one more stage begins to train, null trains all from
+    the start; cache: compute what the frozen stages make of the images once, which needs augmentation=none and mirror=false; distance:
+    weight of the distances between images that are kept; angle: weight of the angles between images that are kept; source: a run
+    directory, whose training images and subtasks are trained along, null for none; ratio: images of the source that a client draws for
+    each of its own; disjoint: nobody of the source is of the target, so that the images of each are negatives of the other's subtasks.
     """
 
     trained: int | None = None

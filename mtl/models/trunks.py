@@ -36,9 +36,12 @@ SHUFFLENET = {
 
 
 def vgg(image_shape: ImageShape, *, depth: int = 11, batch_norm: bool = False, width: int | None = None) -> Trunk:
-    """VGG (Simonyan & Zisserman, ICLR 2015), depth 11, 13, 16 or 19, which counts its three linear layers: they are left out.
+    """VGG with 512 features (Simonyan & Zisserman 2015).
 
-    512 features. Initialised as torchvision does it (He et al. 2015).
+    Initialised as torchvision does it (He et al. 2015).
+
+    depth: 11, 13, 16 or 19, which counts its three linear layers: they are left out; batch_norm: the variant with BatchNorm; width:
+    features of a linear layer behind the trunk, None takes the trunk's own features.
     """
     _one_of("depth", depth, VGG)
     # torchvision's own class would first draw 120 million numbers for the linear layers.
@@ -53,10 +56,11 @@ def vgg(image_shape: ImageShape, *, depth: int = 11, batch_norm: bool = False, w
 
 
 def resnet(image_shape: ImageShape, *, depth: int = 18, small_images: bool = False, width: int | None = None) -> Trunk:
-    """ResNet (He et al., CVPR 2016), depth 18, 34 (512 features), 50, 101 or 152 (2048), which counts the classifier.
+    """ResNet with 512 or 2048 features (He et al. 2016).
 
-    small_images: the first convolution is 3x3 with stride 1 and no pooling follows, as is usual on images of 32x32 (theirs is of
-    stride 4 in all); published weights do not fit that.
+    depth: 18 or 34 (512 features), 50, 101 or 152 (2048), which counts the classifier; small_images: the first convolution is 3x3 with
+    stride 1 and no pooling follows, as is usual on images of 32x32 (otherwise it is of stride 4 in all); published weights do not fit
+    that; width: features of a linear layer behind the trunk, None takes the trunk's own features.
     """
     _one_of("depth", depth, RESNET)
     net = models.get_model(f"resnet{depth}", num_classes=1)
@@ -68,9 +72,11 @@ def resnet(image_shape: ImageShape, *, depth: int = 18, small_images: bool = Fal
 
 
 def inception_v3(image_shape: ImageShape, *, width: int | None = None) -> Trunk:
-    """Inception v3 (Szegedy et al., CVPR 2016) without its auxiliary classifier; 2048 features, images of 75x75 and up.
+    """Inception v3 with 2048 features, for images of 75 x 75 and up (Szegedy et al. 2016).
 
-    The published weights are made for pixels of mean .5 and deviation .5 (`normalise.deviation=0.5`).
+    Without its auxiliary classifier. The published weights are made for pixels of mean .5 and deviation .5 (`normalise.deviation=0.5`).
+
+    width: features of a linear layer behind the trunk, None takes the trunk's own features.
     """
     net = models.Inception3(num_classes=1, aux_logits=False, init_weights=True)
     published = _published("inception_v3", "fc", "AuxLogits")
@@ -78,14 +84,22 @@ def inception_v3(image_shape: ImageShape, *, width: int | None = None) -> Trunk:
 
 
 def mobilenet_v2(image_shape: ImageShape, *, multiplier: float = 1.0, width: int | None = None) -> Trunk:
-    """MobileNet v2 (Sandler et al., CVPR 2018); 1280 features. multiplier: of all channels, of the features where it is above 1."""
+    """MobileNet v2 with 1280 features (Sandler et al. 2018).
+
+    multiplier: factor of the numbers of channels, and of features where it is above 1; width: features of a linear layer behind the
+    trunk, None takes the trunk's own features.
+    """
     check_multiplier(multiplier)
     net = models.mobilenet_v2(width_mult=multiplier, num_classes=1)
     return _trunk(_layers(net, "classifier"), image_shape, width, _published("mobilenet_v2", "classifier"))
 
 
 def mobilenet_v3(image_shape: ImageShape, *, size: str = "small", multiplier: float = 1.0, width: int | None = None) -> Trunk:
-    """MobileNet v3 (Howard et al., ICCV 2019), size small (576 features) or large (960). multiplier: of all channels."""
+    """MobileNet v3 with 576 or 960 features (Howard et al. 2019).
+
+    size: small (576 features) or large (960); multiplier: factor of the numbers of channels; width: features of a linear layer behind the
+    trunk, None takes the trunk's own features.
+    """
     _one_of("size", size, ("small", "large"))
     check_multiplier(multiplier)
     name = f"mobilenet_v3_{size}"
@@ -94,10 +108,11 @@ def mobilenet_v3(image_shape: ImageShape, *, size: str = "small", multiplier: fl
 
 
 def shufflenet_v2(image_shape: ImageShape, *, multiplier: float = 1.0, width: int | None = None) -> Trunk:
-    """ShuffleNet v2 (Ma et al., ECCV 2018); 1024 features, 2048 from multiplier 2.
+    """ShuffleNet v2 with 1024 features, 2048 from multiplier 2 (Ma et al. 2018).
 
-    multiplier: of the channels of its stages. The paper's own numbers at .5, 1, 1.5 and 2; elsewhere 116 times it in the first stage,
-    to the next even number, doubled from stage to stage.
+    multiplier: factor of the channels of its stages. The paper's own numbers at .5, 1, 1.5 and 2; elsewhere 116 times it in the first
+    stage, to the next even number, doubled from stage to stage; width: features of a linear layer behind the trunk, None takes the
+    trunk's own features.
     """
     check_multiplier(multiplier)
     stage = 2 * max(round(58 * multiplier), 1)
@@ -108,7 +123,11 @@ def shufflenet_v2(image_shape: ImageShape, *, multiplier: float = 1.0, width: in
 
 
 def squeezenet(image_shape: ImageShape, *, version: str = "1_1", width: int | None = None) -> Trunk:
-    """SqueezeNet (Iandola et al. 2016), version 1_0 or, with 2.4 times fewer multiplications, 1_1; 512 features, no BatchNorm."""
+    """SqueezeNet with 512 features, without BatchNorm (Iandola et al. 2016).
+
+    version: 1_0 or, with 2.4 times fewer multiplications, 1_1; width: features of a linear layer behind the trunk, None takes the trunk's
+    own features.
+    """
     _one_of("version", version, ("1_0", "1_1"))
     net = models.SqueezeNet(version, num_classes=1)
     return _trunk(_layers(net, "classifier"), image_shape, width, _published(f"squeezenet{version}", "classifier"))
@@ -117,9 +136,11 @@ def squeezenet(image_shape: ImageShape, *, version: str = "1_1", width: int | No
 def efficientnet(
     image_shape: ImageShape, *, variant: str = "b0", stochastic_depth: float = 0.2, width: int | None = None
 ) -> Trunk:
-    """EfficientNet (Tan & Le, ICML 2019 and 2021), variant b0 to b7 (1280 to 2560 features), v2_s, v2_m or v2_l (1280).
+    """EfficientNet with 1280 to 2560 features (Tan & Le 2019 and 2021).
 
-    stochastic_depth: the probability with which the last block is passed over for an image in training, less for those before it.
+    variant: b0 to b7 (1280 to 2560 features), v2_s, v2_m or v2_l (1280); stochastic_depth: the probability with which the last block is
+    passed over for an image in training, less for those before it; width: features of a linear layer behind the trunk, None takes the
+    trunk's own features.
     """
     _one_of("variant", variant, EFFICIENTNET)
     if not 0 <= stochastic_depth < 1:

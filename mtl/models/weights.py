@@ -64,7 +64,7 @@ def _named(trunk: Trunk, content: Mapping[str, Any], weights: str) -> Params:
     """The tensors of a checkpoint of ours or of a state dict of torchvision's, under the names that the trunk has for them."""
     if "state_dict" not in content or "account" not in content:
         return _from_torchvision(trunk, content)
-    if any(name.startswith("trunk.") for name in content.get("bank", {})):
+    if any(name.startswith("params/trunk.") for name in content.get("bank", {})):
         raise ValueError(f"weights={weights} must have one trunk for all, and in that run each client keeps its own")
     state = content["state_dict"]
     return {name.removeprefix(TRUNK): value for name, value in state.items() if name.startswith(TRUNK)}

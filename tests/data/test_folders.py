@@ -60,7 +60,7 @@ def test_copies_in_two_parts_or_under_two_classes_are_named(tmp_path, caplog):
     ):
         paint(tmp_path / name, level)
     folder(str(tmp_path))
-    assert "copies" not in caplog.text
+    assert "are copies" not in caplog.text
     paint(tmp_path / "test" / "a" / "4.png", 1)  # as train/a/2.png
     paint(tmp_path / "train" / "a" / "7.png", 1)  # within one part: no matter
     paint(tmp_path / "test" / "b" / "5.png", 0)  # as train/a/1.png

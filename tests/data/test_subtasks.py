@@ -11,7 +11,7 @@ from mtl.data.assignment import all_to_all
 from mtl.data.federated_data import federate
 from mtl.data.partition import iid, sizes
 from mtl.data.splits import Split
-from mtl.tracking import Tracker
+from mtl.tracking import Tracker, WandbOptions
 from mtl.types import ImageData
 
 
@@ -120,7 +120,7 @@ def test_every_name_that_is_accepted_survives_metrics_csv(images: ImageData, tmp
     names = ('Zoë, or "Z"', "7", "김 철수", "' = +1;")
     made = subtasks.one_vs_rest(replace(images, class_names=names))
     for last_round in (None, 1):  # a resumed run copies the lines
-        tracker = Tracker(tmp_path, {}, wandb="disabled", last_round=last_round)
+        tracker = Tracker(tmp_path, {}, wandb=WandbOptions("disabled"), last_round=last_round)
         tracker.log(1 if last_round is None else 2, {f"test/{name}/auroc": 0.5 for name in made.names})
         tracker.abandon()
     lines = (tmp_path / "metrics.csv").read_text(encoding="utf-8").splitlines()

@@ -15,13 +15,14 @@ from mtl.data.client_batches import LocalWork
 from mtl.data.federated_data import FederatedData
 from mtl.data.transforms import Augmentation, Normalise
 from mtl.federation.inference import Inference
+from mtl.federation.layout import is_head
 from mtl.federation.local_sgd import LocalSGD
 from mtl.federation.objective import Objective
 from mtl.losses.bce import BCE
 from mtl.losses.pairs import TaskCounts
 from mtl.models import cnn, heads
 from mtl.models.architecture import Parts
-from mtl.models.hard_sharing import HardSharing, is_head
+from mtl.models.hard_sharing import HardSharing
 from mtl.train import train
 from tests.conftest import make_federation
 from tests.federation.test_backends import LOOP, STACKED, assert_close, three_rounds, uneven
@@ -89,7 +90,7 @@ def test_scores_are_those_of_each_client_s_own_model(name: str, options: dict, k
     index = data.split.test
     expected = torch.zeros(len(index), data.num_tasks)
     for client in range(data.num_clients):
-        own = {key: value[0] for key, value in state.bank.load([client], state.params).items()}
+        own = {key: value[0] for key, value in state.bank.load([client], {"params": state.params})["params"].items()}
 
         def score(images: Tensor, own: dict[str, Tensor] = own) -> Tensor:
             views = [objective.inputs(images, dtype=torch.float64)]

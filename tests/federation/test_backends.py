@@ -18,15 +18,16 @@ from mtl.data.federated_data import FederatedData
 from mtl.data.ragged import Ragged
 from mtl.data.transforms import Augmentation, Normalise
 from mtl.federation.auto import AutoBackend, _stacked_seconds, make_backend
+from mtl.federation.batches import chunks
 from mtl.federation.block import block_size, bytes_of_client
-from mtl.federation.for_each_client import Backend, CohortJob, LoopBackend, Trained, Training, chunks
+from mtl.federation.clients import Backend, Block, CohortJob, Training
 from mtl.federation.local_sgd import LocalSGD
+from mtl.federation.loop import LoopBackend
 from mtl.federation.objective import Objective
-from mtl.federation.personalise import Bank
-from mtl.federation.rounds import Setting, State, run_round
+from mtl.federation.round import State, run_round
 from mtl.federation.sampling import Sampling
 from mtl.federation.schedule import Schedule
-from mtl.federation.server import FedAvg
+from mtl.federation.server import fedavg
 from mtl.federation.stacked import CannotStack, StackedBackend
 from mtl.losses.bce import BCE
 from mtl.losses.ldam import LDAM
@@ -36,7 +37,8 @@ from mtl.models.cnn import Trunk
 from mtl.models.hard_sharing import HardSharing
 from mtl.models.norm import replace_batch_norm
 from mtl.types import Params
-from tests.conftest import clone, make_federation
+from tests.conftest import make_federation
+from tests.federation.helpers import federation_of, start_of
 
 FACES = Augmentation(rotation=10.0, scale=0.1, shift=0.08, brightness=0.2, cutout=0.2)
 LOOP, STACKED = LoopBackend, StackedBackend
@@ -99,13 +101,12 @@ def three_rounds(
     rounds: int = 3,
 ) -> State:
     training = Training(model, Objective(augmentation, Normalise()), client or LocalSGD(), work or LocalWork(batch_size=3), 0)
-    server = FedAvg(momentum=0.5)
-    setting = Setting(data, training, make(training), Schedule("cosine"), sampling or Sampling(), server, num_rounds=5)
-    bank = Bank(keep, model.params(), data.assignment)
-    params = clone(model.params())
-    state = State(params, server.init({k: v for k, v in params.items() if not bank.stays(k)}), bank)
+    fed = federation_of(
+        data, training, make, schedule=Schedule("cosine"), sampling=sampling, server=fedavg(momentum=0.5), keep=keep
+    )
+    state = start_of(fed)
     for r in range(rounds):
-        state, _ = run_round(setting, state, r)
+        state, _ = run_round(fed, state, r)
     return state
 
 
@@ -218,7 +219,7 @@ def test_a_broken_image_reaches_only_the_client_that_holds_it(make: Callable[[Tr
     data.images[data.clients[0]] = torch.inf
     state = three_rounds(make, data, model_of("dropout", data, torch.float64), rounds=0)
     training = Training(model_of("dropout", data, torch.float64), Objective(FACES, Normalise()), LocalSGD(), LocalWork(3), 0)
-    job = CohortJob([0, 1, 2], 0, lambda clients: state.bank.load(clients, state.params), 0.1)
+    job = CohortJob([0, 1, 2], 0, lambda clients: state.bank.load(clients, training.slots(state.params, 4)), 0.1)
     finite = {
         client: all(bool(value[place].isfinite().all()) for value in trained.update.values())
         for trained in make(training)(job, data)
@@ -329,7 +330,7 @@ def test_a_step_is_compiled_where_torch_warns_of_slow_guards(monkeypatch: pytest
 
 def test_auto_takes_the_faster_one_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
     class Slow(LoopBackend):
-        def __call__(self, job: CohortJob, data: FederatedData) -> Iterator[Trained]:
+        def __call__(self, job: CohortJob, data: FederatedData) -> Iterator[Block]:
             import time
 
             time.sleep(0.5)

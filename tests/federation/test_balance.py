@@ -24,21 +24,26 @@ from mtl.build import build_model
 from mtl.configs import WHOLE, compose
 from mtl.data.client_batches import LocalWork
 from mtl.data.transforms import Normalise
+from mtl.federation.aggregators import ConflictAverse
 from mtl.federation.auto import make_backend
-from mtl.federation.balance import OWN, Balance, BalancedStep, Batch, make_balance, shared
-from mtl.federation.for_each_client import Backend, LoopBackend, Training
+from mtl.federation.balance import Balance, make_balance
+from mtl.federation.bank import Bank
+from mtl.federation.batches import Batch
+from mtl.federation.clients import MEMORY, Training
+from mtl.federation.gradients import PlainSum
+from mtl.federation.layout import Layout, is_head, shared
 from mtl.federation.local_sgd import LocalSGD
+from mtl.federation.loop import LoopBackend
 from mtl.federation.objective import Objective
-from mtl.federation.personalise import Bank
-from mtl.federation.rounds import RoundLog, Setting, State, run_round
+from mtl.federation.round import RoundLog, State, run_round
 from mtl.federation.sampling import Sampling
 from mtl.federation.schedule import Schedule
-from mtl.federation.server import FedAvg
+from mtl.federation.server import Server, fedavg
 from mtl.federation.stacked import StackedBackend
 from mtl.losses.pairs import TaskCounts
-from mtl.models.hard_sharing import HardSharing, is_head
+from mtl.models.hard_sharing import HardSharing
 from mtl.types import Params
-from tests.conftest import clone
+from tests.federation.helpers import federation_of, start_of
 from tests.federation.test_backends import FACES, assert_close, model_of, uneven
 
 OBJECTIVE = Objective(FACES, Normalise())
@@ -91,11 +96,11 @@ def one_by_one(model: HardSharing, batch: Batch) -> list[Params]:
 
 def balanced(method: Balancer, model: HardSharing, batch: Batch, **options: object) -> tuple[Params, Tensor | None]:
     balance = make_balance(method, model, **options)  # type: ignore[arg-type]
-    assert balance is not None
     params = dict(model.named_parameters())
-    own = {name.removeprefix(OWN): value for name, value in balance.start(model.params(), 4).items()}
-    found = BalancedStep(balance, model, OBJECTIVE, stacked=False).gradients(params, own, batch)
-    return found.grads, found.pairs
+    step = balance.step(model, OBJECTIVE, stacked=False)
+    batch = replace(batch, keys=torch.zeros(len(model.dropouts), 2, dtype=torch.int32))
+    found = step.gradients(params, balance.memory(model.params(), 4), batch, {})
+    return found.grads, found.conflict
 
 
 def assert_same(grads: Params, expected: Params) -> None:
@@ -176,7 +181,7 @@ def rounds(  # one setting, several rounds
     *,
     level: str = "auto",
     sizes: tuple[int, ...] = (5, 2, 7),
-    server: FedAvg | None = None,
+    server: Server | None = None,
     conflict: bool = True,
     count: int = 3,
     sampling: Sampling | None = None,
@@ -185,15 +190,13 @@ def rounds(  # one setting, several rounds
 ) -> tuple[State, RoundLog]:
     data = uneven(list(sizes), 3)
     model = model_of(COSINE, data, torch.float64)
-    balance = make_balance(method, model, level=level, conflict=conflict)
-    training = Training(model, OBJECTIVE, LocalSGD(), LocalWork(batch_size=3), 0, balance)
-    backend: Backend = make(training)
-    server = server or FedAvg()
-    setting = Setting(data, training, backend, Schedule("cosine"), sampling or Sampling(), server, num_rounds=5)
-    own = {} if balance is None else balance.start(model.params(), 4)
-    state = then or State(clone(model.params()), {}, Bank("heads", model.params() | own, data.assignment))
+    rule = make_balance(method, model, level=level, conflict=conflict)
+    training = Training(model, OBJECTIVE, LocalSGD(), LocalWork(batch_size=3), 0, rule)
+    schedule = Schedule("cosine")
+    fed = federation_of(data, training, make, schedule=schedule, sampling=sampling, server=server, keep="heads")
+    state = then or start_of(fed)
     for round in range(first, first + count):
-        state, log = run_round(setting, state, round)
+        state, log = run_round(fed, state, round)
     return state, log
 
 
@@ -202,9 +205,8 @@ def test_every_balancer_is_the_same_in_both_backends(name: str) -> None:
     method = a_method(name)
     loop, stacked = (rounds(backend, method, count=2) for backend in (LoopBackend, StackedBackend))
     assert_close(loop[0], stacked[0], 1e-7)
-    if loop[1].pairs is not None and loop[1].pairs[2].any():
-        assert stacked[1].pairs is not None
-        torch.testing.assert_close(loop[1].pairs, stacked[1].pairs, rtol=1e-6, atol=1e-9)
+    if loop[1].extra["conflict"][2].any():
+        torch.testing.assert_close(loop[1].extra["conflict"], stacked[1].extra["conflict"], rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("method", [MGDA(), GradDrop(), ExcessMTL(), MoCo()], ids=lambda method: type(method).__name__)
@@ -223,25 +225,25 @@ def test_a_balancer_remembers_over_rounds_and_a_checkpoint(
     kept = before.bank.state_dict()
     fresh, _ = rounds(backend, method, count=0 + 1)  # a bank of the same shape, with other content
     fresh.bank.load_state_dict(kept)
-    after, _ = rounds(backend, method, then=State(before.params, before.server, fresh.bank), first=2, count=1)
+    after, _ = rounds(backend, method, then=State(before.server, fresh.bank), first=2, count=1)
     assert_close(through, after, 0.0)
     if method.needs == "losses" and not isinstance(method, RLW):
-        own = [value for name, value in kept.items() if name.startswith(OWN)]
+        own = [value for name, value in kept.items() if name.startswith(f"{MEMORY}/")]
         assert any(value.any() for value in own)
 
 
 def test_a_client_that_drops_out_forgets_what_its_balancer_learned() -> None:
     sampling = Sampling(dropout=0.5)
     state, log = rounds(LoopBackend, UW(), count=1, sampling=sampling)
-    assert 0 < len(log.returned) < len(log.cohort)
-    assert state.bank.state_dict()["clients"].tolist() == sorted(log.returned)
+    assert 0 < len(log.cohort.clients) < len(log.cohort.drawn)
+    assert state.bank.state_dict()["clients"].tolist() == sorted(log.cohort.clients)
 
 
 def test_a_server_that_weighs_all_clients_alike_is_fedavg() -> None:
     plain, _ = rounds(LoopBackend, Equal(), conflict=False)
-    balanced, _ = rounds(LoopBackend, Equal(), conflict=False, server=FedAvg(balancer=Equal()))
+    balanced, _ = rounds(LoopBackend, Equal(), conflict=False, server=fedavg(balancer=Equal()))
     assert_close(plain, balanced, 1e-12)
-    other, _ = rounds(LoopBackend, Equal(), conflict=False, server=FedAvg(balancer=MGDA()))
+    other, _ = rounds(LoopBackend, Equal(), conflict=False, server=fedavg(balancer=MGDA()))
     with pytest.raises(AssertionError):
         assert_close(plain, other, 1e-3)
 
@@ -249,7 +251,9 @@ def test_a_server_that_weighs_all_clients_alike_is_fedavg() -> None:
 def test_the_server_solves_a_conflict_of_two_clients_by_hand() -> None:
     """MGDA of (1, 0) and (0, 2): the shortest vector of the segment between them is (.8, .4)."""
     updates = {"trunk.a": torch.tensor([[1.0], [0.0]]), "trunk.b": torch.tensor([[0.0], [2.0]])}
-    found = FedAvg(balancer=MGDA()).combine(updates, torch.ones(2), torch.tensor([3.0, 3.0]), seed=0, round=0)
+    aggregator = fedavg(balancer=MGDA()).aggregator
+    assert isinstance(aggregator, ConflictAverse)
+    found = aggregator.combine(updates, torch.ones(2), torch.tensor([3.0, 3.0]), seed=0, round=0)
     assert found["trunk.a"].item() == pytest.approx(0.8)
     assert found["trunk.b"].item() == pytest.approx(0.4)
 
@@ -257,7 +261,7 @@ def test_the_server_solves_a_conflict_of_two_clients_by_hand() -> None:
 @pytest.mark.parametrize("method", [UW(), FAMO(), MoCo(), Fixed((1.0, 2.0))], ids=lambda method: type(method).__name__)
 def test_the_server_refuses_a_balancer_that_remembers(method: Balancer) -> None:
     with pytest.raises(ValueError, match=r"server\.balancer must be one that remembers nothing"):
-        FedAvg(balancer=method)
+        fedavg(balancer=method)
 
 
 def test_what_cannot_be_is_refused(federation) -> None:  # type: ignore[no-untyped-def]
@@ -267,11 +271,11 @@ def test_what_cannot_be_is_refused(federation) -> None:  # type: ignore[no-untyp
     with pytest.raises(ValueError, match=r"balance\.level must be auto or one of representation, parameters, got trunk"):
         make_balance(MGDA(), model, level="trunk")
     with pytest.raises(ValueError, match=r"balancer\.weights must be one per task, 4, got 1"):
-        Balance(Fixed((1.0,)), "representation", True).start(model.params(), 4)
+        Balance(Fixed((1.0,)), "representation", True).memory(model.params(), 4)
     training = Training(model, OBJECTIVE, LocalSGD(), LocalWork(), 0, make_balance(MGDA(), model))
     with pytest.raises(ValueError, match=r"a step balanced by MGDA cannot be compiled: use engine\.backend=vmap"):
         make_backend("compiled", training, num_rounds=1)
-    assert make_balance(Equal(), model) is None
+    assert make_balance(Equal(), model) == PlainSum()
 
 
 @pytest.mark.parametrize("architecture", ["mmoe", "cross_stitch", "mtan"])
@@ -300,16 +304,16 @@ def test_a_member_is_what_its_name_says() -> None:
 
 
 def test_the_server_takes_any_balancer_by_its_name() -> None:
-    assert instantiate(compose(["server=conflict_averse"]).server).balancer == CAGrad()
+    assert instantiate(compose(["server=conflict_averse"]).server).aggregator.balancer == CAGrad()
     words = ["server=conflict_averse", "balancer@server.balancer=upgrad", "server.momentum=.5"]
-    assert instantiate(compose(words).server) == FedAvg(momentum=0.5, balancer=UPGrad())
+    assert instantiate(compose(words).server) == fedavg(momentum=0.5, balancer=UPGrad())
 
 
 def test_the_own_state_lies_beside_the_parameters(tmp_path: Path, federation) -> None:  # type: ignore[no-untyped-def]
     model = model_of(LINEAR, federation)
-    balance = make_balance(UW(), model)
-    assert balance is not None
-    bank = Bank("nothing", model.params() | balance.start(model.params(), 4), federation.assignment)
+    rule = make_balance(UW(), model)
+    slots = {"params": model.params(), MEMORY: rule.memory(model.params(), 4)}
+    bank = Bank(Layout("nothing"), slots, federation.assignment)
     assert bank.num_bytes == 2 * 4 * 4
-    assert not any(bank.stays(name) for name in model.params())
-    assert bank.load([0], model.params()).keys() == model.params().keys()
+    assert bank.kept(slots)["params"] == {}
+    assert bank.load([0], slots)["params"].keys() == model.params().keys()

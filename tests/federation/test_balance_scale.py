@@ -16,8 +16,10 @@ from mtl.balancing.moco import MoCo
 from mtl.balancing.nash_mtl import NashMTL
 from mtl.balancing.stch import LogSTCH
 from mtl.balancing.weighting import Equal, Fixed
-from mtl.federation.balance import LEAST, Balance, BalancedStep, make_balance, shared
-from mtl.federation.server import FedAvg
+from mtl.federation.aggregators import ConflictAverse
+from mtl.federation.balance import LEAST, Balance, make_balance
+from mtl.federation.layout import is_head, shared
+from mtl.federation.server import fedavg
 from mtl.types import Params
 from tests.federation.test_backends import model_of
 from tests.federation.test_balance import COSINE, LINEAR, OBJECTIVE, a_batch, one_by_one
@@ -72,9 +74,8 @@ def test_what_is_left_of_opposed_gradients_is_not_blown_up() -> None:
 
 def step(model, method: Balancer, level: str, **options: object) -> Params:  # type: ignore[no-untyped-def]
     balance = make_balance(method, model, level=level, **options)  # type: ignore[arg-type]
-    assert balance is not None
-    own = {name.removeprefix("balancer."): value for name, value in balance.start(model.params(), 4).items()}
-    return BalancedStep(balance, model, OBJECTIVE, stacked=False).gradients(dict(model.named_parameters()), own, a_batch()).grads
+    memory = balance.memory(model.params(), 4)
+    return balance.step(model, OBJECTIVE, stacked=False).gradients(dict(model.named_parameters()), memory, a_batch(), {}).grads
 
 
 def test_a_method_that_compares_nothing_is_scaled_to_the_exact_length(federation) -> None:  # type: ignore[no-untyped-def]
@@ -91,14 +92,18 @@ def test_a_method_that_compares_nothing_is_scaled_to_the_exact_length(federation
     torch.testing.assert_close(update, weighted * (weighted @ plain) / (weighted @ weighted), rtol=1e-6, atol=1e-9)
 
 
-def test_heads_keep_their_weights_where_nothing_is_shared(federation) -> None:  # type: ignore[no-untyped-def]
+def test_heads_together_are_as_long_as_the_plain_sum_along_them(federation) -> None:  # type: ignore[no-untyped-def]
     model, batch, weights = model_of(LINEAR, federation, torch.float64), a_batch(), (1.0, 50.0, 0.25, 7.0)
     assert not shared(model.params())
     grads = step(model, Fixed(weights), "parameters", normalise="length")
     tasks = one_by_one(model, batch)
-    # Scaled to sum over the three tasks with labels: 1 + 50 + .25.
-    expected = sum(w * 3 / 51.25 * task["heads.weight"] for w, task in zip(weights, tasks, strict=True))
-    torch.testing.assert_close(grads["heads.weight"], expected, rtol=1e-6, atol=1e-9)
+    names = [name for name in grads if is_head(name)]
+
+    def flat(factors: tuple[float, ...]) -> Tensor:
+        return torch.cat([sum(w * task[name] for w, task in zip(factors, tasks, strict=True)).flatten() for name in names])  # type: ignore[union-attr]
+
+    update, weighted, plain = torch.cat([grads[name].flatten() for name in names]), flat(weights), flat((1, 1, 1, 1))
+    torch.testing.assert_close(update, weighted * (weighted @ plain) / (weighted @ weighted), rtol=1e-6, atol=1e-9)
 
 
 def test_gradient_scale_l2_is_the_method_on_unit_gradients() -> None:
@@ -127,9 +132,8 @@ def test_orthogonal_cosine_heads_are_compared_along_the_sphere(federation) -> No
     """Orthogonal heads have cosines of their feature gradients other than 0: the part along the features counts for none."""
     model = model_of(COSINE, federation, torch.float64)
     balance = make_balance(Equal(), model, level="representation", conflict=True)
-    assert balance is not None
     batch = a_batch()
-    found = BalancedStep(balance, model, OBJECTIVE, stacked=False).gradients(dict(model.named_parameters()), {}, batch)
+    found = balance.step(model, OBJECTIVE, stacked=False).gradients(dict(model.named_parameters()), {}, batch, {})
     features = model.trunk(batch.inputs).detach().requires_grad_()
     counts_of = (batch.positives, batch.negatives, batch.progress)
     from mtl.losses.pairs import TaskCounts
@@ -138,10 +142,10 @@ def test_orthogonal_cosine_heads_are_compared_along_the_sphere(federation) -> No
     losses = OBJECTIVE.reduce(terms, batch.targets, batch.mask, batch.valid).tasks
     rows = torch.stack([torch.autograd.grad(loss, features, retain_graph=True)[0].flatten() for loss in losses])[:3]
     unit = rows / rows.norm(dim=1, keepdim=True)
-    assert found.pairs is not None
+    assert found.conflict is not None
     expected = (unit @ unit.T).fill_diagonal_(0)
     assert expected.abs().max() > 0.01
-    torch.testing.assert_close(found.pairs[0, :3, :3], expected, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(found.conflict[0, :3, :3], expected, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +174,9 @@ def test_a_server_stays_finite_where_updates_cancel(method: str, kind: str) -> N
 
     choices = {one.__name__: one for one in (IMTLG, ConFIG, AlignedMTL, UPGrad, MGDA, CAGrad)}
     update = torch.randn(100_000, generator=torch.Generator().manual_seed(0)) * (kind == "opposite")
-    found = FedAvg(balancer=choices[method]()).combine(
+    aggregator = fedavg(balancer=choices[method]()).aggregator
+    assert isinstance(aggregator, ConflictAverse)
+    found = aggregator.combine(
         {"trunk.a": torch.stack([update, -update])}, torch.ones(2), torch.tensor([3.0, 3.0]), seed=0, round=0
     )
     assert found["trunk.a"].isfinite().all()

@@ -12,10 +12,11 @@ from mtl.data.client_batches import LocalWork
 from mtl.edge.fleet import Fleet
 from mtl.edge.ledger import Workload
 from mtl.federation.fleet import FleetSampling
-from mtl.federation.for_each_client import LoopBackend
+from mtl.federation.layout import Layout
 from mtl.federation.local_sgd import LocalSGD
+from mtl.federation.loop import LoopBackend
 from mtl.federation.message import client_bytes
-from mtl.federation.sampling import Sampling
+from mtl.federation.sampling import Outcome, Sampling
 from mtl.federation.stacked import StackedBackend
 from mtl.federation.workload import client_workload, training_cost
 from tests.conftest import make_federation
@@ -55,32 +56,36 @@ def sampling_of(
     return FleetSampling(sampling or Sampling(), fleet, Workload(work, sent, sent, needed), assignment, seed=seed)
 
 
+def outcome_of(fleet: FleetSampling, round: int) -> Outcome:
+    return fleet.outcome(len(fleet.workload), seed=fleet.seed, round=round)
+
+
 def test_a_round_lasts_until_the_slowest_is_back() -> None:
-    outcome = sampling_of([3, 5, 1], link=1).outcome(0)
+    outcome = outcome_of(sampling_of([3, 5, 1], link=1), 0)
     assert (outcome.cohort, outcome.returned, outcome.seconds) == ([0, 1, 2], [0, 1, 2], 7)
     # 2 W of idle throughout, 8 W more at work, 1 W more on the link
     assert outcome.joules.tolist() == [2 * (n + 2) + 8 * n + 2 for n in (3, 5, 1)]
 
 
 def test_whoever_misses_the_deadline_is_left_out_and_stops_there() -> None:
-    outcome = sampling_of([3, 5, 1, 9], link=1, deadline=6.0).outcome(0)
+    outcome = outcome_of(sampling_of([3, 5, 1, 9], link=1, deadline=6.0), 0)
     assert (outcome.cohort, outcome.returned, outcome.seconds) == ([0, 1, 2, 3], [0, 2], 6)
     # The second has worked all of its five seconds and received one; the fourth is stopped at work.
     assert outcome.joules.tolist() == [2 * 5 + 24 + 2, 2 * 6 + 40 + 1, 2 * 3 + 8 + 2, 2 * 6 + 40 + 1]
-    assert sampling_of([3, 5], deadline=5.0).outcome(0).returned == [0, 1]  # in time to the moment
+    assert outcome_of(sampling_of([3, 5], deadline=5.0), 0).returned == [0, 1]  # in time to the moment
 
 
 def test_a_round_ends_when_as_many_as_are_waited_for_are_back() -> None:
-    outcome = sampling_of([3, 5, 1, 9], wait_for=2).outcome(0)
+    outcome = outcome_of(sampling_of([3, 5, 1, 9], wait_for=2), 0)
     assert (outcome.cohort, outcome.returned, outcome.seconds) == ([0, 1, 2, 3], [0, 2], 3)
     assert outcome.joules.tolist() == [30, 30, 10, 30]
-    both = sampling_of([3, 5, 1, 9], wait_for=3, deadline=4.0).outcome(0)
+    both = outcome_of(sampling_of([3, 5, 1, 9], wait_for=3, deadline=4.0), 0)
     assert (both.returned, both.seconds) == ([0, 2], 4)
 
 
 def test_a_client_that_drops_out_is_waited_for_until_its_connection_breaks() -> None:
     sampling = Sampling(dropout=0.5)
-    rounds = [sampling_of([3, 5, 1, 9], sampling, link=1).outcome(r) for r in range(20)]
+    rounds = [outcome_of(sampling_of([3, 5, 1, 9], sampling, link=1), r) for r in range(20)]
     for r, outcome in enumerate(rounds):
         cohort, stay = sampling.draw(4, seed=0, round=r)
         assert (outcome.cohort, outcome.returned) == (cohort, stay)
@@ -92,22 +97,22 @@ def test_a_client_that_drops_out_is_waited_for_until_its_connection_breaks() -> 
     for r in range(20):
         _, stay = sampling.draw(4, seed=0, round=r)
         quick = sorted(stay, key=lambda client: (3, 5, 1, 9)[client])[:2]
-        assert sampling_of([3, 5, 1, 9], sampling, wait_for=2).outcome(r).returned == sorted(quick)
+        assert outcome_of(sampling_of([3, 5, 1, 9], sampling, wait_for=2), r).returned == sorted(quick)
 
 
 def test_a_cohort_of_which_nobody_comes_back_ends_with_the_last_connection_or_the_deadline() -> None:
     sampling = Sampling(dropout=0.9)
     empty = next(r for r in range(99) if not sampling.draw(3, seed=0, round=r)[1])
-    assert sampling_of([3, 5, 1], sampling).outcome(empty).seconds == 5
-    assert sampling_of([3, 5, 1], sampling, deadline=4.0).outcome(empty).seconds == 4
+    assert outcome_of(sampling_of([3, 5, 1], sampling), empty).seconds == 5
+    assert outcome_of(sampling_of([3, 5, 1], sampling, deadline=4.0), empty).seconds == 4
 
 
 def test_of_clients_back_at_the_same_moment_chance_decides() -> None:
     fleet = sampling_of([1] * 6, wait_for=3)
-    chosen = [tuple(fleet.outcome(r).returned) for r in range(60)]
+    chosen = [tuple(outcome_of(fleet, r).returned) for r in range(60)]
     counts = torch.bincount(torch.tensor(chosen).flatten(), minlength=6)
     assert (counts > 15).all()  # thirty each on average
-    assert chosen == [tuple(fleet.outcome(r).returned) for r in range(60)]
+    assert chosen == [tuple(outcome_of(fleet, r).returned) for r in range(60)]
 
 
 @given(
@@ -122,7 +127,7 @@ def test_laws_of_a_round(flops: list[int], wait_for: int, deadline: float | None
     sampling = Sampling(dropout=dropout)
     wait_for = min(wait_for, len(flops))
     deadline = None if deadline is None else max(deadline, min(flops))
-    outcome = sampling_of(list(flops), sampling, wait_for=wait_for, deadline=deadline).outcome(round)
+    outcome = outcome_of(sampling_of(list(flops), sampling, wait_for=wait_for, deadline=deadline), round)
     cohort, stay = sampling.draw(len(flops), seed=0, round=round)
     assert outcome.cohort == cohort
     assert set(outcome.returned) <= set(stay)
@@ -160,8 +165,8 @@ def test_a_client_that_does_not_hold_the_step_can_be_left_out(caplog: pytest.Log
         "2 of 4 clients do not hold their training step and are never drawn; 2 of 4 subtasks are trained by no other"
         in caplog.text
     )
-    assert fleet.outcome(0).returned == [0, 2]
-    drawn = {tuple(skipping(Sampling(cohort=1)).outcome(r).cohort) for r in range(20)}
+    assert outcome_of(fleet, 0).returned == [0, 2]
+    drawn = {tuple(outcome_of(skipping(Sampling(cohort=1)), r).cohort) for r in range(20)}
     assert drawn == {(0,), (2,)}
     with pytest.raises(
         ValueError, match=r"sampling.cohort must be in \[1, 2\], the number of clients of 4 that can take part, got 3"
@@ -186,26 +191,27 @@ def test_a_patient_server_draws_as_without_a_fleet() -> None:
     for sampling in (Sampling(), Sampling(cohort=3, dropout=0.3)):
         fleet = sampling_of([1, 2, 3, 4, 5], sampling)
         for r in range(10):
-            assert fleet.draw(5, seed=0, round=r) == sampling.draw(5, seed=0, round=r)
+            outcome = outcome_of(fleet, r)
+            assert (outcome.cohort, outcome.returned) == sampling.draw(5, seed=0, round=r)
 
 
 def test_the_workload_of_a_client_is_by_hand() -> None:
     data = uneven([3, 8], seed=1)
     model, work = make_model(data), LocalWork(batch_size=4, epochs=2)
     cost = training_cost(model, OBJECTIVE, LocalSGD(), work, data)
-    workload = client_workload(cost, model.params(), keep="nothing", work=work, data=data)
+    workload = client_workload(cost, model.params(), layout=Layout(), work=work, data=data)
     # Linear regression of 64 pixels on 4 subtasks: forward and to the weights, two FLOPs a product, two passes over the images.
     assert workload.flops.tolist() == [2 * 2 * 64 * 4 * 2 * images for images in (3, 8)]
     assert workload.bytes_up.tolist() == [4 * 65 * tasks for tasks in data.assignment.sum(1).tolist()]
     assert torch.equal(workload.bytes_up, client_bytes(model.params(), data.assignment).double())
-    assert client_workload(cost, model.params(), keep="all", work=work, data=data).bytes_down.tolist() == [0, 0]
+    assert client_workload(cost, model.params(), layout=Layout("all"), work=work, data=data).bytes_down.tolist() == [0, 0]
 
 
 def test_loop_and_stacked_agree_with_a_fleet_and_the_late_leave_no_trace() -> None:
     data = uneven([3, 8, 5, 2], seed=2)
     model, work = make_model(data), LocalWork(batch_size=4, epochs=1)
     cost = training_cost(model, OBJECTIVE, LocalSGD(), work, data)
-    workload = client_workload(cost, model.params(), keep="nothing", work=work, data=data)
+    workload = client_workload(cost, model.params(), layout=Layout(), work=work, data=data)
     fleet = Fleet({"unit": 1}, {"unit": UNIT | {"memory_bytes": 1e9}}, wait_for=2)
     sampling = FleetSampling(Sampling(), fleet, workload, data.assignment, seed=0)
 
@@ -216,7 +222,7 @@ def test_loop_and_stacked_agree_with_a_fleet_and_the_late_leave_no_trace() -> No
     looped, logs = run(data, model, 3, sampling=sampling, work=work, backend=LoopBackend)
     stacked, _ = run(data, model, 3, sampling=sampling, work=work, backend=StackedBackend)
     alone, _ = run(data, model, 3, sampling=Those(), work=work)
-    assert all(log.returned == [0, 3] for log in logs)
+    assert all(log.cohort.clients == [0, 3] for log in logs)
     assert logs[0].bytes_down == workload.bytes_down.sum()
     assert logs[0].bytes_up == workload.bytes_up[[0, 3]].sum()
     assert_equal(stacked.params, looped.params, close=True)
@@ -225,10 +231,11 @@ def test_loop_and_stacked_agree_with_a_fleet_and_the_late_leave_no_trace() -> No
 
 def test_the_table_of_the_clients_says_what_each_is_and_takes(tmp_path: Path) -> None:
     fleet = sampling_of([3, 5], link=1, memory=[7, 8])
-    fleet.write(tmp_path / "fleet.csv", [10, 20])
+    fleet.write(tmp_path, [10, 20], [1.0, 0.5])
     with (tmp_path / "fleet.csv").open() as file:
         first, second = csv.DictReader(file)
     assert (first["client"], first["device"], first["images"], first["drawn"]) == ("0", "unit", "10", "1")
+    assert (first["width"], second["width"]) == ("1", "0.5")
     assert float(second["modelled_seconds_compute"]) == 5
     assert float(second["modelled_joules"]) == 2 * 7 + 40 + 2
     assert float(second["modelled_memory_bytes"]) == 8
@@ -239,7 +246,7 @@ def test_a_fleet_does_not_disturb_the_federation() -> None:
     model = make_model(data)
     work = LocalWork(batch_size=4)
     cost = training_cost(model, OBJECTIVE, LocalSGD(), work, data)
-    workload = client_workload(cost, model.params(), keep="nothing", work=work, data=data)
+    workload = client_workload(cost, model.params(), layout=Layout(), work=work, data=data)
     sampling = FleetSampling(Sampling(), Fleet({"rk3588": 1}), workload, data.assignment, seed=0)
     with_fleet, _ = run(data, model, 2, sampling=sampling, work=work)
     without, _ = run(data, model, 2, work=work)

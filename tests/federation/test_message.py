@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtl.federation.fusion import fit_platt
+from mtl.federation.layout import Layout
 from mtl.federation.message import calibration_bytes, client_bytes, message, message_bytes, pack, unpack
-from mtl.federation.personalise import travels
 from mtl.federation.sampling import Sampling
 from mtl.types import Params
 from tests.conftest import make_federation
@@ -71,9 +71,9 @@ def test_the_log_of_a_round_counts_what_was_sent(keep: str, assignment: list[lis
     data = replace(make_federation(), assignment=torch.tensor(assignment))
     model = make_model(data, dropout=True)
     _, logs = run(data, model, 2, keep, sampling=Sampling(dropout=dropout))
-    sent = {name: value for name, value in model.params().items() if travels(keep, name)}
+    sent = Layout(keep).sent(model.params())
     for log in logs:
-        for clients, counted in ((log.cohort, log.bytes_down), (log.returned, log.bytes_up)):
+        for clients, counted in ((log.cohort.drawn, log.bytes_down), (log.cohort.clients, log.bytes_up)):
             assert counted == sum(len(pack(message(sent, data.assignment[client]))) for client in clients)
 
 

@@ -3,6 +3,7 @@
 import csv
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,22 +12,22 @@ import torch
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from mtl.build import build_data, build_levels, build_workloads
+from mtl.build import build_data, build_views, build_workloads
 from mtl.configs import compose
 from mtl.data.client_batches import LocalWork
 from mtl.data.federated_data import FederatedData
 from mtl.deploy import ExportOptions, export_run, load_data, predict_eager
 from mtl.edge.widths import Level
-from mtl.federation.feddf import Ensemble, FedDF
-from mtl.federation.for_each_client import Backend, LoopBackend, Training
-from mtl.federation.heterofl import Levels, LevelsBackend
+from mtl.federation.clients import Backend, Training
+from mtl.federation.distil_ensemble import DistilEnsemble, Ensemble
 from mtl.federation.local_sgd import LocalSGD
+from mtl.federation.loop import LoopBackend
 from mtl.federation.message import message, pack
-from mtl.federation.personalise import Bank
-from mtl.federation.rounds import RoundLog, Setting, State, run_round
+from mtl.federation.round import RoundLog, State, run_round
+from mtl.federation.sampling import Sampling
 from mtl.federation.schedule import Schedule
-from mtl.federation.server import FedAvg
 from mtl.federation.stacked import StackedBackend
+from mtl.federation.views import Views, ViewsBackend
 from mtl.learning.checkpoints import read_checkpoint
 from mtl.losses.bce import BCE
 from mtl.models.cnn import separable_cnn, small_cnn
@@ -36,15 +37,16 @@ from mtl.models.peers import Peers
 from mtl.train import train
 from mtl.trained import TrainedRun, build_start, load_run
 from mtl.types import Params
+from tests.federation.helpers import federation_of, start_of
 from tests.federation.test_backends import uneven
-from tests.federation.test_heterofl import DEVICE
 from tests.federation.test_rounds import OBJECTIVE
+from tests.federation.test_views import DEVICE
 from tests.test_train import SMALL, kill_after, numbers, without_time
 
 OF = [0, 1, 1]
 
 
-def peers_of(data: FederatedData) -> tuple[HardSharing, Levels]:
+def peers_of(data: FederatedData) -> tuple[HardSharing, Views]:
     torch.manual_seed(0)
     shape = data.image_shape
     trunk = Peers(
@@ -52,41 +54,46 @@ def peers_of(data: FederatedData) -> tuple[HardSharing, Levels]:
     )
     model = HardSharing(trunk, CosineHeads(6, data.num_tasks), BCE(data.num_tasks)).double()
     levels = [Level(1.0, model.with_trunk(trunk.alone(name)), {}, name) for name in trunk.names]
-    return model, Levels(levels, torch.tensor(OF))
+    return model, Views(levels, torch.tensor(OF))
 
 
-class Only:
+@dataclass(frozen=True)
+class Only(Sampling):
     """These clients and no others, in every round."""
 
-    def __init__(self, clients: list[int]) -> None:
-        self.clients = clients
+    clients: tuple[int, ...] = (0, 1, 2)
 
-    def draw(self, num_clients: int, *, seed: int, round: int) -> tuple[list[int], list[int]]:
-        return self.clients, self.clients
+    def draw(self, num_clients: int, *, seed: int, round: int) -> tuple[list[int], list[int]]:  # type: ignore[override]
+        return list(self.clients), list(self.clients)
 
 
 def one_round(
     data: FederatedData,
     model: HardSharing,
-    levels: Levels | None,
+    views: Views | None,
     make: Callable[[Training], Backend] = LoopBackend,
     *,
-    clients: list[int] | None = None,
+    clients: tuple[int, ...] = (0, 1, 2),
     ensemble: Ensemble | None = None,
 ) -> tuple[State, RoundLog]:
     training = Training(model, OBJECTIVE, LocalSGD(learning_rate=0.05), LocalWork(batch_size=3), 0)
-    backend = make(training) if levels is None else LevelsBackend(levels, training, make)
-    draws = Only([0, 1, 2] if clients is None else clients)
-    setting = Setting(data, training, backend, Schedule(), draws, FedAvg(), 5, levels=levels, ensemble=ensemble)
-    params = model.params()
-    return run_round(setting, State(params, {}, Bank("nothing", params, data.assignment)), 0)
+    federation = federation_of(
+        data,
+        training,
+        make if views is None else lambda training: ViewsBackend(views, training, make),
+        schedule=Schedule(),
+        sampling=Only(clients=clients),
+        views=views,
+        steps=() if ensemble is None else (ensemble,),
+    )
+    return run_round(federation, start_of(federation), 0)
 
 
 def test_a_trunk_is_the_mean_over_its_own_clients_and_a_head_over_all_that_train_it() -> None:
     data = uneven([5, 1, 7], 1)
-    model, levels = peers_of(data)
-    state, _ = one_round(data, model, levels)
-    alone = [one_round(data, levels.levels[level].model, None, clients=[client])[0].params for client, level in enumerate(OF)]
+    model, views = peers_of(data)
+    state, _ = one_round(data, model, views)
+    alone = [one_round(data, views.levels[level].model, None, clients=(client,))[0].params for client, level in enumerate(OF)]
     weights = torch.tensor([float(size) for size in data.clients.sizes], dtype=torch.float64)
     for name, start in model.params().items():
         for row in range(len(start)) if name.startswith("heads.") else [...]:
@@ -106,18 +113,18 @@ def test_the_backends_agree() -> None:
 
 def test_a_client_is_sent_its_own_trunk_to_the_byte() -> None:
     data = uneven([5, 1, 7], 1)
-    model, levels = peers_of(data)
-    lengths = [levels.message_bytes(model.params(), data.assignment, [client]) for client in range(3)]
-    sent = [pack(message(levels.levels[level].model.params(), data.assignment[k])) for k, level in enumerate(OF)]
+    model, views = peers_of(data)
+    lengths = [views.message_bytes(model.params(), data.assignment, [client]) for client in range(3)]
+    sent = [pack(message(views.levels[level].model.params(), data.assignment[k])) for k, level in enumerate(OF)]
     assert lengths == [len(content) for content in sent]
-    _, log = one_round(data, model, levels)
+    _, log = one_round(data, model, views)
     assert log.bytes_up == log.bytes_down == sum(lengths)
 
 
 def test_a_trunk_whose_clients_stay_away_rests() -> None:
     data = uneven([5, 1, 7], 1)
-    model, levels = peers_of(data)
-    state, _ = one_round(data, model, levels, clients=[1, 2])
+    model, views = peers_of(data)
+    state, _ = one_round(data, model, views, clients=(1, 2))
     start = model.params()
     moved = {name for name, value in state.params.items() if not torch.equal(value, start[name])}
     assert {name for name in start if name.startswith("trunk.features.deep")} <= moved
@@ -126,13 +133,13 @@ def test_a_trunk_whose_clients_stay_away_rests() -> None:
 
 def test_all_trunks_learn_from_the_ensemble_of_all() -> None:
     data = uneven([5, 1, 7], 1)
-    model, levels = peers_of(data)
+    model, views = peers_of(data)
     images = torch.randint(0, 256, (40, *data.image_shape), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    options = FedDF(steps=60, batch_size=20, rate=0.05)
-    models = [level.model for level in levels.levels]
-    ensemble = Ensemble(options, models, OBJECTIVE, LocalSGD(), images, seed=0, students=levels.students)
-    averaged, learned = (one_round(data, model, levels, ensemble=one)[0].params for one in (None, ensemble))
-    alone = [one_round(data, models[level], None, clients=[client])[0].params for client, level in enumerate(OF)]
+    options = DistilEnsemble(steps=60, batch_size=20, rate=0.05)
+    models = [level.model for level in views.levels]
+    ensemble = Ensemble(options, models, OBJECTIVE, LocalSGD(), images, seed=0, students=views.students)
+    averaged, learned = (one_round(data, model, views, ensemble=one)[0].params for one in (None, ensemble))
+    alone = [one_round(data, models[level], None, clients=(client,))[0].params for client, level in enumerate(OF)]
     scores = []
     for params, level in zip(alone, OF, strict=True):
         own = models[level]
@@ -239,9 +246,8 @@ def test_a_client_has_the_first_trunk_that_its_device_holds(class_folders: Path,
     config = mixed(class_folders, large)
     data = build_data(config)
     model, objective = build_start(config, data)
-    levels = build_levels(config, data, model, objective)
-    assert levels is not None
-    plain, light = (work.memory for work in build_workloads(config, data, levels.levels, objective))
+    views = build_views(config, data, model, objective)
+    plain, light = (work.memory for work in build_workloads(config, data, views.levels, objective))
     assert plain.min() > light.max()
     config = mixed(class_folders, large, "fleet=boards", "fleet.memory=shrink", "trunk.shares=null", "rounds=1")
     config.fleet.profiles = {

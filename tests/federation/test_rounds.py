@@ -11,16 +11,16 @@ from mtl.data.client_batches import LocalWork, plan_batches
 from mtl.data.federated_data import FederatedData
 from mtl.data.ragged import Ragged
 from mtl.data.transforms import Augmentation, Normalise
-from mtl.federation.for_each_client import LoopBackend, Training
+from mtl.federation.bank import Bank, Kept
+from mtl.federation.clients import Block, Training
 from mtl.federation.inference import Inference
+from mtl.federation.layout import Layout
 from mtl.federation.local_sgd import LocalSGD
+from mtl.federation.loop import LoopBackend
 from mtl.federation.message import message_bytes
 from mtl.federation.objective import NUMBERS, Objective
-from mtl.federation.personalise import Bank, Kept
-from mtl.federation.rounds import RoundLog, Setting, State, check_health, run_round
+from mtl.federation.round import Federation, RoundLog, State, check_health, run_round
 from mtl.federation.sampling import Sampling
-from mtl.federation.schedule import Schedule
-from mtl.federation.server import FedAvg
 from mtl.learning.federated import FederatedLearning
 from mtl.losses.bce import BCE
 from mtl.losses.pairs import TaskCounts
@@ -30,6 +30,7 @@ from mtl.models.hard_sharing import HardSharing
 from mtl.models.norm import replace_batch_norm
 from mtl.types import Diverged, Params
 from tests.conftest import clone, make_federation
+from tests.federation.helpers import federation_of, start_of
 
 OBJECTIVE = Objective(Augmentation(flip=False), Normalise())
 
@@ -40,36 +41,25 @@ def make_model(data: FederatedData, *, dropout: bool = False) -> HardSharing:
     return HardSharing(trunk, heads.LinearHeads(trunk.width, data.num_tasks), BCE(data.num_tasks))
 
 
-def make_setting(data: FederatedData, model: HardSharing, **changed: object) -> Setting:
+def make_fed(data: FederatedData, model: HardSharing, **changed: object) -> Federation:
     client = changed.pop("client", LocalSGD(learning_rate=0.1, momentum=0.0, weight_decay=0.0, head_scale=1.0))
     work = changed.pop("work", LocalWork(batch_size=4, epochs=1))
-    make_backend = changed.pop("backend", LoopBackend)
     training = Training(model, OBJECTIVE, client, work, seed=0)  # type: ignore[arg-type]
-    setting = Setting(
-        data=data,
-        training=training,
-        backend=make_backend(training),  # type: ignore[operator]
-        schedule=Schedule("constant"),
-        sampling=Sampling(),
-        server=FedAvg(),
-        num_rounds=5,
-    )
-    return replace(setting, **changed)  # type: ignore[arg-type]
+    return federation_of(data, training, changed.pop("backend", LoopBackend), **changed)  # type: ignore[arg-type]
 
 
-def start(data: FederatedData, model: HardSharing, setting: Setting, keep: str = "nothing") -> State:
-    bank = Bank(keep, model.params(), data.assignment)
-    travelling = {name: value for name, value in model.params().items() if not bank.stays(name)}
-    return State(clone(model.params()), setting.server.init(travelling), bank)
+def own(state: State, clients: list[int]) -> Params:
+    """What the clients would start from, stacked."""
+    return state.bank.load(clients, {"params": state.params})["params"]
 
 
 def run(
     data: FederatedData, model: HardSharing, rounds: int, keep: str = "nothing", **changed: object
 ) -> tuple[State, list[RoundLog]]:
-    setting = make_setting(data, model, **changed)
-    state, logs = start(data, model, setting, keep), []
+    fed = make_fed(data, model, keep=keep, **changed)
+    state, logs = start_of(fed), []
     for r in range(rounds):
-        state, log = run_round(setting, state, r)
+        state, log = run_round(fed, state, r)
         logs.append(log)
     return state, logs
 
@@ -147,17 +137,17 @@ def test_a_client_trains_the_same_in_any_company(federation: FederatedData) -> N
     model = make_model(federation, dropout=True)
     together, _ = run(federation, model, 2, "all")
     alone, _ = run(federation, model, 2, "all", sampling=Second())
-    assert_equal(together.bank.load([1], together.params), alone.bank.load([1], alone.params))
+    assert_equal(own(together, [1]), own(alone, [1]))
 
 
 def test_heads_that_stay_are_neither_sent_nor_averaged(federation: FederatedData) -> None:
     model = make_model(federation)
     state, logs = run(federation, model, 2, "heads")
     assert_equal({"heads.weight": state.params["heads.weight"]}, {"heads.weight": model.params()["heads.weight"]})
-    own = state.bank.load([0, 1], state.params)["heads.weight"]
+    kept = own(state, [0, 1])["heads.weight"]
     for client, tasks in enumerate(federation.assignment):
-        assert not (own[client] == model.params()["heads.weight"])[tasks].all(1).any()
-        assert torch.equal(own[client][~tasks], model.params()["heads.weight"][~tasks])
+        assert not (kept[client] == model.params()["heads.weight"])[tasks].all(1).any()
+        assert torch.equal(kept[client][~tasks], model.params()["heads.weight"][~tasks])
     assert logs[0].bytes_up == 0  # flat trunk: nothing but heads
 
 
@@ -173,10 +163,10 @@ def test_local_learning_is_each_client_alone(federation: FederatedData) -> None:
             negatives=federation.negatives[client : client + 1],
         )
         if client == 0:  # a client's draws go by its number, which only the first keeps here
-            own, _ = run(single, model, 3)
-            loaded = state.bank.load([0], state.params)
+            alone, _ = run(single, model, 3)
+            loaded = own(state, [0])
             tasks = federation.assignment[0]
-            assert torch.allclose(loaded["heads.weight"][0, tasks], own.params["heads.weight"][tasks], atol=1e-6)
+            assert torch.allclose(loaded["heads.weight"][0, tasks], alone.params["heads.weight"][tasks], atol=1e-6)
     assert sum(log.bytes_up + log.bytes_down for log in logs) == 0
 
 
@@ -191,14 +181,15 @@ def test_a_loss_that_is_not_finite_names_client_and_round_and_leaves_the_state(f
     data = replace(federation, images=federation.images.float() / 255)
     model = make_model(data)
     data.images[data.clients[1][0]] = torch.nan
-    setting = make_setting(data, model)
-    state = start(data, model, setting, "heads")
+    fed = make_fed(data, model, keep="heads")
+    state = start_of(fed)
     before = clone(state.params | state.bank.state_dict())
     with pytest.raises(Diverged, match="client 1 is not finite in round 3"):
-        run_round(setting, state, 2)
+        run_round(fed, state, 2)
     assert_equal(state.params | state.bank.state_dict(), before)
     # Where nothing stays on the clients the round does not wait for the answer, and its log has it.
-    _, log = run_round(setting, start(data, model, setting), 2)
+    fed = make_fed(data, model)
+    _, log = run_round(fed, start_of(fed), 2)
     assert log.finite.tolist() == [True, False]
     with pytest.raises(Diverged, match="client 1 is not finite in round 3"):
         check_health(log)
@@ -216,10 +207,10 @@ def test_scores_come_from_the_models_that_answer(federation: FederatedData, keep
     if rule == "argmax":
         for client in range(2):
             copied = copy.deepcopy(model)
-            copied.load_state_dict({name: value[0] for name, value in state.bank.load([client], state.params).items()})
-            own = copied((federation.images[federation.split.test].float() / 255 - 0.5) / 0.25)
+            copied.load_state_dict({name: value[0] for name, value in own(state, [client]).items()})
+            scored = copied((federation.images[federation.split.test].float() / 255 - 0.5) / 0.25)
             tasks = federation.assignment[client]
-            assert torch.allclose(scores[:, tasks], own[:, tasks], atol=1e-5)
+            assert torch.allclose(scores[:, tasks], scored[:, tasks], atol=1e-5)
 
 
 @pytest.mark.parametrize("keep", ["nothing", "heads", "all"])
@@ -231,9 +222,8 @@ def test_scores_that_depend_on_the_batch_are_the_same_on_any_number_of_ranks(
     local = Trunk(replace_batch_norm(trunk, "local"), 8)
     model = HardSharing(local, heads.LinearHeads(8, 4), BCE(4))
     model.held = NUMBERS // 3  # three images at once
-    setting = make_setting(federation, model)
-    bank = Bank(keep, model.params(), federation.assignment)
-    learner = FederatedLearning(model, setting, Inference(model, OBJECTIVE), bank)
+    fed = make_fed(federation, model, keep=keep)
+    learner = FederatedLearning(model, fed, Inference(model, OBJECTIVE), start_of(fed).bank)
     expected = learner.scores(federation.split.test)
     for count in (2, 3, 4):  # of eight images, so that the fourth has none
         total = torch.zeros_like(expected)
@@ -268,16 +258,23 @@ def bank_of(keep: str, num_clients: int, folder: Path | None = None, memory: flo
     assignment = torch.zeros(num_clients, 4, dtype=torch.bool)
     assignment[torch.arange(num_clients), torch.arange(num_clients) % 4] = True
     assignment[0] = True
-    return Bank(keep, params, assignment, folder=folder, memory=memory), params
+    return Bank(Layout(keep), {"params": params}, assignment, folder=folder, memory=memory), params
 
 
 def keep_all(bank: Bank, clients: list[int], params: Params) -> None:
     """Store what stays of the clients' parameters, stacked."""
-    stays = {name: value[0] for name, value in params.items() if bank.stays(name)}
-    kept = Kept(stays, bank._assignment[clients])
-    for place in range(len(clients)):
-        kept.put(torch.tensor([place]), {name: value[[place]] for name, value in params.items()})
-    bank.store(clients, kept.values)
+    kept = Kept(bank.kept({"params": {name: value[0] for name, value in params.items()}}), bank._assignment[clients])
+    for place, client in enumerate(clients):
+        kept.add(block_of([client], {name: value[[place]] for name, value in params.items()}), torch.tensor([place]))
+    bank.store(clients, kept)
+
+
+def block_of(clients: list[int], params: Params) -> Block:
+    return Block(clients, {"params": params}, {}, torch.zeros(0))
+
+
+def load(bank: Bank, clients: list[int], params: Params) -> Params:
+    return bank.load(clients, {"params": params})["params"]
 
 
 @pytest.mark.parametrize("keep", ["heads", "all"])
@@ -292,7 +289,7 @@ def test_what_stays_lies_in_a_file_beyond_a_size_and_is_the_same(keep: str, tmp_
     for bank in (in_memory, in_file):
         keep_all(bank, [4, 0], own)
         assert bank.trained() == [0, 4]
-        loaded = bank.load([0, 1, 4], params)
+        loaded = load(bank, [0, 1, 4], params)
         assert torch.equal(loaded["heads.w"][0], own["heads.w"][1])  # client 0 trains every subtask
         assert torch.equal(loaded["heads.w"][1], params["heads.w"])  # client 1 never trained
         assert torch.equal(loaded["heads.w"][2, 0], own["heads.w"][0, 0])  # client 4 trains subtask 0 alone
@@ -302,7 +299,7 @@ def test_what_stays_lies_in_a_file_beyond_a_size_and_is_the_same(keep: str, tmp_
     assert_equal(in_memory.state_dict(), in_file.state_dict())
     fresh, _ = bank_of(keep, 6)
     fresh.load_state_dict(in_file.state_dict())
-    assert_equal(fresh.load([0, 1, 4], params), in_file.load([0, 1, 4], params))
+    assert_equal(load(fresh, [0, 1, 4], params), load(in_file, [0, 1, 4], params))
 
 
 def test_a_hundred_thousand_clients_take_memory_only_where_they_have_trained() -> None:
@@ -311,7 +308,7 @@ def test_a_hundred_thousand_clients_take_memory_only_where_they_have_trained() -
     keep_all(bank, [70_000], {name: value[None] + 1 for name, value in params.items()})
     state = bank.state_dict()
     assert state["clients"].tolist() == [70_000]
-    assert state["heads.w"].shape == (1, 2)
+    assert state["params/heads.w"].shape == (1, 2)
 
 
 @pytest.mark.parametrize(
@@ -326,7 +323,7 @@ def test_too_little_disk_for_all_that_stays_is_told_at_the_start(
     assignment = torch.zeros(600_000 - 3, 4, dtype=torch.bool)
     assignment[:, 0] = assignment[0] = True
     with pytest.raises(OSError, match=rf"bank must have {needed} bytes free for what stays .*, and it has {needed - 1}"):
-        Bank(keep, params, assignment, folder=tmp_path / "bank", memory=10, num_processes=processes)
+        Bank(Layout(keep), {"params": params}, assignment, folder=tmp_path / "bank", memory=10, num_processes=processes)
     assert not (tmp_path / "bank").exists()
 
 
@@ -335,7 +332,7 @@ def test_what_stays_is_saved_where_it_lies_and_no_more_than_is_in_use(tmp_path: 
     keep_all(bank, [7, 3], {name: value[None].repeat(2, *[1] * value.dim()) for name, value in params.items()})
     state = bank.state_dict()
     assert state["clients"].tolist() == [3, 7]
-    assert state["trunk.w"].data_ptr() == bank.state_dict()["trunk.w"].data_ptr()
+    assert state["params/trunk.w"].data_ptr() == bank.state_dict()["params/trunk.w"].data_ptr()
     torch.save(state, tmp_path / "state")
     assert (tmp_path / "state").stat().st_size < 4_000
 
@@ -343,7 +340,12 @@ def test_what_stays_is_saved_where_it_lies_and_no_more_than_is_in_use(tmp_path: 
 def test_what_stays_of_heads_is_the_rows_of_the_clients_own_subtasks() -> None:
     # 1,500 clients with a subtask each and 64 features: all rows of all clients would be 576 MB.
     clients = 1500
-    kept = Kept({"heads.w": torch.empty(clients, 64)}, torch.eye(clients, dtype=torch.bool))
-    assert kept.values["heads.w"].shape == (clients, 64)
-    kept.put(torch.tensor([1, 0]), {"heads.w": torch.arange(2.0 * clients).view(2, clients, 1).expand(2, clients, 64)})
-    assert kept.values["heads.w"][:3, 0].tolist() == [1500.0, 1.0, 0.0]  # client 0 is the second of the block, at its subtask 0
+    kept = Kept({"params": {"heads.w": torch.empty(clients, 64)}}, torch.eye(clients, dtype=torch.bool))
+    assert kept.sums["params/heads.w"].shape == (clients, 64)
+    numbers = torch.arange(2.0 * clients).view(2, clients, 1).expand(2, clients, 64)
+    kept.add(block_of([1, 0], {"heads.w": numbers}), torch.tensor([1, 0]))
+    assert kept.sums["params/heads.w"][:3, 0].tolist() == [
+        1500.0,
+        1.0,
+        0.0,
+    ]  # client 0 is the second of the block, at its subtask 0

@@ -1,9 +1,13 @@
 import pytest
 import torch
 
+from mtl.federation.aggregators import Update
+from mtl.federation.clients import Block
+from mtl.federation.layout import Layout
 from mtl.federation.sampling import Sampling
-from mtl.federation.server import FedAvg, RunningMean
-from mtl.types import Params
+from mtl.federation.server import MOMENTUM, Server, fedavg
+from mtl.types import Params, Slots
+from tests.federation.helpers import orders_of
 
 START: Params = {"trunk.w": torch.tensor([1.0, 2.0]), "heads.w": torch.tensor([[1.0], [2.0], [3.0]])}
 # Client a trains subtasks 0 and 1 on 1 image, client b subtask 1 on 3 images; nobody trains subtask 2.
@@ -13,55 +17,59 @@ UPDATES = [
 ]
 
 
-def mean_of(server: FedAvg, updates: list[tuple[Params, int, list[bool]]] = UPDATES, *, together: bool = False) -> RunningMean:
+def mean_of(server: Server, updates: list[tuple[Params, int, list[bool]]] = UPDATES, *, together: bool = False) -> Update:
     """together: all updates stacked, as one block."""
-    weights = torch.tensor([server.weight(images) for _, images, _ in updates])
     tasks = torch.tensor([trained for *_, trained in updates], dtype=torch.bool).view(-1, 3)
-    mean = RunningMean(START, weights, tasks)
-    if together:
-        mean.add({name: torch.stack([update[name] for update, *_ in updates]) for name in START}, weights, tasks)
-        return mean
-    for i, (update, *_) in enumerate(updates):
-        mean.add({name: value[None] for name, value in update.items()}, weights[[i]], tasks[[i]])
+    mean = server.aggregator.collect(orders_of(START, tasks, [images for _, images, _ in updates]))
+    for clients in [list(range(len(updates)))] if together else [[client] for client in range(len(updates))]:
+        update = {name: torch.stack([updates[client][0][name] for client in clients]) for name in START}
+        mean.add(Block(clients, {}, update, torch.zeros(len(clients), 2, 3)), torch.tensor(clients))
     return mean
+
+
+def apply(server: Server, state: Slots, mean: Update) -> Slots:
+    """Where all parameters travel."""
+    return server.algorithm.apply(state, state["params"], mean)
 
 
 @pytest.mark.parametrize(
     ("weighting", "trunk", "heads"), [("samples", [2.0, 5.0], [9.0, 7.0, 3.0]), ("clients", [3.0, 4.0], [9.0, 8.0, 3.0])]
 )
 def test_trunk_and_heads_by_hand(weighting: str, trunk: list[float], heads: list[float]) -> None:
-    server = FedAvg(weighting=weighting)
+    server = fedavg(weighting=weighting)
     for together in (False, True):
-        params, _ = server.aggregate(START, mean_of(server, together=together), server.init(START))
+        params = apply(server, server.init(START, Layout()), mean_of(server, together=together))["params"]
         assert params["trunk.w"].tolist() == trunk
         assert params["heads.w"].flatten().tolist() == heads
 
 
 def test_order_of_clients_does_not_matter() -> None:
-    server = FedAvg()
+    server = fedavg()
     one, other = mean_of(server).value(), mean_of(server, UPDATES[::-1]).value()
     assert all(torch.allclose(one[name], other[name]) for name in START)
 
 
 def test_server_momentum_by_hand_and_untrained_heads_stay() -> None:
-    server = FedAvg(learning_rate=0.5, momentum=0.5, weighting="clients")
-    params, state = server.aggregate(START, mean_of(server), server.init(START))
-    assert params["trunk.w"].tolist() == [2.0, 3.0]  # start + .5 x (2, 2)
-    params, state = server.aggregate(params, mean_of(server, UPDATES[:1]), state)
+    server = fedavg(learning_rate=0.5, momentum=0.5, weighting="clients")
+    state = apply(server, server.init(START, Layout()), mean_of(server))
+    assert state["params"]["trunk.w"].tolist() == [2.0, 3.0]  # start + .5 x (2, 2)
+    state = apply(server, state, mean_of(server, UPDATES[:1]))
+    params = state["params"]
     # v = .5 x (2, 2) + (4, 0) = (5, 1); head 0: v = .5 x 8 + 8 = 12, head 2 was never trained.
     assert params["trunk.w"].tolist() == [4.5, 3.5]
     assert params["heads.w"].flatten().tolist() == [1 + 4 + 6, 2 + 3 + 0.5 * (0.5 * 6 + 8), 3.0]
     before = params["heads.w"].clone()
-    params, _ = server.aggregate(params, mean_of(server, [UPDATES[1]]), state)
+    params = apply(server, state, mean_of(server, [UPDATES[1]]))["params"]
     assert torch.equal(params["heads.w"][[0, 2]], before[[0, 2]])
     assert not torch.equal(params["heads.w"][1], before[1])
 
 
 def test_a_round_that_nobody_came_back_from_changes_nothing() -> None:
-    server = FedAvg(momentum=0.9)
-    _, state = server.aggregate(START, mean_of(server), server.init(START))
-    params, after = server.aggregate(START, mean_of(server, []), state)
-    assert all(torch.equal(params[name], START[name]) and torch.equal(after[name], state[name]) for name in START)
+    server = fedavg(momentum=0.9)
+    before = apply(server, server.init(START, Layout()), mean_of(server))
+    after = apply(server, before, mean_of(server, []))
+    for slot in ("params", MOMENTUM):
+        assert all(torch.equal(after[slot][name], before[slot][name]) for name in START)
 
 
 def test_cohorts_are_drawn_without_replacement_and_by_name() -> None:
@@ -81,7 +89,7 @@ def test_dropout_keeps_the_stated_share_and_only_of_the_cohort() -> None:
 
 def test_wrong_options_are_refused() -> None:
     with pytest.raises(ValueError, match=r"server.weighting must be one of samples, clients, got size"):
-        FedAvg(weighting="size")
+        fedavg(weighting="size")
     with pytest.raises(ValueError, match=r"sampling.cohort must be in \[1, 3\], the number of clients, got 4"):
         Sampling(cohort=4).draw(3, seed=0, round=0)
     with pytest.raises(ValueError, match=r"sampling.dropout must be in \[0, 1\), got 1.0"):

@@ -14,14 +14,17 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
+from mtl.build import build_data
 from mtl.configs import compose
 from mtl.data.scenes import TEST, SceneSet
-from mtl.launch import experiments_folder
-from mtl.learning.detection import DetectionLearning
+from mtl.federation.clients import Training
+from mtl.learners import build_learner
+from mtl.learning.detection import DetectionLearning, SceneTraining
 from mtl.learning.learner import Learner
 from mtl.losses.by_kind import ByKind
+from mtl.named_experiments import experiments_folder
 from mtl.seeding import random_uniform
-from mtl.train import build_data, build_learner, train
+from mtl.train import train
 from mtl.trained import load_run
 from mtl.types import Params
 from tests.test_train import kill_after, numbers, without_time
@@ -287,10 +290,10 @@ def test_scenes_that_do_not_fit_the_data_are_refused() -> None:
         build(tiny("split.val=0.2"))
     learner = build(tiny())
     colour = SceneSet(**{**learner.scenes.__dict__, "images": learner.scenes.images.expand(-1, 3, -1, -1)})
-    parts = (learner.model, learner.federated_data, learner.objective, learner.client, learner.work, learner.schedule)
-    options = {"detection": learner.options, "scene_augmentation": learner.augmentation}
+    training = Training(learner.model, learner.objective, learner.client, learner.work, 0)
+    scenes = SceneTraining(colour, learner.options, learner.augmentation)
     with pytest.raises(ValueError, match="as many channels as the pictures of data, got 3 and 1"):
-        DetectionLearning(*parts, scenes=colour, num_rounds=1, seed=0, **options)
+        DetectionLearning(training, learner.federated_data, learner.schedule, scenes=scenes, num_rounds=1)
 
 
 def test_the_best_round_is_chosen_by_the_faces_named_in_validation_scenes(tmp_path: Path) -> None:

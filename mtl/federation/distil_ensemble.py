@@ -6,7 +6,7 @@ After the average x of a round the server goes on from x, on images u that have 
 
 s are the decision scores; subtask by subtask the mean is over the clients that came back and train it, and a subtask that none of them
 trains is left out. The server has the clients' models already, and so nothing more is sent. Where clients train several widths or
-architectures (`heterofl`), each scores with its own; of widths the whole model learns, of architectures all do, with the sum of their
+architectures (`views`), each scores with its own; of widths the whole model learns, of architectures all do, with the sum of their
 losses, since they share the heads.
 
 Departures: the scores of the ensemble are computed once a round rather than for each batch, which is the same, as images are not augmented;
@@ -25,13 +25,16 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.profiler import record_function
 
+from mtl.balancing.contract import Balancer
 from mtl.data.client_batches import LocalWork, plan_batches
 from mtl.data.ragged import Ragged
 from mtl.edge.distil import soft_binary
-from mtl.federation.for_each_client import Trained
+from mtl.federation.clients import Block
+from mtl.federation.collectors import Collector
 from mtl.federation.local_sgd import LocalSGD
 from mtl.federation.objective import NUMBERS, Objective, images_at_once
-from mtl.federation.server import FedAvg
+from mtl.federation.orders import Orders
+from mtl.federation.server import Server, Surroundings, fedavg
 from mtl.models.cnn import ImageShape
 from mtl.models.hard_sharing import HardSharing
 from mtl.seeding import derive_seed, generator
@@ -41,9 +44,10 @@ PIXELS = 2**20  # that many clients' models look at at once
 
 
 @dataclass(frozen=True)
-class FedDF(FedAvg):
-    """images: where the images without labels come from, a member of `data` (+data@server.images=NAME), null for noise; num_images: of
-    them; steps, batch_size, rate: of the server's learning in a round; temperature is T.
+class DistilEnsemble:
+    """images: where the images without labels come from, null for noise; num_images: number of these images; steps: steps of the server's
+    learning in a round; batch_size: images in a step; rate: learning rate of the server's learning; temperature: T, by which scores are
+    divided before they are compared.
     """
 
     images: ImageData | None = None
@@ -54,13 +58,31 @@ class FedDF(FedAvg):
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         for name in ("num_images", "steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"server.{name} must be >= 1, got {getattr(self, name)}")
         for name in ("rate", "temperature"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"server.{name} must be > 0, got {getattr(self, name)}")
+
+    def bind(self, around: Surroundings) -> "Ensemble":
+        """See `StepOptions`. Raises ValueError where the server does not have the clients' whole models."""
+        if around.layout.keep != "nothing":
+            raise ValueError(
+                "server=feddf scores with the clients' models: it needs mode=federated and keep=nothing, and here clients keep "
+                f"{around.layout.keep}"
+            )
+        if around.features:
+            raise ValueError("server=feddf needs images that are not features: transfer.cache must be false, got true")
+        return Ensemble(
+            self,
+            [level.model for level in around.views.levels],
+            replace(around.objective, distil=None),
+            around.algorithm,
+            self.unlabelled(around.image_shape, around.pixels, seed=around.seed),
+            seed=around.seed,
+            students=around.views.students,
+        )
 
     def unlabelled(self, image_shape: ImageShape, pixels: torch.dtype, *, seed: int) -> Tensor:
         """Stored images [U, c, H, W] like those of the run: a draw of `images`, or noise: uniform bytes, or normal numbers where images are
@@ -94,7 +116,7 @@ class Ensemble:
 
     def __init__(
         self,
-        options: FedDF,
+        options: DistilEnsemble,
         models: Sequence[HardSharing],
         objective: Objective,
         algorithm: LocalSGD,
@@ -108,13 +130,30 @@ class Ensemble:
         plain = replace(objective, mirror=False)
         self._scores = [_Scores(copy.deepcopy(model), plain).eval() for model in models]
 
+    @property
+    def data(self) -> tuple[Tensor, ...]:
+        """See `ServerStep`."""
+        return (self.images,)
+
+    def collect(self, orders: Orders) -> "Votes":
+        """See `ServerStep`."""
+        return Votes(self, orders)
+
+    def apply(self, params: Params, orders: Orders, collected: Collector) -> Params:
+        """See `ServerStep`."""
+        assert isinstance(collected, Votes)
+        if not orders.cohort.clients:
+            return params
+        counts = orders.cohort.tasks.to(collected.votes.device).sum(0)
+        return self.distil(params, collected.votes, counts, round=orders.cohort.round, frozen=orders.frozen)
+
     @torch.no_grad()
     @record_function("mtl/ensemble")
-    def votes(self, trained: Trained, tasks: Tensor) -> Tensor:
+    def votes(self, trained: Block, tasks: Tensor) -> Tensor:
         """Scores [U, T] summed over the clients, zero where a client does not train the subtask. tasks: bool [K, T]."""
-        scores = self._scores[trained.level]
+        scores = self._scores[trained.view]
         scores.to(tasks.device)
-        params = scores.own(trained.params)
+        params = scores.own(trained.slots["params"])
         # Not by the clients beside one: where images are normalised by their batch, a score depends on it.
         part = images_at_once(scores.model, min(self.options.batch_size, len(self.images)))
         size = max(min(PIXELS // (part * self.images[0].numel()), NUMBERS // (scores.model.held * part)), 1)
@@ -155,6 +194,43 @@ class Ensemble:
             rate = torch.tensor(options.rate * factor, dtype=votes.dtype, device=votes.device)
             moved, state = self.algorithm.step(moved, dict(zip(leaves, grads, strict=True)), state, rate)
         return params | moved
+
+
+class Votes:
+    """The clients' scores of the ensemble's images, [U, T], summed over those that train the subtask."""
+
+    def __init__(self, ensemble: Ensemble, orders: Orders) -> None:
+        self._ensemble, self._tasks = ensemble, orders.cohort.tasks
+        self.votes = orders.like.new_zeros(len(ensemble.images), orders.cohort.tasks.shape[1])
+        self.sums = {"votes": self.votes}
+
+    def add(self, block: Block, places: Tensor) -> None:
+        """See `Collector`."""
+        self.votes += self._ensemble.votes(block, self._tasks[places].to(self.votes.device))
+
+
+def feddf(
+    learning_rate: float = 1.0,
+    momentum: float = 0.0,
+    weighting: str = "samples",
+    balancer: Balancer | None = None,
+    images: ImageData | None = None,
+    num_images: int = 500,
+    steps: int = 50,
+    batch_size: int = 64,
+    rate: float = 0.01,
+    temperature: float = 1.0,
+) -> Server:
+    """FedDF: FedAvg, then the server learns from the clients' models on images without labels (Lin et al. 2020).
+
+    learning_rate: factor of the mean update; momentum: momentum over the rounds; weighting: what a client counts by: samples (its
+    training images) or clients (all the same); balancer: a balancer that remembers nothing, over the clients' updates, None for their
+    mean; images: where the images without labels come from, a member of `data` (+data@server.images=NAME), null for noise;
+    num_images: number of these images; steps: steps of the server's learning in a round; batch_size: images in a step; rate: learning rate
+    of the server's learning; temperature: T, by which scores are divided before they are compared.
+    """
+    options = DistilEnsemble(images, num_images, steps, batch_size, rate, temperature)
+    return replace(fedavg(learning_rate, momentum, weighting, balancer), options=(options,))
 
 
 class _Scores(nn.Module):

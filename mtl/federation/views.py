@@ -15,19 +15,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtl.data.client_batches import LocalWork
 from mtl.data.federated_data import FederatedData
 from mtl.edge.ledger import Workload
 from mtl.edge.widths import Level
 from mtl.federation.auto import AutoBackend
-from mtl.federation.for_each_client import Backend, CohortJob, Start, Trained, Training
+from mtl.federation.clients import Backend, Block, CohortJob, Start, Training
 from mtl.federation.message import message_bytes
-from mtl.types import Params
+from mtl.models.hard_sharing import HardSharing
+from mtl.types import Params, Slots
 
 
-class Levels:
-    """The widths of a federation, the whole model first, or its architectures, the server's own first; and whose they are. of: int64 [C],
-    the place of each client's.
+class Views:
+    """The parts of the global model that clients train: all of it, or widths, the whole model first, or architectures, the server's own
+    first; and whose they are.
+
+    Args:
+        of: int64 [C], the place of each client's view.
     """
 
     def __init__(self, levels: Sequence[Level], of: Tensor) -> None:
@@ -35,6 +38,16 @@ class Levels:
         self._index = [level.index for level in levels]
         names = [set(level.model.params()) for level in levels]
         self._absent = [set().union(*names) - own for own in names]
+
+    @classmethod
+    def whole(cls, model: HardSharing, num_clients: int) -> "Views":
+        """Every client trains the whole model."""
+        return cls([Level(1.0, model, {})], torch.zeros(num_clients, dtype=torch.long))
+
+    @property
+    def alike(self) -> bool:
+        """Whether every client trains the whole model."""
+        return len(self.levels) == 1 and self.levels[0].trunk is None
 
     def __len__(self) -> int:
         return len(self.levels)
@@ -45,8 +58,10 @@ class Levels:
         return [self.levels[level].ratio for level in self.of]
 
     @property
-    def told(self) -> dict[str, list[Any]]:
-        """What a run says of its clients: the `trunks` that they train, or the `widths`."""
+    def of_clients(self) -> dict[str, list[Any]]:
+        """What a run records of its clients: the `trunks` that they train, or the `widths`; nothing where all train the same."""
+        if self.alike:
+            return {}
         if self.levels[0].trunk is None:
             return {"widths": self.widths}
         return {"trunks": [self.levels[level].trunk for level in self.of]}
@@ -99,11 +114,17 @@ class Levels:
         fields = ("flops", "bytes_down", "bytes_up", "memory")
         return Workload(**{field: self._each(torch.stack([getattr(work, field) for work in workloads])) for field in fields})
 
-    def samples(self, clients: Sequence[int], work: LocalWork, data: FederatedData) -> list[int]:
-        """Images that some clients see in a round, by level."""
-        seen = [0] * len(self)
-        for client in clients:
-            seen[self.of[client]] += work.num_samples(data.clients.size(client))
+    @property
+    def accounts(self) -> list[str]:
+        """What a run calls the images that the clients of each view see; nothing where all train the same."""
+        return [] if self.alike else [f"samples_{level.name}" for level in self.levels]
+
+    def samples(self, clients: Sequence[int], num_samples: Sequence[int]) -> dict[str, int]:
+        """Images that some clients see in a round, by account. num_samples: of each of them."""
+        seen = dict.fromkeys(self.accounts, 0)
+        if seen:
+            for client, count in zip(clients, num_samples, strict=True):
+                seen[self.accounts[self.of[client]]] += count
         return seen
 
     def _each(self, by_level: Tensor) -> Tensor:
@@ -111,10 +132,10 @@ class Levels:
         return by_level.gather(0, torch.tensor(self.of)[None])[0]
 
 
-class LevelsBackend:
+class ViewsBackend:
     """The clients of each level by a backend of its own, made by `make`; they are of one kind, so that `auto` chooses for all."""
 
-    def __init__(self, levels: Levels, training: Training, make: Callable[[Training], Backend]) -> None:
+    def __init__(self, levels: Views, training: Training, make: Callable[[Training], Backend]) -> None:
         self.levels = levels
         self.backends = [make(replace(training, model=level.model)) for level in levels.levels]
 
@@ -129,18 +150,22 @@ class LevelsBackend:
         for backend, own in zip(self.backends, state["levels"], strict=True):
             backend.load_state_dict(own)
 
-    def __call__(self, job: CohortJob, data: FederatedData) -> Iterator[Trained]:
+    def __call__(self, job: CohortJob, data: FederatedData) -> Iterator[Block]:
         for level, backend in enumerate(self.backends):
             clients = [client for client in job.clients if self.levels.of[client] == level]
             for trained in backend(replace(job, clients=clients, start=self._start(level, job.start)), data):
-                yield replace(trained, level=level)
+                yield replace(trained, view=level)
             # What the first that had clients to try has chosen is for all.
             for other in self.backends:
                 if isinstance(other, AutoBackend) and other.name == "auto":
                     other.settle(backend.name)
 
     def _start(self, level: int, whole: Start) -> Start:
-        return lambda clients: self.levels.take(level, whole(clients))
+        def start(clients: Sequence[int]) -> Slots:
+            slots = whole(clients)
+            return slots | {"params": self.levels.take(level, slots["params"])}
+
+        return start
 
 
 def largest_that_fit(workloads: Sequence[Workload], room: Tensor) -> Tensor:

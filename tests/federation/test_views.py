@@ -12,62 +12,73 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtl.build import build_data, build_levels, build_workloads
+from mtl.build import build_data, build_views, build_workloads
 from mtl.data.client_batches import LocalWork, plan_batches
 from mtl.data.federated_data import FederatedData
 from mtl.edge.ledger import Workload
 from mtl.edge.widths import Level, narrow
+from mtl.federation.aggregators import RunningMean
 from mtl.federation.auto import AutoBackend
-from mtl.federation.for_each_client import Backend, CohortJob, LoopBackend, Training
-from mtl.federation.heterofl import Levels, LevelsBackend, largest_that_fit
+from mtl.federation.bank import Bank
+from mtl.federation.clients import Backend, Block, CohortJob, Training
+from mtl.federation.layout import Layout
 from mtl.federation.local_sgd import LocalSGD
+from mtl.federation.loop import LoopBackend
 from mtl.federation.message import message, pack
-from mtl.federation.personalise import Bank
-from mtl.federation.rounds import RoundLog, Setting, State, run_round
+from mtl.federation.round import RoundLog, State, run_round
 from mtl.federation.sampling import Sampling
 from mtl.federation.schedule import Schedule
-from mtl.federation.server import FedAvg, RunningMean
+from mtl.federation.server import MOMENTUM, Server, fedavg
 from mtl.federation.stacked import StackedBackend
+from mtl.federation.views import Views, ViewsBackend, largest_that_fit
+from mtl.learners import build_sampling
 from mtl.learning.checkpoints import read_checkpoint
 from mtl.losses.bce import BCE
 from mtl.models import cnn, heads
 from mtl.models.hard_sharing import HardSharing
-from mtl.train import build_sampling, train
+from mtl.train import train
 from mtl.trained import build_start
 from mtl.types import Params
-from tests.conftest import clone, make_federation
+from tests.conftest import make_federation
+from tests.federation.helpers import federation_of, named, orders_of, start_of
 from tests.federation.test_backends import FACES, model_of, uneven
 from tests.federation.test_rounds import OBJECTIVE, assert_equal
 from tests.test_train import kill_after, numbers, small, without_time
 
 
-def levels_of(model: HardSharing, data: FederatedData, of: list[int], ratios: tuple[float, ...] = (1.0, 0.5, 0.25)) -> Levels:
-    return Levels([narrow(model, data.image_shape, ratio) for ratio in ratios], torch.tensor(of))
+def views_of(model: HardSharing, data: FederatedData, of: list[int], ratios: tuple[float, ...] = (1.0, 0.5, 0.25)) -> Views:
+    return Views([narrow(model, data.image_shape, ratio) for ratio in ratios], torch.tensor(of))
 
 
 def rounds(
     make: Callable[[Training], Backend],
     data: FederatedData,
     model: HardSharing,
-    levels: Levels | None,
+    views: Views | None,
     *,
     count: int = 3,
     keep: str = "nothing",
     client: LocalSGD | None = None,
-    server: FedAvg | None = None,
+    server: Server | None = None,
     sampling: Sampling | None = None,
     augment: bool = True,
 ) -> tuple[State, list[RoundLog]]:
     objective = replace(OBJECTIVE, augmentation=FACES) if augment else OBJECTIVE
     training = Training(model, objective, client or LocalSGD(), LocalWork(batch_size=3), 0)
-    backend = make(training) if levels is None else LevelsBackend(levels, training, make)
-    server = server or FedAvg(momentum=0.5)
-    setting = Setting(data, training, backend, Schedule(), sampling or Sampling(), server, num_rounds=5, levels=levels)
-    bank = Bank(keep, model.params(), data.assignment)
-    params = clone(model.params())
-    state, logs = State(params, server.init({k: v for k, v in params.items() if not bank.stays(k)}), bank), []
+    server = server or fedavg(momentum=0.5)
+    federation = federation_of(
+        data,
+        training,
+        make if views is None else lambda training: ViewsBackend(views, training, make),
+        schedule=Schedule(),
+        sampling=sampling,
+        server=server,
+        keep=keep,
+        views=views,
+    )
+    state, logs = start_of(federation), []
     for r in range(count):
-        state, log = run_round(setting, state, r)
+        state, log = run_round(federation, state, r)
         logs.append(log)
     return state, logs
 
@@ -77,11 +88,11 @@ def test_each_coordinate_is_the_mean_over_those_that_train_it_by_hand() -> None:
     torch.manual_seed(0)
     trunk = cnn.classic_cnn(data.image_shape, channels=(4,), width=6, conv_dropout=0.0, dropout=0.0)
     model = HardSharing(trunk, heads.LinearHeads(6, 4), BCE(4))
-    levels = levels_of(model, data, [0, 1, 2])
+    views = views_of(model, data, [0, 1, 2])
     plain = LocalSGD(learning_rate=0.1, momentum=0.0, weight_decay=0.0, head_scale=1.0)
-    state, _ = rounds(LoopBackend, data, model, levels, count=1, client=plain, server=FedAvg(), augment=False)
+    state, _ = rounds(LoopBackend, data, model, views, count=1, client=plain, server=fedavg(), augment=False)
     start, trained = model.params(), []
-    for client, level in enumerate(levels.levels):
+    for client, level in enumerate(views.levels):
         own = copy.deepcopy(level.model)
         optimizer = torch.optim.SGD(own.parameters(), lr=0.1)
         plan = plan_batches(data.clients, [client], LocalWork(batch_size=3), seed=0, round=0)
@@ -101,7 +112,7 @@ def test_each_coordinate_is_the_mean_over_those_that_train_it_by_hand() -> None:
         for place, before in enumerate(value.flatten().tolist()):
             # A client's number of the coordinate, where it has one.
             moved, total = 0.0, 0
-            for level, mine, weight in zip(levels.levels, trained, weights, strict=True):
+            for level, mine, weight in zip(views.levels, trained, weights, strict=True):
                 where = (level.index[name].flatten() == place).nonzero().flatten().tolist() if name in level.index else [place]
                 if where:
                     moved += weight * (mine[name].flatten()[where[0]].item() - before)
@@ -114,9 +125,9 @@ def test_each_coordinate_is_the_mean_over_those_that_train_it_by_hand() -> None:
 def test_one_level_of_the_whole_width_is_fedavg_bit_for_bit(kind: str, make: Callable[[Training], Backend]) -> None:
     data = uneven([5, 1, 7], 2)
     model = model_of(kind, data)
-    one, logs = rounds(make, data, model, Levels([Level(1.0, model, {})], torch.zeros(3, dtype=torch.long)))
+    one, logs = rounds(make, data, model, Views.whole(model, 3))
     other, expected = rounds(make, data, model, None)
-    for left, right in ((one.params, other.params), (one.server, other.server)):
+    for left, right in ((one.params, other.params), (one.server[MOMENTUM], other.server[MOMENTUM])):
         assert_equal(left, right)
     assert [(log.bytes_up, log.num_samples) for log in logs] == [(log.bytes_up, log.num_samples) for log in expected]
 
@@ -124,7 +135,7 @@ def test_one_level_of_the_whole_width_is_fedavg_bit_for_bit(kind: str, make: Cal
 def test_all_at_the_whole_width_among_narrower_levels_is_fedavg() -> None:
     data = uneven([5, 1, 7], 2)
     model = model_of("dropout", data)
-    one, _ = rounds(LoopBackend, data, model, levels_of(model, data, [0, 0, 0]))
+    one, _ = rounds(LoopBackend, data, model, views_of(model, data, [0, 0, 0]))
     other, _ = rounds(LoopBackend, data, model, None)
     assert_equal(one.params, other.params, close=True)
 
@@ -132,32 +143,35 @@ def test_all_at_the_whole_width_among_narrower_levels_is_fedavg() -> None:
 def test_what_nobody_trains_stays_and_its_momentum_too() -> None:
     data = uneven([5, 3, 7], 2)
     model = model_of("dropout", data)
-    levels = levels_of(model, data, [0, 1, 2])
+    views = views_of(model, data, [0, 1, 2])
 
     class Those(Sampling):
         def draw(self, num_clients: int, *, seed: int, round: int) -> tuple[list[int], list[int]]:  # type: ignore[override]
             return ([0, 1, 2], [0]) if round == 0 else ([1, 2], [1, 2])
 
-    first, _ = rounds(LoopBackend, data, model, levels, count=1, sampling=Those())
-    second, _ = rounds(LoopBackend, data, model, levels, count=2, sampling=Those())
-    assert levels.levels[1].index
-    for name, place in levels.levels[1].index.items():
+    first, _ = rounds(LoopBackend, data, model, views, count=1, sampling=Those())
+    second, _ = rounds(LoopBackend, data, model, views, count=2, sampling=Those())
+    assert views.levels[1].index
+    for name, place in views.levels[1].index.items():
         beyond = torch.ones(model.params()[name].numel(), dtype=torch.bool)
         beyond[place.flatten()] = False
-        for before, after in ((first.params, second.params), (first.server, second.server)):
+        for before, after in ((first.params, second.params), (first.server[MOMENTUM], second.server[MOMENTUM])):
             assert torch.equal(before[name].flatten()[beyond], after[name].flatten()[beyond])
             assert not torch.equal(before[name].flatten()[~beyond], after[name].flatten()[~beyond])
-        assert first.server[name].flatten()[beyond].any()
+        assert first.server[MOMENTUM][name].flatten()[beyond].any()
 
 
 def test_a_mean_by_coordinate_by_hand() -> None:
     start: Params = {"trunk.w": torch.zeros(2, 2), "heads.w": torch.zeros(2, 1)}
-    tasks = torch.tensor([[True, False], [True, True]])
+    tasks, losses = torch.tensor([[True, False], [True, True]]), torch.zeros(1, 2, 2)
     # The first client, of weight 1, trains the first column alone.
-    mean = RunningMean(start, torch.tensor([1.0, 3.0]), tasks, {"trunk.w": torch.tensor([[4.0, 3.0], [4.0, 3.0]])})
+    column: Params = {"trunk.w": torch.zeros(2, 1), "heads.w": torch.zeros(2, 1)}
+    levels = [Level(1.0, named(start), {}), Level(0.5, named(column), {"trunk.w": torch.tensor([[0], [2]])})]
+    orders = orders_of(start, tasks, [1, 3], Views(levels, torch.tensor([1, 0])))
+    mean = RunningMean(orders, torch.tensor([1.0, 3.0], dtype=torch.float64))
     mine: Params = {"trunk.w": torch.tensor([[[8.0], [4.0]]]), "heads.w": torch.tensor([[[4.0], [9.0]]])}
-    mean.add(mine, torch.tensor([1.0]), tasks[:1], {"trunk.w": torch.tensor([[0], [2]])})
-    mean.add({"trunk.w": torch.ones(1, 2, 2), "heads.w": torch.ones(1, 2, 1)}, torch.tensor([3.0]), tasks[1:])
+    mean.add(Block([0], {}, mine, losses, view=1), torch.tensor([0]))
+    mean.add(Block([1], {}, {"trunk.w": torch.ones(1, 2, 2), "heads.w": torch.ones(1, 2, 1)}, losses), torch.tensor([1]))
     assert mean.value()["trunk.w"].tolist() == [[11 / 4, 1.0], [7 / 4, 1.0]]
     assert mean.value()["heads.w"].flatten().tolist() == [7 / 4, 1.0]
 
@@ -165,7 +179,7 @@ def test_a_mean_by_coordinate_by_hand() -> None:
 def test_messages_are_as_long_as_what_a_client_has() -> None:
     data = uneven([5, 3, 7], 2)
     model = model_of("dropout", data)
-    levels = levels_of(model, data, [0, 1, 2])
+    views = views_of(model, data, [0, 1, 2])
 
     class OneDrops(Sampling):
         def draw(self, num_clients: int, *, seed: int, round: int) -> tuple[list[int], list[int]]:  # type: ignore[override]
@@ -173,13 +187,13 @@ def test_messages_are_as_long_as_what_a_client_has() -> None:
 
     for keep in ("nothing", "heads"):
         lengths = []
-        for level, tasks in zip(levels.levels, data.assignment, strict=True):
+        for level, tasks in zip(views.levels, data.assignment, strict=True):
             own = {
                 name: value for name, value in level.model.params().items() if keep == "nothing" or not name.startswith("heads.")
             }
             lengths.append(len(pack(message(own, tasks))))
         assert lengths[2] < lengths[1] < lengths[0]
-        _, (log,) = rounds(LoopBackend, data, model, levels, count=1, sampling=OneDrops(), keep=keep)
+        _, (log,) = rounds(LoopBackend, data, model, views, count=1, sampling=OneDrops(), keep=keep)
         assert (log.bytes_down, log.bytes_up) == (sum(lengths), lengths[0] + lengths[2])
 
 
@@ -193,9 +207,9 @@ def test_messages_are_as_long_as_what_a_client_has() -> None:
 def test_loop_and_stacked_agree(clients: list[tuple[int, int]], kind: str, keep: str, block: int | None) -> None:
     data = uneven([size for size, _ in clients], 4)
     model = wide(kind, data)
-    levels = levels_of(model, data, [level for _, level in clients])
-    one, _ = rounds(LoopBackend, data, model, levels, keep=keep, sampling=Sampling(dropout=0.2))
-    other, _ = rounds(lambda t: StackedBackend(t, block=block), data, model, levels, keep=keep, sampling=Sampling(dropout=0.2))
+    views = views_of(model, data, [level for _, level in clients])
+    one, _ = rounds(LoopBackend, data, model, views, keep=keep, sampling=Sampling(dropout=0.2))
+    other, _ = rounds(lambda t: StackedBackend(t, block=block), data, model, views, keep=keep, sampling=Sampling(dropout=0.2))
     for left, right in ((one.params, other.params), (one.bank.state_dict(), other.bank.state_dict())):
         for name, value in left.items():
             assert torch.allclose(value, right[name], rtol=1e-10, atol=1e-12), name
@@ -214,15 +228,16 @@ def wide(kind: str, data: FederatedData) -> HardSharing:
 def test_a_client_trains_the_same_in_any_company(make: Callable[[Training], Backend]) -> None:
     data = uneven([5, 3, 7, 4], 2)
     model = model_of("dropout", data, torch.float64)
-    levels = levels_of(model, data, [1, 0, 1, 2])
+    views = views_of(model, data, [1, 0, 1, 2])
     training = Training(model, replace(OBJECTIVE, augmentation=FACES), LocalSGD(), LocalWork(3), 0)
-    bank = Bank("nothing", model.params(), data.assignment)
+    slots = training.slots(model.params(), data.num_tasks)
+    bank = Bank(Layout(), slots, data.assignment)
 
     def updates(clients: list[int]) -> dict[int, Params]:
-        job = CohortJob(clients, 0, lambda whom: bank.load(whom, model.params()), 0.1)
+        job = CohortJob(clients, 0, lambda whom: bank.load(whom, slots), 0.1)
         return {
             client: {name: value[place].clone() for name, value in trained.update.items()}
-            for trained in LevelsBackend(levels, training, make)(job, data)
+            for trained in ViewsBackend(views, training, make)(job, data)
             for place, client in enumerate(trained.clients)
         }
 
@@ -235,7 +250,7 @@ def test_a_client_trains_the_same_in_any_company(make: Callable[[Training], Back
 def test_auto_chooses_once_for_all_widths_and_waits_for_a_client() -> None:
     data = uneven([5, 3, 7], 2)
     model = model_of("dropout", data)
-    levels = levels_of(model, data, [1, 1, 2])
+    views = views_of(model, data, [1, 1, 2])
 
     class Late(Sampling):
         def draw(self, num_clients: int, *, seed: int, round: int) -> tuple[list[int], list[int]]:  # type: ignore[override]
@@ -247,13 +262,13 @@ def test_auto_chooses_once_for_all_widths_and_waits_for_a_client() -> None:
         made.append(AutoBackend(training, num_rounds=3, compile="never"))
         return made[-1]
 
-    state, _ = rounds(auto, data, model, levels, count=3, sampling=Late())
+    state, _ = rounds(auto, data, model, views, count=3, sampling=Late())
     assert len({backend.name for backend in made}) == 1
     assert made[0].name in ("loop", "vmap")
-    expected, _ = rounds(LoopBackend, data, model, levels, count=3, sampling=Late())
+    expected, _ = rounds(LoopBackend, data, model, views, count=3, sampling=Late())
     for name, value in expected.params.items():
         assert torch.allclose(state.params[name], value, rtol=1e-4, atol=1e-5)
-    rounds(auto, data, model, levels, count=1, sampling=Late())
+    rounds(auto, data, model, views, count=1, sampling=Late())
     assert made[-1].name == "auto"
 
 
@@ -316,7 +331,7 @@ def test_a_fleet_gives_each_client_the_widest_model_that_it_holds(class_folders:
     config.fleet.profiles = {"large": {**DEVICE, "memory_bytes": needed}, "little": {**DEVICE, "memory_bytes": needed - 1}}
     config.fleet.mix = {"large": 1, "little": 3}
     with pytest.raises(ValueError, match=r"skip leaves such clients out, and fleet.memory=shrink gives them a narrower model"):
-        build_sampling(config, data, model, objective, None)
+        build_sampling(config, data, objective, Views.whole(model, data.num_clients))
     config.fleet.memory = "shrink"
     summary = train(config, tmp_path / "run")
     with (tmp_path / "run" / "fleet.csv").open() as file:
@@ -333,15 +348,13 @@ def test_a_fleet_gives_each_client_the_widest_model_that_it_holds(class_folders:
         ValueError,
         match=r"on little needs [\d,]+ bytes for a training step of the least of the models that it may train and has 10",
     ):
-        build_sampling(config, data, model, objective, build_levels(config, data, model, objective))
+        build_sampling(config, data, objective, build_views(config, data, model, objective))
 
 
 def test_a_width_that_nobody_trains_is_told(class_folders: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = small(class_folders, *MIXED[:3], "partition.num_clients=4", "widths=levels", "widths.shares=[0,0,4]")
     data = build_data(config)
-    levels = build_levels(config, data, *build_start(config, data))
-    assert levels is not None
-    assert levels.widths == [0.25] * 4
+    assert build_views(config, data, *build_start(config, data)).widths == [0.25] * 4
     assert "no client trains the whole width: what of the model lies beyond 0.25 stays as it starts" in caplog.text
 
 

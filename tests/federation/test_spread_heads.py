@@ -14,23 +14,21 @@ from torch import Tensor
 from mtl.data.client_batches import LocalWork
 from mtl.data.federated_data import FederatedData
 from mtl.data.transforms import Augmentation, Normalise
-from mtl.federation.fedaws import FedAwS, spread_loss, spread_out
-from mtl.federation.for_each_client import Training
+from mtl.federation.clients import Training
 from mtl.federation.inference import Inference
 from mtl.federation.local_sgd import LocalSGD
 from mtl.federation.objective import Objective
-from mtl.federation.personalise import Bank
-from mtl.federation.rounds import Setting, State, run_round
-from mtl.federation.sampling import Sampling
-from mtl.federation.schedule import Schedule
-from mtl.federation.server import FedAvg
+from mtl.federation.round import run_round
+from mtl.federation.server import Server, fedavg
+from mtl.federation.spread_heads import fedaws, spread_loss, spread_out
 from mtl.federation.stacked import StackedBackend
 from mtl.losses.hinge import Hinge
 from mtl.metrics import rank1
 from mtl.models import cnn, heads
 from mtl.models.hard_sharing import HardSharing
 from mtl.train import train
-from tests.conftest import clone, make_federation
+from tests.conftest import make_federation
+from tests.federation.helpers import federation_of, start_of
 from tests.test_train import small
 
 # Three directions in the plane, at 0, 60 and 90 degrees: distances 2 sin 30 = 1, 2 sin 45 = 1.414, 2 sin 15 = .518.
@@ -73,16 +71,21 @@ def test_orthogonal_heads_rest_and_equal_heads_stay_finite() -> None:
     assert torch.equal(spread_out(same, rate=1.0, margin=1.41).isfinite(), torch.ones(3, 4, dtype=torch.bool))
 
 
-def test_server_needs_the_heads() -> None:
+@pytest.mark.parametrize(("head", "keep"), [("codes", "nothing"), ("cosine", "heads"), ("cosine", "all")])
+def test_server_needs_the_heads(head: str, keep: str) -> None:
+    data = faces()
     with pytest.raises(ValueError, match=r"server=fedaws spreads heads that the clients send: .* keep=nothing"):
-        FedAwS().init({"trunk.w": torch.zeros(2)})
+        federation_of(data, training_of(data, head), StackedBackend, server=fedaws(), keep=keep)
+
+
+def test_wrong_options_are_refused() -> None:
     for options, message in (
         ({"spread": 0}, "server.spread must be > 0, got 0"),
         ({"margin": 2.5}, r"server.margin must be in \(0, 2\], got 2.5"),
         ({"nearest": 0}, "server.nearest must be null or >= 1, got 0"),
     ):
         with pytest.raises(ValueError, match=message):
-            FedAwS(**options)  # type: ignore[arg-type]
+            fedaws(**options)  # type: ignore[arg-type]
 
 
 PEOPLE = 8
@@ -100,28 +103,32 @@ def faces() -> FederatedData:
     return replace(data, images=(common + own + noise).to(torch.uint8))
 
 
-def train_positive_only(data: FederatedData, head: str, server: FedAvg, *, rounds: int = 30) -> tuple[HardSharing, Tensor]:
-    """The paper's loss on clients without negatives; returns the model and the scores of the test images."""
-    assert (data.negatives[data.assignment] == 0).all()
+def training_of(data: FederatedData, head: str) -> Training:
+    """The paper's loss."""
     torch.manual_seed(0)
     trunk = cnn.small_cnn(data.image_shape, channels=(8, 16), width=16)
     layer = {"cosine": heads.CosineHeads, "codes": heads.FixedCodes}[head](trunk.width, PEOPLE)
     model = HardSharing(trunk, layer, Hinge(PEOPLE, margin=0.9, squared=True))
     objective = Objective(Augmentation(flip=False), Normalise())
-    training = Training(model, objective, LocalSGD(learning_rate=0.3, head_scale=1.0), LocalWork(batch_size=6, steps=2), 0)
-    setting = Setting(data, training, StackedBackend(training), Schedule("constant"), Sampling(), server, num_rounds=rounds)
-    bank = Bank("nothing", model.params(), data.assignment)
-    params = clone(model.params())
-    state = State(params, server.init(params), bank)
+    return Training(model, objective, LocalSGD(learning_rate=0.3, head_scale=1.0), LocalWork(batch_size=6, steps=2), 0)
+
+
+def train_positive_only(data: FederatedData, head: str, server: Server, *, rounds: int = 30) -> tuple[HardSharing, Tensor]:
+    """The paper's loss on clients without negatives; returns the model and the scores of the test images."""
+    assert (data.negatives[data.assignment] == 0).all()
+    training = training_of(data, head)
+    model = training.model
+    federation = federation_of(data, training, StackedBackend, server=server, num_rounds=rounds)
+    state = start_of(federation)
     for r in range(rounds):
-        state, _ = run_round(setting, state, r)
+        state, _ = run_round(federation, state, r)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(state.params[name])
-    return model, Inference(model, objective).scores(data, state, data.split.test)
+    return model, Inference(model, training.objective).scores(data, state, data.split.test)
 
 
-def outcome(head: str, server: FedAvg) -> tuple[float, float]:
+def outcome(head: str, server: Server) -> tuple[float, float]:
     """Rank-1 on the test images, and the mean cosine between the features of two people."""
     data = faces()
     model, scores = train_positive_only(data, head, server)
@@ -133,12 +140,12 @@ def outcome(head: str, server: FedAvg) -> tuple[float, float]:
 
 
 def test_naive_averaging_collapses_and_fedaws_and_fixed_codes_do_not() -> None:
-    naive, naive_cosine = outcome("cosine", FedAvg())
-    fedaws, fedaws_cosine = outcome("cosine", FedAwS())
-    codes, codes_cosine = outcome("codes", FedAvg())
+    naive, naive_cosine = outcome("cosine", fedavg())
+    spread, spread_cosine = outcome("cosine", fedaws())
+    codes, codes_cosine = outcome("codes", fedavg())
     # Beyond the loss's own margin: with the threshold that it trains for, everybody is everybody.
     assert naive_cosine > 0.9
-    for found, cosine in ((fedaws, fedaws_cosine), (codes, codes_cosine)):
+    for found, cosine in ((spread, spread_cosine), (codes, codes_cosine)):
         assert cosine < 0.25
         assert found > 0.9 > naive
 

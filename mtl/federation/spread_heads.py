@@ -9,30 +9,33 @@ over the heads as unit vectors. The clients' loss of the paper, max(0, .9 - cos)
 Departure: a head keeps its length, which cosine heads do not see, and turns alone.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtl.federation.server import FedAvg, RunningMean
+from mtl.balancing.contract import Balancer
+from mtl.federation.collectors import Collector, Nothing
+from mtl.federation.orders import Orders
+from mtl.federation.server import Server, Surroundings, fedavg
 from mtl.types import Params
 
 WEIGHT = "heads.weight"
 
 
 @dataclass(frozen=True)
-class FedAwS(FedAvg):
-    """spread: the step down R, in the paper ten learning rates; margin is v, for unit vectors between 0 and 2, where 1.41 asks for a
-    right angle; nearest is k, null for all.
+class SpreadHeads:
+    """spread: step size R of moving the heads apart, in the paper ten learning rates; margin: v, the distance from which heads count as
+    apart, between 0 and 2, where 1.41 asks for a right angle; nearest: k, each head is kept from its k nearest ones, null for all.
     """
 
     spread: float = 1.0
     margin: float = 1.41
     nearest: int | None = 10
+    data = ()
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not self.spread > 0:
             raise ValueError(f"server.spread must be > 0, got {self.spread}")
         if not 0 < self.margin <= 2:
@@ -40,18 +43,41 @@ class FedAwS(FedAvg):
         if self.nearest is not None and self.nearest < 1:
             raise ValueError(f"server.nearest must be null or >= 1, got {self.nearest}")
 
-    def init(self, params: Params) -> Params:
-        if WEIGHT not in params:
+    def bind(self, around: Surroundings) -> "SpreadHeads":
+        """See `StepOptions`."""
+        if WEIGHT not in around.layout.sent(around.params):
             raise ValueError(
                 "server=fedaws spreads heads that the clients send: it needs heads=cosine or linear, and keep=nothing"
             )
-        return super().init(params)
+        return self
+
+    def collect(self, orders: Orders) -> Collector:
+        """See `ServerStep`."""
+        return Nothing()
 
     @torch.no_grad()
-    def aggregate(self, params: Params, mean: RunningMean, state: Params) -> tuple[Params, Params]:
-        params, state = super().aggregate(params, mean, state)
-        spread = spread_out(params[WEIGHT], rate=self.spread, margin=self.margin, nearest=self.nearest)
-        return params | {WEIGHT: spread}, state
+    def apply(self, params: Params, orders: Orders, collected: Collector) -> Params:
+        """See `ServerStep`."""
+        return params | {WEIGHT: spread_out(params[WEIGHT], rate=self.spread, margin=self.margin, nearest=self.nearest)}
+
+
+def fedaws(
+    learning_rate: float = 1.0,
+    momentum: float = 0.0,
+    weighting: str = "samples",
+    balancer: Balancer | None = None,
+    spread: float = 1.0,
+    margin: float = 1.41,
+    nearest: int | None = 10,
+) -> Server:
+    """FedAwS: FedAvg that keeps the heads apart, for clients that have positives alone (Yu et al. 2020).
+
+    learning_rate: factor of the mean update; momentum: momentum over the rounds; weighting: what a client counts by: samples (its
+    training images) or clients (all the same); balancer: a balancer that remembers nothing, over the clients' updates, None for their
+    mean; spread: step size R of moving the heads apart, in the paper ten learning rates; margin: v, the distance from which heads
+    count as apart, between 0 and 2, where 1.41 asks for a right angle; nearest: k, each head is kept from its k nearest ones, null for all.
+    """
+    return replace(fedavg(learning_rate, momentum, weighting, balancer), options=(SpreadHeads(spread, margin, nearest),))
 
 
 def spread_out(heads: Tensor, *, rate: float, margin: float, nearest: int | None = None) -> Tensor:

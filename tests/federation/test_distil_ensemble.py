@@ -14,15 +14,15 @@ from mtl.configs import compose
 from mtl.data.client_batches import LocalWork
 from mtl.data.federated_data import FederatedData
 from mtl.edge.widths import narrow
-from mtl.federation.feddf import Ensemble, FedDF
-from mtl.federation.for_each_client import Backend, CohortJob, LoopBackend, Trained, Training
-from mtl.federation.heterofl import Levels, LevelsBackend
+from mtl.federation.clients import Backend, Block, CohortJob, Training
+from mtl.federation.distil_ensemble import DistilEnsemble, Ensemble, feddf
 from mtl.federation.local_sgd import LocalSGD
-from mtl.federation.personalise import Bank
-from mtl.federation.rounds import Setting, State, run_round
+from mtl.federation.loop import LoopBackend
+from mtl.federation.round import State, run_round
 from mtl.federation.sampling import Sampling
 from mtl.federation.schedule import Schedule
 from mtl.federation.stacked import StackedBackend
+from mtl.federation.views import Views, ViewsBackend
 from mtl.learning.checkpoints import read_checkpoint
 from mtl.losses.bce import BCE
 from mtl.models.cnn import Trunk
@@ -31,6 +31,7 @@ from mtl.models.heads import LinearHeads
 from mtl.train import train
 from mtl.types import Params
 from tests.conftest import clone, make_images
+from tests.federation.helpers import federation_of, start_of
 from tests.federation.test_backends import model_of, uneven
 from tests.federation.test_rounds import OBJECTIVE, assert_equal
 from tests.test_train import kill_after, numbers, small, without_time
@@ -49,12 +50,12 @@ def two_layers(seed: int) -> HardSharing:
 
 
 def ensemble_of(model: HardSharing, images: torch.Tensor = IMAGES, **options: object) -> Ensemble:
-    return Ensemble(FedDF(**options), [model], OBJECTIVE, LocalSGD(head_scale=1.0), images, seed=0)  # type: ignore[arg-type]
+    return Ensemble(DistilEnsemble(**options), [model], OBJECTIVE, LocalSGD(head_scale=1.0), images, seed=0)  # type: ignore[arg-type]
 
 
-def stacked(models: list[HardSharing]) -> Trained:
+def stacked(models: list[HardSharing]) -> Block:
     params = {name: torch.stack([model.params()[name] for model in models]) for name in models[0].params()}
-    return Trained(list(range(len(models))), params, {}, torch.zeros(0))
+    return Block(list(range(len(models))), {"params": params}, {}, torch.zeros(0))
 
 
 TASKS = torch.tensor([[True, True, False, False], [True, False, True, False], [True, False, False, False]])
@@ -128,19 +129,24 @@ def test_it_mends_what_averaging_breaks() -> None:
 
 def rounds(make: Callable[[Training], Backend], data: FederatedData, model: HardSharing, of: list[int] | None = None) -> State:
     training = Training(model, OBJECTIVE, LocalSGD(), LocalWork(batch_size=3), 0)
-    levels = None
+    views = Views.whole(model, data.num_clients)
     if of is not None:
-        levels = Levels([narrow(model, data.image_shape, ratio) for ratio in (1.0, 0.5)], torch.tensor(of))
-    options = FedDF(momentum=0.5, steps=5, batch_size=4, num_images=7)
-    models = [model] if levels is None else [level.model for level in levels.levels]
-    backend = make(training) if levels is None else LevelsBackend(levels, training, make)
-    ensemble = Ensemble(options, models, OBJECTIVE, LocalSGD(), IMAGES, seed=0)
-    sampling = Sampling(dropout=0.3)
-    setting = Setting(data, training, backend, Schedule(), sampling, options, 5, levels=levels, ensemble=ensemble)
-    params = clone(model.params())
-    state = State(params, options.init(params), Bank("nothing", params, data.assignment))
+        views = Views([narrow(model, data.image_shape, ratio) for ratio in (1.0, 0.5)], torch.tensor(of))
+    options = DistilEnsemble(steps=5, batch_size=4, num_images=7)
+    models = [level.model for level in views.levels]
+    federation = federation_of(
+        data,
+        training,
+        make if views.alike else lambda training: ViewsBackend(views, training, make),
+        schedule=Schedule(),
+        sampling=Sampling(dropout=0.3),
+        server=feddf(momentum=0.5),
+        views=views,
+        steps=(Ensemble(options, models, OBJECTIVE, LocalSGD(), IMAGES, seed=0),),
+    )
+    state = start_of(federation)
     for r in range(3):
-        state, _ = run_round(setting, state, r)
+        state, _ = run_round(federation, state, r)
     return state
 
 
@@ -158,14 +164,14 @@ def test_a_round_is_the_average_and_then_the_lesson() -> None:
     data = uneven([5, 2], 1)
     model = two_layers(0)
     training = Training(model, OBJECTIVE, LocalSGD(), LocalWork(batch_size=3), 0)
-    options = FedDF(steps=5, batch_size=4)
-    ensemble = Ensemble(options, [model], OBJECTIVE, LocalSGD(), IMAGES, seed=0)
-    plain = Setting(data, training, LoopBackend(training), Schedule(), Sampling(), options, 5)
-    state = State(model.params(), {}, Bank("nothing", model.params(), data.assignment))
+    ensemble = Ensemble(DistilEnsemble(steps=5, batch_size=4), [model], OBJECTIVE, LocalSGD(), IMAGES, seed=0)
+    plain = federation_of(data, training, LoopBackend, schedule=Schedule(), server=feddf(), steps=())
+    state = start_of(plain)
     averaged, before = run_round(plain, state, 1)
-    learned, after = run_round(replace(plain, ensemble=ensemble), state, 1)
+    learned, after = run_round(replace(plain, server=replace(plain.server, steps=(ensemble,))), state, 1)
     assert (before.bytes_up, before.bytes_down) == (after.bytes_up, after.bytes_down)
-    job = CohortJob([0, 1], 1, lambda whom: state.bank.load(whom, state.params), before.learning_rate, progress=1 / 5)
+    slots = training.slots(state.params, data.num_tasks)
+    job = CohortJob([0, 1], 1, lambda whom: state.bank.load(whom, slots), before.learning_rate, progress=1 / 5)
     votes = sum((ensemble.votes(t, data.assignment[t.clients]) for t in LoopBackend(training)(job, data)), torch.zeros(7, 4))
     expected = ensemble.distil(averaged.params, votes, data.assignment.sum(0), round=1, frozen=frozenset())
     assert_equal(learned.params, expected)
@@ -173,28 +179,28 @@ def test_a_round_is_the_average_and_then_the_lesson() -> None:
 
 
 def test_images_come_from_a_data_set_or_are_noise(class_folders: Path) -> None:
-    noise = FedDF(num_images=100).unlabelled((1, 8, 8), torch.uint8, seed=0)
+    noise = DistilEnsemble(num_images=100).unlabelled((1, 8, 8), torch.uint8, seed=0)
     assert noise.shape == (100, 1, 8, 8)
     assert float(noise.float().mean()) == pytest.approx(127.5, abs=4)  # deviation .9
-    assert FedDF(num_images=9).unlabelled((3, 1, 1), torch.float32, seed=0).shape == (9, 3, 1, 1)
+    assert DistilEnsemble(num_images=9).unlabelled((3, 1, 1), torch.float32, seed=0).shape == (9, 3, 1, 1)
     node = "data@server.images=folder"
     words = ["server=feddf", f"+{node}", f"server.images.root={class_folders}", "server.images.image_size=[16,16]"]
-    server = instantiate(compose([*words, "server.images.grey=true", "server.num_images=5"]).server)
-    drawn = server.unlabelled((1, 16, 16), torch.uint8, seed=0)
-    stored = {image.numpy().tobytes() for image in server.images.images}
+    (options,) = instantiate(compose([*words, "server.images.grey=true", "server.num_images=5"]).server).options
+    drawn = options.unlabelled((1, 16, 16), torch.uint8, seed=0)
+    stored = {image.numpy().tobytes() for image in options.images.images}
     assert len({image.numpy().tobytes() for image in drawn} & stored) == 5
-    assert torch.equal(drawn, server.unlabelled((1, 16, 16), torch.uint8, seed=0))
+    assert torch.equal(drawn, options.unlabelled((1, 16, 16), torch.uint8, seed=0))
     with pytest.raises(
         ValueError, match=r"server.images must be \(1, 8, 8\) of torch.uint8, like those of the run, got \(1, 16, 16\)"
     ):
-        server.unlabelled((1, 8, 8), torch.uint8, seed=0)
+        options.unlabelled((1, 8, 8), torch.uint8, seed=0)
     with pytest.raises(ValueError, match=r"server.num_images must be in \[1, 32\], what folder has, got 33"):
-        replace(server, num_images=33).unlabelled((1, 16, 16), torch.uint8, seed=0)
+        replace(options, num_images=33).unlabelled((1, 16, 16), torch.uint8, seed=0)
     for name in ("num_images", "steps", "batch_size"):
         with pytest.raises(ValueError, match=f"server.{name} must be >= 1, got 0"):
-            FedDF(**{name: 0})
+            feddf(**{name: 0})
     with pytest.raises(ValueError, match=r"server.rate must be > 0, got 0"):
-        FedDF(rate=0.0)
+        feddf(rate=0.0)
 
 
 LESSONS = [
@@ -222,8 +228,11 @@ def test_ranks_and_resume(class_folders: Path, tmp_path: Path) -> None:
 
 def test_what_does_not_go_with_it_is_refused(class_folders: Path, tmp_path: Path) -> None:
     for overrides, message in (
-        (["keep=heads"], r"server=feddf scores with the clients' models: it needs keep=nothing, got mode=federated keep=heads"),
-        (["mode=local"], r"it needs keep=nothing, got mode=local"),
+        (
+            ["keep=heads"],
+            r"server=feddf scores with the clients' models: it needs mode=federated and keep=nothing, and here clients keep heads",
+        ),
+        (["mode=local"], r"and here clients keep all"),
         (
             ["transfer=features", "transfer.cache=true", "transfer.trained=1", "augmentation=none", "mirror=false"],
             r"server=feddf needs images that are not features: transfer.cache must be false",

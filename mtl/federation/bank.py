@@ -1,13 +1,10 @@
-"""What stays on the clients: nothing, their heads (as in FedPer, Arivazhagan et al. 2019, turned to heads per subtask), or the
-whole model (each client alone). What stays is neither sent nor averaged, and lasts from round to round.
-"""
+"""Per-client state between rounds: the parameters that stay on the clients, and what else their local steps remember."""
 
 import math
 import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -15,22 +12,14 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from mtl import tree
-from mtl.federation.balance import OWN
-from mtl.models.hard_sharing import is_head
-from mtl.types import Params
-
-Keep = Literal["nothing", "heads", "all"]
-
-
-def travels(keep: str, name: str) -> bool:
-    """Whether the parameter of this name is sent and averaged. Raises ValueError where `keep` is unknown."""
-    if keep not in get_args(Keep):
-        raise ValueError(f"keep must be one of {', '.join(get_args(Keep))}, got {keep}")
-    return keep == "nothing" or (keep == "heads" and not is_head(name))
+from mtl.federation.clients import Block
+from mtl.federation.layout import Layout, is_head
+from mtl.types import Params, Slots
 
 
 class Bank:
-    """The clients' own parameters, and what their balancers remember, in main memory whatever device trains.
+    """Per-client state between rounds, in named slots, kept in host memory: of the slot `params` what the layout says that stays on the
+    clients, of every other slot everything.
 
     A client takes no memory until it has trained for the first time: until then its own parameters are those that all start from. Heads
     are one row for each subtask that it trains. Rows stand in the order in which clients first trained, so that those in use are the
@@ -41,15 +30,15 @@ class Bank:
 
     def __init__(
         self,
-        keep: str,
-        params: Params,
+        layout: Layout,
+        slots: Slots,
         assignment: Tensor,
         *,
         folder: Path | None = None,
         memory: float = math.inf,
         num_processes: int = 1,
     ) -> None:
-        self.keep = keep
+        self.layout = layout
         self._assignment = assignment.cpu()
         self._num_tasks = self._assignment.sum(1)
         self._order: list[Tensor] = []  # the clients that have trained, in parts
@@ -58,8 +47,7 @@ class Bank:
         self._num_clients, self._num_heads = 0, 0
         self._like = {
             name: torch.empty(_shape(name, value, len(assignment), int(self._num_tasks.sum())), dtype=value.dtype, device="meta")
-            for name, value in params.items()
-            if self.stays(name)
+            for name, value in _flat(self.kept(slots)).items()
         }
         self.num_bytes: int = tree.num_bytes(self._like)
         self.folder = folder if self.num_bytes > memory else None
@@ -68,45 +56,49 @@ class Bank:
         if self.folder is not None:
             _check_disk(self.folder, self.num_bytes * num_processes)
 
-    def stays(self, name: str) -> bool:
-        """Whether the parameter of this name stays on the clients."""
-        return not travels(self.keep, name) or name.startswith(OWN)
+    def kept(self, slots: Slots) -> Slots:
+        """The part of the slots that stays on the clients."""
+        return {slot: self.layout.kept(values) if slot == "params" else values for slot, values in slots.items()}
 
     @property
     def bytes_per_client(self) -> float:
         """What a client that has trained takes, on average."""
         return self.num_bytes / len(self._assignment)
 
-    def load(self, clients: Sequence[int], params: Params) -> Params:
-        """What the clients start from, stacked [K, ...]: their own where it stays with them, the global elsewhere. To be read only."""
-        stacked = {name: value.expand(len(clients), *value.shape) for name, value in params.items()}
+    def load(self, clients: Sequence[int], slots: Slots) -> Slots:
+        """What the clients start from, stacked [K, ...]: their own where it stays with them, elsewhere that of `slots`. To be read only."""
+        stacked = {
+            slot: {name: value.expand(len(clients), *value.shape) for name, value in values.items()}
+            for slot, values in slots.items()
+        }
         known = [place for place, client in enumerate(clients) if self._place[client] >= 0]
         if not known:
             return stacked
         whom = torch.tensor([clients[place] for place in known])
-        for name, rows in self._rows.items():
-            if name not in stacked:
+        for key, rows in self._rows.items():
+            slot, _, name = key.partition("/")
+            if name not in stacked.get(slot, {}):
                 continue
-            full = stacked[name].clone()
-            if is_head(name):
+            full = stacked[slot][name].clone()
+            if _by_task(key):
                 places, tasks = self._assignment[whom].nonzero().unbind(1)
                 places = torch.tensor(known)[places].to(full.device)
                 full[places, tasks.to(full.device)] = rows[self._rows_of(whom)].to(full.device)
             else:
                 full[torch.tensor(known, device=full.device)] = rows[self._place[whom]].to(full.device)
-            stacked[name] = full
+            stacked[slot][name] = full
         return stacked
 
     @torch.no_grad()
     @record_function("mtl/bank")
-    def store(self, clients: Sequence[int], kept: Params) -> None:
-        """kept: what stays with the clients, as `Kept` has it."""
-        if not self._like or not len(clients):
+    def store(self, clients: Sequence[int], kept: "Kept") -> None:
+        """Take over what a cohort keeps. clients: of the cohort."""
+        if not kept.sums or not len(clients):
             return
         whom = torch.tensor(clients)
         self._admit(whom.sort().values)
         for name, rows in self._rows.items():
-            rows[self._rows_of(whom) if is_head(name) else self._place[whom]] = kept[name].cpu()
+            rows[self._rows_of(whom) if _by_task(name) else self._place[whom]] = kept.sums[name].cpu()
 
     def trained(self) -> list[int]:
         """The clients that hold parameters of their own; the others are still at the start."""
@@ -115,7 +107,7 @@ class Bank:
     def state_dict(self) -> Params:
         """The clients that have trained, and their rows: not copied, and so of this moment only."""
         clients = torch.cat([torch.zeros(0, dtype=torch.long), *self._order])
-        used = {name: self._num_heads if is_head(name) else self._num_clients for name in self._like}
+        used = {name: self._num_heads if _by_task(name) else self._num_clients for name in self._like}
         # A tensor that is saved is saved with all of its storage, which is here no more than the rows in use.
         return {"clients": clients} | {
             name: torch.from_numpy(self._arrays[name][:count]) if count else torch.empty(0, *like.shape[1:], dtype=like.dtype)
@@ -151,31 +143,43 @@ class Bank:
 
 
 class Kept:
-    """What stays with the clients of a cohort, as blocks of them come: stacked [K, ...], and of heads the rows of each client's own
-    subtasks, one client after the other. tasks: bool [K, T], on the CPU.
+    """Collects what stays with the clients of a cohort, as blocks of them come: [K, ...], and of heads one row for each of the client's own
+    subtasks, one client after the other. kept: of `Bank.kept`, of one client; tasks: bool [K, T].
     """
 
-    def __init__(self, like: Params, tasks: Tensor) -> None:
-        self._tasks, self._counts = tasks, tasks.sum(1)
+    def __init__(self, kept: Slots, tasks: Tensor) -> None:
+        self._tasks = tasks.cpu()
+        self._counts = self._tasks.sum(1)
         self._first = self._counts.cumsum(0) - self._counts
         total = int(self._counts.sum())
-        self.values = {name: value.new_zeros(_shape(name, value, len(tasks), total)) for name, value in like.items()}
+        self.sums = {name: value.new_zeros(_shape(name, value, len(tasks), total)) for name, value in _flat(kept).items()}
 
-    def put(self, places: Tensor, params: Params) -> None:
-        """places: of some clients in the cohort, on the CPU; params: all of theirs, stacked."""
+    def add(self, block: Block, places: Tensor) -> None:
+        """places: of the block's clients in the cohort, on the CPU."""
         whose, tasks = self._tasks[places].nonzero().unbind(1)
         rows = _ranges(self._first[places], self._counts[places])
-        for name, value in self.values.items():
-            device = value.device
-            if is_head(name):
-                value[rows.to(device)] = params[name][whose.to(device), tasks.to(device)]
+        for key, value in self.sums.items():
+            slot, _, name = key.partition("/")
+            device, trained = value.device, block.slots[slot][name]
+            if _by_task(key):
+                value[rows.to(device)] = trained[whose.to(device), tasks.to(device)]
             else:
-                value[places.to(device)] = params[name]
+                value[places.to(device)] = trained
 
 
-def _shape(name: str, value: Tensor, num_clients: int, num_heads: int) -> tuple[int, ...]:
+def _flat(slots: Slots) -> Params:
+    """By names such as `params/heads.weight`."""
+    return {f"{slot}/{name}": value for slot, values in slots.items() for name, value in values.items()}
+
+
+def _by_task(key: str) -> bool:
+    """Whether a client has a row for each subtask that it trains, of what `_flat` calls so."""
+    return is_head(key.partition("/")[2])
+
+
+def _shape(key: str, value: Tensor, num_clients: int, num_heads: int) -> tuple[int, ...]:
     """Of what clients keep of a parameter: one each, or one row for each subtask that they train."""
-    return (num_heads, *value.shape[1:]) if is_head(name) else (num_clients, *value.shape)
+    return (num_heads, *value.shape[1:]) if _by_task(key) else (num_clients, *value.shape)
 
 
 def _ranges(first: Tensor, counts: Tensor) -> Tensor:

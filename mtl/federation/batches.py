@@ -1,0 +1,105 @@
+"""The batches of local steps as a step reads them, prepared many at a time."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+from torch import Tensor
+from torch.profiler import record_function
+
+from mtl.data.client_batches import CohortBatches
+from mtl.data.federated_data import FederatedData
+from mtl.federation.objective import Objective
+from mtl.losses.pairs import TaskCounts
+from mtl.models.hard_sharing import HardSharing
+
+CHUNK = 2**23  # pixels that are prepared at once
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch, or many along leading axes: of the steps to come, or of the clients of a stack.
+
+    inputs: [..., B, c, H, W]; targets, mask: bool [..., B, T]; valid: bool [..., B], False where a row is padding; keys: int32 [..., L, 2],
+    of the dropout layers; draw_key: int32 [..., 2], of a balancer; positives, negatives: [..., T] and progress: [...], see `TaskCounts`.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    mask: Tensor
+    valid: Tensor
+    keys: Tensor
+    draw_key: Tensor
+    positives: Tensor
+    negatives: Tensor
+    progress: Tensor
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors in the order of the fields."""
+        return tuple(getattr(self, name) for name in NAMES)
+
+    def __getitem__(self, place: int | slice) -> "Batch":
+        """Some of the batches along the first axis."""
+        return Batch(*(value[place] for value in self.tensors()))
+
+    def first(self, count: int) -> "Batch":
+        """The first `count` images of a single batch."""
+        return Batch(self.inputs[:count], self.targets[:count], self.mask[:count], self.valid[:count], *self.tensors()[4:])
+
+    @property
+    def counts(self) -> TaskCounts:
+        """How many labels of each kind the client has."""
+        return TaskCounts(self.positives, self.negatives, self.progress)
+
+    @property
+    def active(self) -> Tensor:
+        """Bool [..., T], the tasks with a known label in the batch."""
+        return (self.mask & self.valid[..., None]).any(-2)
+
+
+NAMES = tuple(field.name for field in fields(Batch))
+
+
+@record_function("mtl/images")
+def prepare(
+    objective: Objective,
+    model: HardSharing,
+    batches: CohortBatches,
+    rows: slice,
+    tasks: Tensor,
+    counts: TaskCounts,
+    data: FederatedData,
+) -> Batch:
+    """Gather, augment and normalise the images of many batches at once.
+
+    Args:
+        rows: which of `batches`.
+        tasks: bool [K, T], the subtasks that each client trains.
+        counts: of each client, [K, T] and [K].
+    """
+    index, client = batches.index[rows], batches.client[rows]
+    dtype = next(model.parameters()).dtype
+    draws = batches.draws(rows).flatten(0, 1) if objective.augmentation.changes else None
+    inputs = objective.inputs(data.images[index.flatten()], draws, dtype=dtype)
+    return Batch(
+        inputs=inputs.unflatten(0, index.shape),
+        targets=data.targets[index],
+        mask=data.known[index] & tasks[client, None],
+        valid=batches.valid[rows],
+        keys=batches.dropout_keys(rows, len(model.dropouts)),
+        draw_key=batches.balance_key(rows),
+        positives=counts.positives[client],
+        negatives=counts.negatives[client],
+        progress=counts.progress[client],
+    )
+
+
+def chunks(batches: CohortBatches, pixels: int) -> Iterator[tuple[range, slice]]:
+    """Ranges of steps with their rows, each of about `CHUNK` pixels in all. pixels: of one batch."""
+    first, start, end = 0, 0, 0
+    for step, active in enumerate(batches.active):
+        if end > start and (end - start + active) * pixels > CHUNK:
+            yield range(first, step), slice(start, end)
+            first, start = step, end
+        end += active
+    if end > start:
+        yield range(first, len(batches.active)), slice(start, end)

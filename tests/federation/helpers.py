@@ -1,0 +1,82 @@
+"""A small federation put together by hand."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from mtl.data.federated_data import FederatedData
+from mtl.federation.bank import Bank
+from mtl.federation.clients import Backend, Training
+from mtl.federation.layout import Frozen, Layout, never_frozen
+from mtl.federation.orders import Cohort, Orders
+from mtl.federation.population import Population
+from mtl.federation.round import Federation, State
+from mtl.federation.sampling import Draws, Sampling
+from mtl.federation.schedule import Schedule
+from mtl.federation.server import Server, ServerStep, Surroundings, fedavg
+from mtl.federation.views import Views
+from mtl.models.hard_sharing import HardSharing
+from mtl.types import Params
+from tests.conftest import clone
+
+
+def federation_of(
+    data: FederatedData,
+    training: Training,
+    make: Callable[[Training], Backend],
+    *,
+    schedule: Schedule | None = None,
+    sampling: Draws | None = None,
+    server: Server | None = None,
+    keep: str = "nothing",
+    frozen: Frozen = never_frozen,
+    views: Views | None = None,
+    steps: tuple[ServerStep, ...] | None = None,
+    num_rounds: int = 5,
+) -> Federation:
+    """steps: of the server, in place of those that its options make."""
+    views = views or Views.whole(training.model, data.num_clients)
+    layout, server = Layout(keep, frozen), server or fedavg()
+    params, shape = training.model.params(), data.image_shape
+    around = Surroundings(views, layout, params, training.objective, training.algorithm, shape, data.images.dtype, training.seed)
+    server = server.bind(around) if steps is None else Server(server.algorithm, server.aggregator, server.options, steps)
+    return Federation(
+        data=data,
+        training=training,
+        backend=make(training),
+        schedule=schedule or Schedule("constant"),
+        population=Population(sampling or Sampling(), views, training.work, training.seed),
+        server=server,
+        layout=layout,
+        num_rounds=num_rounds,
+    )
+
+
+def start_of(fed: Federation, params: Params | None = None) -> State:
+    """The state before the first round."""
+    start = clone(fed.training.model.params() if params is None else params)
+    bank = Bank(fed.layout, fed.training.slots(start, fed.data.num_tasks), fed.data.assignment)
+    return State(fed.server.init(start, fed.layout), bank)
+
+
+def named(params: Params) -> HardSharing:
+    """What has these parameters, where a model is asked for no more than that."""
+    return cast(HardSharing, SimpleNamespace(params=lambda: params))
+
+
+def orders_of(params: Params, tasks: Tensor, sizes: list[int], views: Views | None = None) -> Orders:
+    """For all clients of a federation. tasks: bool [K, T]; sizes: training images that each holds."""
+    clients = list(range(len(sizes)))
+    return Orders(
+        cohort=Cohort(0, clients, clients, tasks, sizes, torch.tensor(sizes, dtype=torch.float64)),
+        views=views or Views.whole(named(params), len(sizes)),
+        slots={"params": params},
+        travelling=params,
+        frozen=frozenset(),
+        learning_rate=0.1,
+        progress=0.0,
+        seed=0,
+    )
