@@ -10,7 +10,7 @@ stopped goes on where it stopped when it is started again with the same options:
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from mtl.edge.prune import Pruning
 from mtl.files import write_json
 from mtl.models.flops import num_parameters
 from mtl.models.hard_sharing import HardSharing
-from mtl.options import check_options
 from mtl.report.style import figure_style, save_figure
 from mtl.report.tradeoff import Model, draw_tradeoff
 from mtl.train import train
@@ -80,9 +79,8 @@ def compress(
     Raises ValueError where the options contradict one another, where a step cannot be taken, and where `out` holds anything else.
     """
     _check(recipe, student, ratio, sparsity)
-    for name, value in (("threads", threads), ("rounds", rounds)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be >= 1, got {value}")
+    if threads < 1:
+        raise ValueError(f"threads must be >= 1, got {threads}")
     asked = {
         "run": str(run_dir.resolve()),
         "recipe": list(recipe),
@@ -92,15 +90,13 @@ def compress(
         "rounds": rounds,
         "finetune_rate": finetune_rate,
     }
-    # What is wrong is said before there is a folder, which would be another recipe's.
+    steps = _open(out, asked)
+    current, int8 = run_dir, False
     config = read_config(run_dir)
     student_config = with_overrides(config, student)
-    check_options(student_config)
     trained_at = config.client.learning_rate
     if config.mode == "detection":
         raise ValueError(f"mode=detection cannot be compressed: its detector is no part of any step, got {run_dir}")
-    steps = _open(out, asked)
-    current, int8 = run_dir, False
     if data_root is not None:
         config.data.root = student_config.data.root = data_root
     done: list[tuple[str, Path, Path, dict[str, Any]]] = []
@@ -214,13 +210,8 @@ def _check(recipe: Sequence[str], student: Sequence[str], ratio: float, sparsity
         raise ValueError(f"student needs the step distil in the recipe, got {' '.join(student)} without")
 
 
-def _has_work(out: Path, steps: Mapping[str, Any]) -> bool:
-    """Whether anything was made that depends on the recipe; the first file does not."""
-    return any(step in STEPS for step in steps) or any((out / step / "checkpoints" / "last.ckpt").exists() for step in STEPS)
-
-
 def _open(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
-    """What each step that is done gave. Raises ValueError where `out` holds anything but this recipe, or the start of one that failed."""
+    """What each step that is done gave. Raises ValueError where `out` holds anything but this recipe."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"out must be a folder, got the file {out}")
     file = out / "steps.json"
@@ -233,10 +224,8 @@ def _open(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
         differing = [
             f"{name} ({before.get(name)} there, {value} now)" for name, value in asked.items() if before.get(name) != value
         ]
-        if differing and (before.get("run") != asked["run"] or _has_work(out, steps)):
-            raise ValueError(f"out {out} holds another recipe, which differs in {', '.join(differing)}; use another out")
         if differing:
-            write_json(file, {"asked": asked, "steps": steps})
+            raise ValueError(f"out {out} holds another recipe, which differs in {', '.join(differing)}; use another out")
         return steps
     if out.is_dir() and any(out.iterdir()):
         raise ValueError(f"out must be a new or an empty folder, or one that holds this recipe, got {out}")

@@ -122,7 +122,7 @@ def test_two_ranks_agree_with_one_and_say_the_same(class_folders: Path, tmp_path
     caplog.clear()
     two = small(class_folders, *RICH, "trainer.devices=2")
     whole = train(two, tmp_path / "two")
-    assert [name for name, _, _ in said] == ["mtl.data.splits", "mtl.train"]  # the split, and what stays on the clients
+    assert [name for name, _, _ in said] == ["mtl.data.splits", "mtl.learners"]  # the split, and what stays on the clients
     assert [(record.name, record.levelname, record.message) for record in caplog.records if record.name.startswith("mtl")] == said
     by_name = {(row[0], row[1]): row[2] for row in numbers(tmp_path / "one")}
     for row in numbers(tmp_path / "two"):

@@ -141,27 +141,6 @@ def test_a_recipe_goes_on_where_it_stopped(
         compress(run_dir, ["prune", "int8"], out=out, rounds=2)
 
 
-def test_a_start_that_failed_leaves_its_folder_to_the_next(
-    trained: Train, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run_dir, out = trained(*TRUNK), tmp_path / "out"
-    for words, message in (
-        (["trunk.channels=8"], "trunk.channels must be a list of whole numbers, got 8"),
-        (["trunk.depth=8"], "student must be KEY=VALUE"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            compress(run_dir, ["distil"], out=out, student=words)
-    with pytest.raises(ValueError, match="rounds must be >= 1, got 0"):
-        compress(run_dir, ["prune"], out=out, rounds=0)
-    assert not out.exists()
-    # What shows only when the student is built comes behind the first file, which is of any recipe.
-    monkeypatch.setattr("mtl.compress.export_run", lambda *_, out, **__: shutil.copy(exported.path, out) and exported)
-    with pytest.raises(ValueError, match=r"trunk\.groups"):
-        compress(run_dir, ["distil"], out=out, student=["trunk.channels=[3]"])
-    monkeypatch.setattr("mtl.compress.export_run", lambda *_, **__: pytest.fail("exported again"))
-    assert len(compress(run_dir, ["int8"], out=out, repeats=5)) == 1
-
-
 def test_a_folder_in_use_is_left_as_it_is(trained: Train, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("do not lose me")
     with pytest.raises(ValueError, match="out must be a new or an empty folder"):
