@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mtl.federation.layout import is_head
 from mtl.losses.bce import BCE
 from mtl.models import cnn, heads
 from mtl.models.architecture import Architecture, Parts, group_of_each
@@ -19,7 +20,7 @@ from mtl.models.cnn import Trunk
 from mtl.models.cross_stitch import cross_stitch
 from mtl.models.dselect_k import DSelectGates, dselect_k, smooth_step
 from mtl.models.grouped import grouped
-from mtl.models.hard_sharing import HardSharing, hard_sharing, is_head
+from mtl.models.hard_sharing import HardSharing, hard_sharing
 from mtl.models.mmoe import mmoe
 from mtl.models.mtan import mtan
 from mtl.models.norm import replace_batch_norm

@@ -2,9 +2,10 @@ import pytest
 import torch
 from torch import nn
 
+from mtl.federation.layout import is_head
 from mtl.losses.bce import BCE
 from mtl.models import cnn, heads
-from mtl.models.hard_sharing import HardSharing, is_head
+from mtl.models.hard_sharing import HardSharing
 
 TRUNKS = [cnn.small_cnn, cnn.classic_cnn, cnn.separable_cnn, cnn.lenet, cnn.flat]
 
