@@ -127,12 +127,12 @@ class RunningMean:
         """See `Collector`; rows of heads that a client does not train do not count."""
         where = places.to(self._tasks.device)
         index = self._views.index(block.view, where.device)
+        weights, tasks = self._weights[where], self._tasks[where]
         for name, total in self.sums.items():
             if name not in block.update:  # of another architecture than these clients'
                 continue
-            value, weight = block.update[name], self._weights[where].to(total)
+            value, weight = block.update[name], weights.to(total)
             if is_head(name):
-                tasks = self._tasks[where]
                 counted = (weight[:, None] * tasks).view(*tasks.shape, *[1] * (value.dim() - 2))
                 # Not by a product alone: a head that is not trained may hold anything.
                 total += torch.where(counted > 0, value * counted, 0).sum(0)

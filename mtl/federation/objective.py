@@ -15,7 +15,6 @@ from mtl.models.hard_sharing import HardSharing
 
 BATCH = 500  # images that are scored at once, where memory holds them
 NUMBERS = 2**25  # numbers between trunk and scores that are held at once
-SCORED = 500  # images that are scored at once, at most
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from mtl.federation.message import calibration_bytes, client_bytes
 from mtl.federation.ranks import Ranks
 from mtl.federation.round import Federation, State, check_health, run_round
 from mtl.federation.workload import TrainingCost, training_cost
+from mtl.learning.checkpoints import CheckpointError
 from mtl.learning.learner import DEFAULT, Learner, Reporting
 from mtl.models.hard_sharing import HardSharing
 from mtl.models.peers import Peers
@@ -132,6 +133,11 @@ class FederatedLearning(Learner):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
+        if checkpoint["server_state"].keys() != self.server_state.keys():
+            raise CheckpointError(
+                f"a checkpoint must hold the server's slots {', '.join(self.server_state)}, got "
+                f"{', '.join(checkpoint['server_state']) or 'none'}: an earlier version of mtl wrote it; train again"
+            )
         self.server_state = checkpoint["server_state"]
         self.bank.load_state_dict(checkpoint["bank"])
         self.federation.backend.load_state_dict(checkpoint["backend"])

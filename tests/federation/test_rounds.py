@@ -21,6 +21,7 @@ from mtl.federation.message import message_bytes
 from mtl.federation.objective import NUMBERS, Objective
 from mtl.federation.round import Federation, RoundLog, State, check_health, run_round
 from mtl.federation.sampling import Sampling
+from mtl.learning.checkpoints import CheckpointError
 from mtl.learning.federated import FederatedLearning
 from mtl.losses.bce import BCE
 from mtl.losses.pairs import TaskCounts
@@ -349,3 +350,14 @@ def test_what_stays_of_heads_is_the_rows_of_the_clients_own_subtasks() -> None:
         1.0,
         0.0,
     ]  # client 0 is the second of the block, at its subtask 0
+
+
+def test_a_checkpoint_of_another_layout_is_refused_in_words(federation: FederatedData) -> None:
+    model = make_model(federation)
+    fed = make_fed(federation, model)
+    learner = FederatedLearning(model, fed, Inference(model, OBJECTIVE), start_of(fed).bank)
+    saved = {"account": {}, "timing": None, "pairs": None, "server_state": {}, "bank": {}, "backend": {"name": "loop"}}
+    with pytest.raises(
+        CheckpointError, match="must hold the server's slots momentum, got none: an earlier version of mtl wrote it"
+    ):
+        learner.on_load_checkpoint(saved)
