@@ -16,10 +16,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mtl.configs import compose
 from mtl.report.page import write_report
 from mtl.report.tables import comparison_table
-from mtl.train import train
+from mtl.run.config import compose
+from mtl.run.train import train
 
 MODES = ("federated", "local", "centralised")
 

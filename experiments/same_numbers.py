@@ -29,8 +29,8 @@ from torch import Tensor
 from experiments.short_runs import BASE, FOLDERS, RUNS
 
 # Where what is compared is entered, and what it leaves in a run directory.
-from mtl.configs import compose
-from mtl.train import train
+from mtl.run.config import compose
+from mtl.run.train import train
 
 CHECKPOINT = "checkpoints/last.ckpt"
 MEASURED = ("seconds", "samples_per_second", "round_seconds", "overhead")

@@ -1,28 +1,26 @@
 """Multi-task learning of binary subtasks over simulated edge devices.
 
-    types, tree, files, seeding, tracking, run_directory   the words and tools that everything shares
+    base          types, arithmetic on parameters, named randomness, whole files
     data          images in memory, subtasks, splits, partitions, assignments, batches
-    models        trunks, heads, and how they share
+    models        trunks, heads, architectures
     losses        the positive and the negative term of a subtask
-    metrics       rank-1, AUROC, balanced accuracy
-    edge          device profiles, and what a round would cost on them
-    verification  do two pictures show the same person: ten folds, ROC, equal error rate
-    federation    one round: broadcast, local training, aggregation; personal parts; fusion
-    edge          what runs on a device: export, quantisation, distillation, pruning, latency
-    face          faces found in pictures, galleries, photos
+    balancing     loss weights and update directions of many tasks
+    metrics       rank-1, AUROC, balanced accuracy; face verification
+    devices       device profiles, and what a round would cost on them
+    edge          distillation, pruning, int8, export, latency
+    federation    one round: broadcast, local training, aggregation
+    faces         faces found in pictures, galleries, photos
     learning      the LightningModules
-    configs, options, words, train, launch, cli   a run from its configuration; the command line
-    help, meanings, named_experiments       what the command line says of itself
-    build, trained                          data and model of a configuration; a run's model from its directory
-    verify, enrol, recognise                `mtl verify`; a gallery of people; who is in a photo
-    deploy, compress                        a file for a device; a smaller model
-    report        pages, pictures and tables from run directories
+    run           one run, from its configuration to its run directory and back
+    trained       what is done with a trained run
+    report        pages, pictures and tables from run directories alone
+    cli           the command line
 
 The same run as `mtl train rounds=2`:
 
     from pathlib import Path
-    from mtl.configs import compose
-    from mtl.train import train
+    from mtl.run.config import compose
+    from mtl.run.train import train
 
     summary = train(compose(["rounds=2"]), Path("runs/first"))
     print(summary["test/rank1"])

@@ -1,5 +1,5 @@
 import sys
 
-from mtl.cli import main
+from mtl.cli.main import main
 
 sys.exit(main())

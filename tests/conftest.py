@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from mtl import compiling
+from mtl.base import compiling
+from mtl.base.types import ImageData, Params
 from mtl.data.federated_data import FederatedData
 from mtl.data.ragged import Ragged
 from mtl.data.splits import Split
-from mtl.types import ImageData, Params
 
 
 def clone(params: Params) -> Params:

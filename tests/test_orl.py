@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mtl.configs import compose
-from mtl.train import train
+from mtl.run.config import compose
+from mtl.run.train import train
 
 
 @pytest.mark.slow

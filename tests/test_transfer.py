@@ -10,30 +10,30 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from experiments.transfer_table import transfer_name
-from mtl.build import build_data
-from mtl.configs import compose
 from mtl.data.client_batches import LocalWork
 from mtl.data.transforms import Normalise
 from mtl.edge.distil import angles, distances
-from mtl.federation.clients import Training
+from mtl.federation.algorithms.local_sgd import LocalSGD
+from mtl.federation.clients.contract import Training
+from mtl.federation.clients.loop import LoopBackend
+from mtl.federation.clients.stacked import StackedBackend
 from mtl.federation.layout import is_head
-from mtl.federation.local_sgd import LocalSGD
-from mtl.federation.loop import LoopBackend
 from mtl.federation.objective import Objective
 from mtl.federation.round import State, run_round
 from mtl.federation.schedule import Schedule
 from mtl.federation.server import fedavg
-from mtl.federation.stacked import StackedBackend
 from mtl.learning.checkpoints import read_checkpoint
 from mtl.losses.pairs import TaskCounts
 from mtl.models.transfer import Transfer
 from mtl.report.page import write_report
-from mtl.train import train
-from mtl.trained import build_start, load_run
+from mtl.run.build import build_data
+from mtl.run.config import compose
+from mtl.run.load import build_start, load_run
+from mtl.run.train import train
 from tests.conftest import make_images
 from tests.federation.helpers import federation_of, start_of
 from tests.federation.test_backends import FACES, assert_close, model_of, uneven
-from tests.test_train import kill_after, numbers, small, without_time
+from tests.run.test_train import kill_after, numbers, small, without_time
 
 TWO_STAGES = ["trunk.channels=[8]", "trunk.width=8"]  # the convolution and the embedding
 

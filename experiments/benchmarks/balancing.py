@@ -26,19 +26,19 @@ from mtl.balancing.cr_mogm import CRMOGM
 from mtl.balancing.mgda import MGDA
 from mtl.balancing.upgrad import UPGrad
 from mtl.balancing.weighting import Fixed
-from mtl.configs import WHOLE
+from mtl.base.memory import keep_freed_memory
+from mtl.base.types import Params
 from mtl.data.transforms import Augmentation, Normalise
-from mtl.federation.balance import make_balance
-from mtl.federation.batches import Batch
-from mtl.federation.local_sgd import LocalSGD
+from mtl.federation.algorithms.local_sgd import LocalSGD
+from mtl.federation.clients.balance import make_balance
+from mtl.federation.clients.batches import Batch
 from mtl.federation.objective import Objective
 from mtl.losses.bce import BCE
 from mtl.losses.pairs import TaskCounts
-from mtl.memory import keep_freed_memory
 from mtl.models.cnn import small_cnn
 from mtl.models.hard_sharing import HardSharing
 from mtl.models.heads import LinearHeads
-from mtl.types import Params
+from mtl.run.members import WHOLE
 
 TASKS, BATCH, SIDE, WARM_UP = 40, 32, 32, 3
 # Their solvers run in a loop whose length the problem decides.

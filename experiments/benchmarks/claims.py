@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from experiments.benchmarks.rounds import medians
-from mtl.configs import compose, register
-from mtl.named_experiments import experiments_folder
-from mtl.train import train
+from mtl.run.config import compose, register
+from mtl.run.named_experiments import experiments_folder
+from mtl.run.train import train
 
 COMMON = ["tracking.wandb=disabled", "write_report=false", "trainer.accelerator=cpu", "checkpoint_every=1000000"]
 

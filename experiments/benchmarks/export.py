@@ -19,11 +19,11 @@ from pathlib import Path
 
 import torch
 
-from mtl.configs import compose
-from mtl.deploy import ExportOptions, device_model, export_run
 from mtl.edge.latency import eager_call, file_call, measure
-from mtl.train import train
-from mtl.trained import load_run
+from mtl.run.config import compose
+from mtl.run.load import load_run
+from mtl.run.train import train
+from mtl.trained.export import ExportOptions, device_model, export_run
 
 TRAIN = [
     "mode=centralised",

@@ -2,8 +2,8 @@
 
 import torch
 
+from mtl.base.types import ImageData
 from mtl.data.images import no_attributes
-from mtl.types import ImageData
 
 
 def pictures(*, num_train: int, num_test: int, shape: list[int], num_classes: int = 10, floats: bool = False) -> ImageData:

@@ -20,13 +20,13 @@ import torch.nn.functional as F
 from hydra_zen import instantiate
 from PIL import Image
 
-from mtl.build import build_model
-from mtl.configs import compose
 from mtl.data.scenes import orl_scenes
-from mtl.face.finder import FaceFinder
-from mtl.face.gallery import Photos, make_gallery
-from mtl.face.photos import draw_faces
-from mtl.recognise import Recogniser, name_faces
+from mtl.faces.finder import FaceFinder
+from mtl.faces.gallery import Photos, make_gallery
+from mtl.faces.photos import draw_faces
+from mtl.run.build import build_model
+from mtl.run.config import compose
+from mtl.trained.recognise import Recogniser, name_faces
 
 EXPERIMENTS = Path(__file__).resolve().parents[1]
 FACES, SIZE, CROP = 4, (480, 640), (1, 56, 46)

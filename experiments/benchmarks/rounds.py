@@ -20,9 +20,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from mtl.build import build_data
-from mtl.configs import compose
-from mtl.train import train
+from mtl.run.build import build_data
+from mtl.run.config import compose
+from mtl.run.train import train
 
 RANDOM = "experiments.benchmarks.random_data.pictures"
 COMMON = [

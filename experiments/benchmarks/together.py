@@ -19,10 +19,10 @@ from pathlib import Path
 
 import torch
 
-from mtl.build import build_data, read_config
-from mtl.learners import build_learner
+from mtl.base.memory import keep_freed_memory
 from mtl.learning.detection import DetectionLearning
-from mtl.memory import keep_freed_memory
+from mtl.run.build import build_data, read_config
+from mtl.run.learners import build_learner
 
 METRICS = ("rank1", "attributes_auroc", "attributes_balanced_accuracy", "ap50")
 

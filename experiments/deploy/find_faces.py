@@ -5,7 +5,7 @@
     python experiments/deploy/find_faces.py recognise faces.onnx photo.jpg ... --gallery gallery.npz
 
 PEOPLE is a folder with a folder of photos for each person. A gallery that `mtl enrol` made of the same run, with its calibrated threshold,
-serves as well. The steps are those of `mtl.face.finder` and `mtl.data.warp`, with the numbers of the files' metadata.
+serves as well. The steps are those of `mtl.faces.finder` and `mtl.data.warp`, with the numbers of the files' metadata.
 """
 
 import argparse

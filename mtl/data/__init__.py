@@ -1,0 +1,1 @@
+"""Images in memory, subtasks, splits, partitions, assignments, batches and augmentation."""

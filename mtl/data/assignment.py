@@ -7,7 +7,7 @@ Every rule gives a bool matrix [C, T]. `positives` is int64 [C, T], the training
 import torch
 from torch import Tensor
 
-from mtl.seeding import generator
+from mtl.base.seeding import generator
 
 
 def all_to_all(positives: Tensor, seed: int) -> Tensor:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mtl.files import atomic_write
+from mtl.base.files import atomic_write
 
 log = logging.getLogger(__name__)
 MAGIC = b"mtl-img1"

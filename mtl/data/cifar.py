@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.datasets import CIFAR10
 
+from mtl.base.types import ImageData
 from mtl.data.folders import list_class_folders
 from mtl.data.images import (
     DataNotFound,
@@ -23,13 +23,15 @@ from mtl.data.images import (
     not_found,
     to_pixels,
 )
-from mtl.types import ImageData
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-LAYOUT = f"CIFAR-10 as {CIFAR10.base_folder}/ (torchvision's) or as class folders cifar10/{{train,test}}/<class>/*.jpg"
+# As torchvision's CIFAR10 names them.
+BATCHES, ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
+LAYOUT = f"CIFAR-10 as {BATCHES}/ (torchvision's) or as class folders cifar10/{{train,test}}/<class>/*.jpg"
 OBTAIN = (
-    f"Set data.download=true, or unpack {CIFAR10.url} in data.root (cite Krizhevsky 2009; its authors state no licence). "
-    f"With no network there, download {CIFAR10.filename} elsewhere and copy it into data.root."
+    f"Set data.download=true, or unpack https://www.cs.toronto.edu/~kriz/{ARCHIVE} in data.root "
+    "(cite Krizhevsky 2009; its authors state no licence). "
+    f"With no network there, download {ARCHIVE} elsewhere and copy it into data.root."
 )
 
 
@@ -46,13 +48,13 @@ def cifar10(
     """
     check_size(image_size)
     base = data_root(root)
-    batches = [folder for folder in (base, base / "cifar10") if (folder / CIFAR10.base_folder).is_dir()]
+    batches = [folder for folder in (base, base / "cifar10") if (folder / BATCHES).is_dir()]
     if batches or download:
         return _from_batches(root, batches[0] if batches else base, download, image_size, grey)
     for folder in (base / "cifar10", base):
         if folder.is_dir() and {"train", "test"} & {inner.name for inner in list_folders(folder)}:
             return _from_class_folders(base, folder, image_size, grey)
-    raise not_found(root, [base / CIFAR10.base_folder, base / "cifar10", base], LAYOUT, OBTAIN)
+    raise not_found(root, [base / BATCHES, base / "cifar10", base], LAYOUT, OBTAIN)
 
 
 def _from_batches(root: str, folder: Path, download: bool, image_size: tuple[int, int] | None, grey: bool) -> ImageData:
@@ -60,9 +62,11 @@ def _from_batches(root: str, folder: Path, download: bool, image_size: tuple[int
         with warnings.catch_warnings():
             # The files are pickles of numpy 1, of whose dtypes numpy 2.4.0 to 2.4.4 warns; later ones do not.
             warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")
+            from torchvision.datasets import CIFAR10
+
             parts = [CIFAR10(str(folder), train=train, download=download) for train in (True, False)]
     except (OSError, RuntimeError) as error:  # no network; a file that is missing or has another checksum
-        reason = f"torchvision cannot read {folder / CIFAR10.base_folder}: {error}"
+        reason = f"torchvision cannot read {folder / BATCHES}: {error}"
         raise DataNotFound(f"data.root must hold {LAYOUT}; got {root!r}, {reason}. {OBTAIN}") from error
     assert all(tuple(part.classes) == CLASSES for part in parts)
     pixels: Pixels = np.concatenate([part.data for part in parts])
@@ -77,7 +81,7 @@ def _from_batches(root: str, folder: Path, download: bool, image_size: tuple[int
         class_names=CLASSES,
         attributes=no_attributes(len(images)),
         attribute_names=(),
-        source=str(folder / CIFAR10.base_folder),
+        source=str(folder / BATCHES),
         official_split=torch.tensor([0, 2], dtype=torch.int8).repeat_interleave(torch.tensor([len(part) for part in parts])),
     )
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mtl.base.seeding import client_keys, random_bits, random_uniform, split_key
 from mtl.data.ragged import Ragged
 from mtl.data.transforms import DRAWS
-from mtl.seeding import client_keys, random_bits, random_uniform, split_key
 
 ORDER, AUGMENTATION, DROPOUT, BALANCE = range(4)  # what the parts of a client's key are for
 

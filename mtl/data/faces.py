@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mtl.base.types import ImageData
 from mtl.data.images import check_size, data_root, list_folders, list_images, load_images, no_attributes, not_found, read_images
 from mtl.data.lists import check_matches, read_lines
-from mtl.types import ImageData
 
 # Where two of the damaged ORL files held a 13 before a 10 from the start: the place that leaves each row likest to the next.
 TRUE_PAIRS = {"s8/10.pgm": 14 + 78 * 92 + 5, "s9/8.pgm": 14 + 55 * 92 + 80}

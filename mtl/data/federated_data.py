@@ -9,12 +9,12 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from mtl.base.types import ImageData
 from mtl.data.assignment import check_assignment
 from mtl.data.partition import Partition
 from mtl.data.ragged import Ragged
 from mtl.data.splits import Split
 from mtl.data.subtasks import Subtasks
-from mtl.types import ImageData
 
 logger = logging.getLogger(__name__)
 

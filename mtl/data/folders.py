@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mtl.base.types import ImageData
 from mtl.data.images import (
     EXTENSIONS,
     data_root,
@@ -21,7 +22,6 @@ from mtl.data.images import (
     not_found,
     printable,
 )
-from mtl.types import ImageData
 
 log = logging.getLogger(__name__)
 # The usual names of the parts, in any letter case.

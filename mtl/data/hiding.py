@@ -5,9 +5,9 @@ from typing import Literal, get_args
 
 import torch
 
+from mtl.base.seeding import generator
 from mtl.data.splits import Split
 from mtl.data.subtasks import Subtasks
-from mtl.seeding import generator
 
 By = Literal["label", "image"]
 

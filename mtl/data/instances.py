@@ -28,10 +28,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtl.base.seeding import generator
 from mtl.data.federated_data import FederatedData, sum_by_client
 from mtl.data.ragged import Ragged
 from mtl.data.subtasks import Subtasks
-from mtl.seeding import generator
 
 logger = logging.getLogger(__name__)
 PREFIX = "source:"  # of the names of the source's subtasks

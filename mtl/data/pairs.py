@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mtl.base.seeding import generator
+from mtl.base.types import ImageData
 from mtl.data.faces import lfw_folders
 from mtl.data.images import data_root, load_images, not_found
 from mtl.data.lists import read_lines
-from mtl.seeding import generator
-from mtl.types import ImageData
 
 Picture = tuple[str, int]  # a person and the number of the picture
 

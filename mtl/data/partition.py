@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mtl.seeding import generator
+from mtl.base.seeding import generator
 
 Partition = list[Tensor]
 

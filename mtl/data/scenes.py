@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtl.base.seeding import client_keys, derive_seed, generator, random_uniform, split_key
+from mtl.base.types import ImageData
 from mtl.data.faces import orl
 from mtl.data.images import check_integers, no_attributes
 from mtl.data.warp import Size, crop_boxes
-from mtl.seeding import client_keys, derive_seed, generator, random_uniform, split_key
-from mtl.types import ImageData
 
 OVAL = (0.86, 0.94)  # half the width and height of a face in its AT&T picture, in units of the picture's
 TRIES, DECOYS, SHAPES, OCTAVES, CHUNK = 20, 2, 6, (3, 6, 12, 24, 48), 16

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mtl.seeding import generator
-from mtl.types import ImageData
+from mtl.base.seeding import generator
+from mtl.base.types import ImageData
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mtl.types import ImageData
+from mtl.base.types import ImageData
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ import math
 
 import torch
 
+from mtl.base.seeding import generator
+from mtl.base.types import ImageData
 from mtl.data.images import no_attributes
-from mtl.seeding import generator
-from mtl.types import ImageData
 
 
 def synthetic(

@@ -17,11 +17,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.datasets import WIDERFace
 
+from mtl.base.seeding import generator
 from mtl.data.images import PILLOW_ERRORS, CorruptImage, check_integers, data_root, not_found, to_pixels
 from mtl.data.scenes import SceneSet
-from mtl.seeding import generator
 
 logger = logging.getLogger(__name__)
 GREY = 128
@@ -55,6 +54,8 @@ def widerface(
         raise ValueError(f"scenes.max_images must be null or >= 1, got {max_images}")
     base = data_root(root)
     try:
+        from torchvision.datasets import WIDERFace
+
         parts = [WIDERFace(str(base), split=split) for split in ("train", "val")]
     except (RuntimeError, FileNotFoundError) as error:
         layout = "WIDER FACE as widerface/{WIDER_train,WIDER_val,WIDER_test}/images and widerface/wider_face_split/*.txt"

@@ -1,5 +1,4 @@
-"""Devices: what a round would cost on them (`profiles`, `ledger`, `fleet`), and the way to them: smaller models and files without torch.
+"""The way of a trained model to a device: distillation, pruning, int8, export to a file that needs no torch, latency.
 
-Seconds, joules and memory of a round are modelled from counted work and from profiles whose numbers carry their sources, and everything
-that shows them says so. The latency of a file is measured, on the machine at hand.
+The latency of a file is measured, on the machine at hand.
 """

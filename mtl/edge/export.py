@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtl.compiling import slow_guards_allowed
+from mtl.base.compiling import slow_guards_allowed
 from mtl.edge.device_model import Deployed
 from mtl.edge.extras import require
 from mtl.edge.files import DeviceFacts, open_onnx

@@ -13,11 +13,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from mtl.base.types import Params
 from mtl.edge.extras import require
 from mtl.models.cnn import FlattenPlaces, ImageShape, Trunk
 from mtl.models.hard_sharing import HardSharing
 from mtl.models.norm import FrozenBatchNorm, LocalBatchNorm
-from mtl.types import Params
 
 Kind = Literal["nothing", "weights", "channels"]
 Scope = Literal["global", "layer"]

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtl.compiling import slow_guards_allowed
+from mtl.base.compiling import slow_guards_allowed
 from mtl.edge.extras import require
 from mtl.edge.files import DeviceFacts
 

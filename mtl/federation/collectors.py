@@ -10,9 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mtl.federation.clients import Block
+from mtl.base.types import Params
+from mtl.federation.clients.contract import Block
 from mtl.federation.orders import Orders
-from mtl.types import Params
 
 
 class Collector(Protocol):

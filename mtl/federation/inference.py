@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from mtl.base.types import Params
 from mtl.data.federated_data import FederatedData
 from mtl.federation.fusion import check_rule, fit_platt
 from mtl.federation.layout import is_head
@@ -14,7 +15,6 @@ from mtl.federation.objective import BATCH, NUMBERS, Objective, images_at_once
 from mtl.federation.round import State
 from mtl.models.architecture import Representation
 from mtl.models.hard_sharing import HardSharing
-from mtl.types import Params
 
 SCORES = 2**20  # scores of many clients that are held at once
 PIXELS = 2**20  # pixels that many clients' whole models look at at once

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from mtl.types import Params
+from mtl.base.types import Params
 
 Kind = Literal["trunk", "head", "loss", "detector"]
 Keep = Literal["nothing", "heads", "all"]

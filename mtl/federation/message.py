@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mtl import tree
+from mtl.base import tree
+from mtl.base.types import Params
 from mtl.federation.layout import is_head
-from mtl.types import Params
 
 
 def message(travelling: Params, tasks: Tensor) -> Params:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mtl.federation.views import Views
-from mtl.types import Params, Slots
+from mtl.base.types import Params, Slots
+from mtl.federation.population.views import Views
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,18 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from mtl.base.types import Diverged, Params, Slots
 from mtl.data.federated_data import FederatedData
-from mtl.federation.aggregators import Update
-from mtl.federation.bank import Bank, Kept
-from mtl.federation.clients import Backend, Block, CohortJob, Training
+from mtl.federation.aggregators.contract import Update
+from mtl.federation.clients.bank import Bank, Kept
+from mtl.federation.clients.contract import Backend, Block, CohortJob, Training
 from mtl.federation.collectors import Collector, Conflict, Report, all_sums, share_of_trained
 from mtl.federation.layout import Layout
 from mtl.federation.orders import Cohort, Orders
-from mtl.federation.population import Population
+from mtl.federation.population.population import Population
 from mtl.federation.ranks import Ranks
 from mtl.federation.schedule import Schedule
 from mtl.federation.server import Server
-from mtl.types import Diverged, Params, Slots
 
 
 @dataclass

@@ -14,19 +14,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mtl import tree
+from mtl.base import tree
+from mtl.base.types import Params
 from mtl.data.client_batches import LocalWork
 from mtl.data.federated_data import FederatedData
-from mtl.edge.ledger import Workload
+from mtl.devices.ledger import Workload
+from mtl.federation.algorithms.local_sgd import LocalSGD
 from mtl.federation.layout import Layout
-from mtl.federation.local_sgd import LocalSGD
 from mtl.federation.message import client_bytes
 from mtl.federation.objective import Objective
 from mtl.losses.pairs import TaskCounts
 from mtl.models.cnn import ImageShape, Trunk
 from mtl.models.flops import StepCost, count_step, image_flops
 from mtl.models.hard_sharing import HardSharing
-from mtl.types import Params
 
 
 @dataclass(frozen=True)

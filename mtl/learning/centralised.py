@@ -7,17 +7,17 @@ import torch
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
+from mtl.base.types import Diverged, Params
 from mtl.data.client_batches import plan_batches
 from mtl.data.federated_data import FederatedData
-from mtl.federation.batches import Batch, prepare
-from mtl.federation.clients import Training, add_conflict, memory_on
-from mtl.federation.gradients import PlainSum, State, Step
+from mtl.federation.clients.batches import Batch, prepare
+from mtl.federation.clients.contract import Training, add_conflict, memory_on
+from mtl.federation.clients.gradients import PlainSum, State, Step
 from mtl.federation.layout import Frozen, never_frozen
 from mtl.federation.schedule import Schedule
 from mtl.federation.workload import TrainingCost, training_cost
 from mtl.learning.learner import DEFAULT, Learner, Reporting
 from mtl.losses.pairs import TaskCounts
-from mtl.types import Diverged, Params
 
 
 class CentralisedLearning(Learner):

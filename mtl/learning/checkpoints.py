@@ -15,8 +15,8 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
 
+from mtl.base.files import atomic_write
 from mtl.federation.ranks import Ranks
-from mtl.files import atomic_write
 from mtl.learning.learner import Learner
 
 logger = logging.getLogger(__name__)

@@ -16,18 +16,19 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
 
+from mtl.base.seeding import derive_seed, random_uniform
 from mtl.data.client_batches import AUGMENTATION, LocalWork, part_of_key, plan_batches
 from mtl.data.federated_data import FederatedData
 from mtl.data.ragged import Ragged
 from mtl.data.scene_transforms import SCENE_DRAWS, SceneAugmentation
 from mtl.data.scenes import TEST, TRAIN, VAL, SceneSet
 from mtl.data.transforms import to_float
-from mtl.face.finder import DetectionOptions, FaceFinder, Faces, match_faces
-from mtl.federation.balance import Balance
-from mtl.federation.balanced_step import BalancedLosses, Losses
-from mtl.federation.batches import Batch
-from mtl.federation.clients import Training
-from mtl.federation.gradients import PlainSum, Step
+from mtl.faces.finder import DetectionOptions, FaceFinder, Faces, match_faces
+from mtl.federation.clients.balance import Balance
+from mtl.federation.clients.balanced_step import BalancedLosses, Losses
+from mtl.federation.clients.batches import Batch
+from mtl.federation.clients.contract import Training
+from mtl.federation.clients.gradients import PlainSum, Step
 from mtl.federation.layout import Frozen, never_frozen
 from mtl.federation.message import client_bytes
 from mtl.federation.schedule import Schedule
@@ -36,11 +37,10 @@ from mtl.learning.centralised import CentralisedLearning
 from mtl.learning.learner import DEFAULT, Reporting
 from mtl.losses.centre import TERMS, centre_losses, centre_targets
 from mtl.losses.pairs import PairLosses
-from mtl.metrics import Metrics, share_of_highest
+from mtl.metrics.scores import Metrics, share_of_highest
 from mtl.models.centre import map_layers
 from mtl.models.flops import count_forward
 from mtl.models.hard_sharing import HardSharing
-from mtl.seeding import derive_seed, random_uniform
 
 BATCH = 32  # scenes evaluated at once
 NUM_SHOWN = 6  # of the test scenes, in a report

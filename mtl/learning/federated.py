@@ -8,7 +8,8 @@ import torch
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
-from mtl.federation.bank import Bank
+from mtl.base.types import Slots
+from mtl.federation.clients.bank import Bank
 from mtl.federation.inference import Inference
 from mtl.federation.message import calibration_bytes, client_bytes
 from mtl.federation.ranks import Ranks
@@ -18,7 +19,6 @@ from mtl.learning.checkpoints import CheckpointError
 from mtl.learning.learner import DEFAULT, Learner, Reporting
 from mtl.models.hard_sharing import HardSharing
 from mtl.models.peers import Peers
-from mtl.types import Slots
 
 
 class FederatedLearning(Learner):

@@ -13,12 +13,12 @@ from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.profiler import record_function
 
+from mtl.base.types import Diverged
 from mtl.data.federated_data import FederatedData
 from mtl.federation.workload import TrainingCost
-from mtl.metrics import Metrics, evaluate_scores
+from mtl.metrics.scores import Metrics, evaluate_scores
 from mtl.models.cnn import ImageShape
 from mtl.models.hard_sharing import HardSharing
-from mtl.types import Diverged
 
 Log = Callable[[int, Metrics], None]
 MODELLED = "modelled_"

@@ -10,8 +10,8 @@ import torch
 from pytorch_lightning import Callback
 from torch.profiler import ProfilerActivity, profile
 
+from mtl.base.files import atomic_write
 from mtl.federation.ranks import Ranks
-from mtl.files import atomic_write
 
 logger = logging.getLogger(__name__)
 ROUNDS = 3

@@ -6,9 +6,9 @@ from pytorch_lightning import Callback
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
+from mtl.base.types import Params
 from mtl.edge.prune import Pruning, prunable, zero_smallest
 from mtl.models.hard_sharing import HardSharing
-from mtl.types import Params
 
 
 class PruneWeights(Callback):

@@ -9,11 +9,11 @@ import math
 
 import torch
 
-from mtl.compiling import slow_guards_allowed
+from mtl.base.compiling import slow_guards_allowed
 from mtl.data.client_batches import LocalWork, plan_batches
 from mtl.data.federated_data import FederatedData
 from mtl.edge.quantize import simulate_int8
-from mtl.federation.batches import prepare
+from mtl.federation.clients.batches import prepare
 from mtl.federation.objective import Objective
 from mtl.losses.pairs import TaskCounts
 from mtl.models.hard_sharing import HardSharing

@@ -1,0 +1,1 @@
+"""Pair losses: a positive and a negative term for each subtask."""

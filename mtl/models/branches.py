@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from mtl.base.seeding import split_key
+from mtl.base.types import Params
 from mtl.models.dropout import KeyedDropout
-from mtl.seeding import split_key
-from mtl.types import Params
 
 
 class Branches(nn.Module):

@@ -4,12 +4,15 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import WeightsEnum
 
 from mtl.models.group_norm import GroupNorm
+
+if TYPE_CHECKING:
+    from torchvision.models import WeightsEnum
 
 ImageShape = tuple[int, int, int]
 
@@ -18,7 +21,7 @@ ImageShape = tuple[int, int, int]
 class Published:
     """weights: torchvision's, that fit the trunk; dropped: the parts of torchvision's network that the trunk does without."""
 
-    weights: type[WeightsEnum]
+    weights: "type[WeightsEnum]"
     dropped: tuple[str, ...]
 
 

@@ -6,13 +6,13 @@ CUDA graph.
 """
 
 import math
+import sys
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
-from mtl.seeding import random_bits
+from mtl.base.seeding import random_bits
 
 Whole = Literal["element", "channel", "image"]
 
@@ -58,12 +58,14 @@ class KeyedDropout(nn.Module):
 
 def use_keyed_dropout(module: nn.Module) -> None:
     """Put a `KeyedDropout` in the place of every dropout layer inside `module`, stochastic depth (Huang et al. 2016) among them."""
+    # Where torchvision, which takes long to import, has not been imported there is no such layer.
+    stochastic_depth = getattr(sys.modules.get("torchvision.ops"), "StochasticDepth", ())
     for path, layer in list(module.named_modules()):
         if isinstance(layer, nn.AlphaDropout | nn.FeatureAlphaDropout) or (
-            isinstance(layer, StochasticDepth) and layer.mode != "row"
+            isinstance(layer, stochastic_depth) and layer.mode != "row"
         ):
             raise ValueError(f"{type(layer).__name__} ({path}) draws from torch's global generator; use Dropout")
-        if isinstance(layer, StochasticDepth):
+        if isinstance(layer, stochastic_depth):
             _put(module, path, KeyedDropout(layer.p, whole="image"))
         elif isinstance(layer, nn.modules.dropout._DropoutNd):
             _put(module, path, KeyedDropout(layer.p, whole="element" if isinstance(layer, nn.Dropout) else "channel"))

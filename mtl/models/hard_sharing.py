@@ -6,10 +6,10 @@ import copy
 
 from torch import Tensor, nn
 
+from mtl.base.types import Params
 from mtl.models.architecture import Parts, Representation
 from mtl.models.dropout import KeyedDropout, use_keyed_dropout
 from mtl.models.norm import LocalBatchNorm, refuse_batch_norm
-from mtl.types import Params
 
 
 def hard_sharing(parts: Parts) -> tuple[nn.Module, nn.Module]:

@@ -15,10 +15,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from mtl.base.types import Params
 from mtl.models.architecture import Groups, Parts, at_least_one, group_of_each, shapes_of
 from mtl.models.branches import Branches, run_branches
 from mtl.models.task_layers import HeadsOfGroups
-from mtl.types import Params
 
 OWN = 0.9  # share of the basis that a group starts near
 

@@ -12,12 +12,11 @@ import bisect
 import math
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 from torch.func import functional_call
-from torchvision import models
-from torchvision.models import vgg as torchvision_vgg
 
 from mtl.models.cnn import ImageShape, Published, Trunk, check_multiplier
 
@@ -45,7 +44,8 @@ def vgg(image_shape: ImageShape, *, depth: int = 11, batch_norm: bool = False, w
     """
     _one_of("depth", depth, VGG)
     # torchvision's own class would first draw 120 million numbers for the linear layers.
-    features = torchvision_vgg.make_layers(torchvision_vgg.cfgs[VGG[depth]], batch_norm=batch_norm)
+    vgg = _models().vgg
+    features = vgg.make_layers(vgg.cfgs[VGG[depth]], batch_norm=batch_norm)
     for layer in features:
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -63,7 +63,7 @@ def resnet(image_shape: ImageShape, *, depth: int = 18, small_images: bool = Fal
     that; width: features of a linear layer behind the trunk, None takes the trunk's own features.
     """
     _one_of("depth", depth, RESNET)
-    net = models.get_model(f"resnet{depth}", num_classes=1)
+    net = _models().get_model(f"resnet{depth}", num_classes=1)
     if small_images:
         net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -78,7 +78,7 @@ def inception_v3(image_shape: ImageShape, *, width: int | None = None) -> Trunk:
 
     width: features of a linear layer behind the trunk, None takes the trunk's own features.
     """
-    net = models.Inception3(num_classes=1, aux_logits=False, init_weights=True)
+    net = _models().Inception3(num_classes=1, aux_logits=False, init_weights=True)
     published = _published("inception_v3", "fc", "AuxLogits")
     return _trunk(_layers(net, "avgpool", "dropout", "fc"), image_shape, width, published)
 
@@ -90,7 +90,7 @@ def mobilenet_v2(image_shape: ImageShape, *, multiplier: float = 1.0, width: int
     trunk, None takes the trunk's own features.
     """
     check_multiplier(multiplier)
-    net = models.mobilenet_v2(width_mult=multiplier, num_classes=1)
+    net = _models().mobilenet_v2(width_mult=multiplier, num_classes=1)
     return _trunk(_layers(net, "classifier"), image_shape, width, _published("mobilenet_v2", "classifier"))
 
 
@@ -103,7 +103,7 @@ def mobilenet_v3(image_shape: ImageShape, *, size: str = "small", multiplier: fl
     _one_of("size", size, ("small", "large"))
     check_multiplier(multiplier)
     name = f"mobilenet_v3_{size}"
-    net = models.get_model(name, width_mult=multiplier, num_classes=1)
+    net = _models().get_model(name, width_mult=multiplier, num_classes=1)
     return _trunk(_layers(net, "avgpool", "classifier"), image_shape, width, _published(name, "classifier"))
 
 
@@ -117,7 +117,7 @@ def shufflenet_v2(image_shape: ImageShape, *, multiplier: float = 1.0, width: in
     check_multiplier(multiplier)
     stage = 2 * max(round(58 * multiplier), 1)
     channels = SHUFFLENET.get(multiplier, (24, stage, 2 * stage, 4 * stage, 2048 if multiplier > 2 else 1024))
-    net = models.ShuffleNetV2([4, 8, 4], list(channels), num_classes=1)
+    net = _models().ShuffleNetV2([4, 8, 4], list(channels), num_classes=1)
     published = _published(f"shufflenet_v2_x{multiplier:.1f}".replace(".", "_"), "fc") if multiplier in SHUFFLENET else None
     return _trunk(_layers(net, "fc"), image_shape, width, published)
 
@@ -129,7 +129,7 @@ def squeezenet(image_shape: ImageShape, *, version: str = "1_1", width: int | No
     own features.
     """
     _one_of("version", version, ("1_0", "1_1"))
-    net = models.SqueezeNet(version, num_classes=1)
+    net = _models().SqueezeNet(version, num_classes=1)
     return _trunk(_layers(net, "classifier"), image_shape, width, _published(f"squeezenet{version}", "classifier"))
 
 
@@ -146,8 +146,15 @@ def efficientnet(
     if not 0 <= stochastic_depth < 1:
         raise ValueError(f"trunk.stochastic_depth must be in [0, 1), got {stochastic_depth}")
     name = f"efficientnet_{variant}"
-    net = models.get_model(name, stochastic_depth_prob=stochastic_depth, num_classes=1)
+    net = _models().get_model(name, stochastic_depth_prob=stochastic_depth, num_classes=1)
     return _trunk(_layers(net, "avgpool", "classifier"), image_shape, width, _published(name, "classifier"))
+
+
+def _models() -> Any:
+    """torchvision.models, which takes longer to import than all of `mtl`: only where one of its networks is built."""
+    from torchvision import models
+
+    return models
 
 
 def _layers(net: nn.Module, *dropped: str) -> dict[str, nn.Module]:
@@ -196,7 +203,7 @@ def _num_features(features: nn.Module, image_shape: ImageShape) -> int | None:
 
 
 def _published(name: str, *dropped: str) -> Published:
-    return Published(models.get_model_weights(name), dropped)
+    return Published(_models().get_model_weights(name), dropped)
 
 
 def _one_of(field: str, value: object, choices: Collection[object]) -> None:

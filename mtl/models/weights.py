@@ -15,8 +15,8 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
+from mtl.base.types import Params
 from mtl.models.cnn import Trunk
-from mtl.types import Params
 
 TRUNK = "model.trunk."  # of the names in a run's checkpoint
 CHECKPOINTS = ("checkpoints/best.ckpt", "checkpoints/last.ckpt")

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from mtl.files import atomic_write
+from mtl.base.files import atomic_write
 from mtl.report import style
 
 MISSING = "the run directories hold no data for this figure"

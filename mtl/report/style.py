@@ -23,7 +23,7 @@ from matplotlib.font_manager import findfont, get_font
 from matplotlib.lines import Line2D
 from matplotlib.ticker import Formatter, LogLocator, NullLocator
 
-from mtl.files import atomic_write
+from mtl.base.files import atomic_write
 from mtl.report.tables import decimal_multiple
 
 Drawing = Figure | None

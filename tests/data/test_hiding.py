@@ -5,12 +5,12 @@ from statistics import mean
 import pytest
 import torch
 
-from mtl.configs import compose
+from mtl.base.seeding import generator
 from mtl.data.hiding import KnownLabels
 from mtl.data.splits import Split
 from mtl.data.subtasks import Subtasks
-from mtl.seeding import generator
-from mtl.train import train
+from mtl.run.config import compose
+from mtl.run.train import train
 
 N, T = 400, 5
 SPLIT = Split(torch.arange(0, 300), torch.arange(300, 340), torch.arange(340, N))

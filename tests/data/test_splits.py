@@ -5,9 +5,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mtl.configs import compose
+from mtl.base.types import ImageData
 from mtl.data import splits
-from mtl.types import ImageData
+from mtl.run.config import compose
 from tests.conftest import make_images
 
 

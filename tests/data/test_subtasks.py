@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from mtl.base.types import ImageData
 from mtl.data import subtasks
 from mtl.data.assignment import all_to_all
 from mtl.data.federated_data import federate
 from mtl.data.partition import iid, sizes
 from mtl.data.splits import Split
-from mtl.tracking import Tracker, WandbOptions
-from mtl.types import ImageData
+from mtl.run.tracking import Tracker, WandbOptions
 
 
 def test_one_vs_rest_asks_each_class_once(images: ImageData) -> None:

@@ -4,8 +4,8 @@ from hydra_zen import instantiate
 from torchvision.models import ResNet18_Weights
 from torchvision.transforms.functional import normalize
 
-from mtl.configs import compose
 from mtl.data.transforms import DRAWS, Augmentation, Normalise, to_float
+from mtl.run.config import compose
 
 PICTURE = torch.rand(3, 1, 12, 8, generator=torch.Generator().manual_seed(0))
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mtl.configs import compose
-from mtl.deploy import Exported, ExportOptions, export_run
-from mtl.train import train
+from mtl.run.config import compose
+from mtl.run.train import train
+from mtl.trained.export import Exported, ExportOptions, export_run
 from tests.conftest import make_images
-from tests.test_train import SMALL
+from tests.run.test_train import SMALL
 
 Train = Callable[..., Path]
 CENTRALISED = "mode=centralised"

@@ -8,11 +8,11 @@ import onnxruntime
 import pytest
 import torch
 
-from mtl.deploy import ExportOptions, export_run, load_data
 from mtl.edge import export
 from mtl.edge.export import at_once
 from mtl.edge.files import DeviceFacts
-from mtl.trained import load_run
+from mtl.run.load import load_run
+from mtl.trained.export import ExportOptions, export_run, load_data
 from tests.edge.conftest import Train
 
 ARCHITECTURES = {

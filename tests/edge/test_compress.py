@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
-from mtl.build import read_config
-from mtl.cli import main
-from mtl.compress import compress, with_overrides
-from mtl.deploy import Exported, ExportOptions
+from mtl.cli.main import main
 from mtl.models.flops import num_parameters
-from mtl.trained import load_run
+from mtl.run.build import read_config
+from mtl.run.load import load_run
+from mtl.trained.compress import compress, with_overrides
+from mtl.trained.export import Exported, ExportOptions
 from tests.edge.conftest import Train
-from tests.test_train import kill_after
+from tests.run.test_train import kill_after
 
 TRUNK = ("mode=centralised", "trunk=classic_cnn", "trunk.channels=[8,16]", "trunk.width=16")
 
@@ -73,7 +73,7 @@ def test_each_step_starts_from_the_one_before(
         shutil.copy(exported.path, out)
         return exported
 
-    monkeypatch.setattr("mtl.compress.export_run", export_nothing)
+    monkeypatch.setattr("mtl.trained.compress.export_run", export_nothing)
     rows = compress(run_dir, ["prune", "int8"], out=tmp_path, ratio=0.5, rounds=1, repeats=5)
     assert asked == [
         (run_dir, False, "0_as_it_is.onnx"),
@@ -119,19 +119,19 @@ def test_a_recipe_goes_on_where_it_stopped(
         kill_after(config, directory, rounds=1)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mtl.compress.export_run", export_nothing)
-    monkeypatch.setattr("mtl.compress.train", stop)
+    monkeypatch.setattr("mtl.trained.compress.export_run", export_nothing)
+    monkeypatch.setattr("mtl.trained.compress.train", stop)
     with pytest.raises(KeyboardInterrupt):
         compress(run_dir, ["prune", "int8"], out=out, rounds=2, repeats=5)
     assert made == ["0_as_it_is.onnx"]
     monkeypatch.undo()
-    monkeypatch.setattr("mtl.compress.export_run", export_nothing)
+    monkeypatch.setattr("mtl.trained.compress.export_run", export_nothing)
     rows = compress(run_dir, ["prune", "int8"], out=out, rounds=2, repeats=5)
     assert made == ["0_as_it_is.onnx", "1_prune.onnx", "2_int8.onnx"]
     assert [row.step for row in rows] == ["as it is", "prune", "int8"]
     assert load_run(out / "prune").round == 2
     # All is done: nothing is trained or exported again.
-    monkeypatch.setattr("mtl.compress.train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("mtl.trained.compress.train", lambda *_: pytest.fail("trained again"))
     assert len(compress(run_dir, ["prune", "int8"], out=out, rounds=2, repeats=5)) == 3
     assert len(made) == 3
     with pytest.raises(ValueError, match=r"holds another recipe, which differs in ratio \(0.5 there, 0.25 now\)"):

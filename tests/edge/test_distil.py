@@ -17,9 +17,9 @@ from mtl.losses.pairs import PairLosses
 from mtl.models.cnn import small_cnn
 from mtl.models.hard_sharing import HardSharing
 from mtl.models.heads import LinearHeads
-from mtl.train import train
+from mtl.run.train import train
 from tests.edge.conftest import CENTRALISED, Train
-from tests.test_train import numbers, small
+from tests.run.test_train import numbers, small
 
 EVERYBODY = torch.ones(5, dtype=torch.bool)
 

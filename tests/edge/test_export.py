@@ -14,15 +14,15 @@ import torch
 from PIL import Image
 
 from mtl import __version__
-from mtl.cli import main
-from mtl.deploy import Exported, ExportOptions, export_run, load_data
+from mtl.cli.main import main
 from mtl.edge import export
 from mtl.edge.device_model import DeviceModel
 from mtl.edge.export import ExportError, to_onnx
 from mtl.edge.files import DeviceFacts
 from mtl.learning.checkpoints import CheckpointError
-from mtl.metrics import balanced_accuracy
-from mtl.trained import load_run
+from mtl.metrics.scores import balanced_accuracy
+from mtl.run.load import load_run
+from mtl.trained.export import Exported, ExportOptions, export_run, load_data
 from tests.edge.conftest import Train
 
 DEPLOY = Path(__file__).parents[2] / "experiments" / "deploy" / "recognise.py"
@@ -199,7 +199,7 @@ def test_a_missing_library_is_named(trained: Train, tmp_path: Path, monkeypatch:
 def test_where_a_file_cannot_be_written_is_said_before_the_work(
     trained: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mtl.deploy.load_run", lambda *_, **__: pytest.fail("the run was loaded"))
+    monkeypatch.setattr("mtl.trained.export.load_run", lambda *_, **__: pytest.fail("the run was loaded"))
     (tmp_path / "folder.onnx").mkdir()
     with pytest.raises(ValueError, match=r"out must be a file, got the folder"):
         export_run(trained("mode=centralised"), out=tmp_path / "folder.onnx")

@@ -12,17 +12,17 @@ import pytest
 import torch
 from PIL import Image
 
-from mtl import recognise
 from mtl.data.faces import orl
 from mtl.data.warp import crop_boxes
-from mtl.deploy import Exported, ExportOptions, export_run
-from mtl.deploy_faces import PADDING, check_scene, face_finder
 from mtl.edge.files import DeviceFacts
-from mtl.enrol import enrol
-from mtl.face.gallery import Gallery
-from mtl.recognise import Recogniser
-from mtl.train import train
-from mtl.trained import load_run
+from mtl.faces.gallery import Gallery
+from mtl.run.load import load_run
+from mtl.run.train import train
+from mtl.trained import recognise
+from mtl.trained.enrol import enrol
+from mtl.trained.export import Exported, ExportOptions, export_run
+from mtl.trained.export_faces import PADDING, check_scene, face_finder
+from mtl.trained.recognise import Recogniser
 from tests.learning.test_detection import tiny
 
 SCRIPTS = Path(__file__).parents[2] / "experiments" / "deploy"

@@ -13,7 +13,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from mtl.cli import main
+from mtl.cli.main import main
 from mtl.edge.latency import measure, measure_file, set_executorch_threads
 from mtl.edge.machine import processor
 from mtl.models.cnn import classic_cnn

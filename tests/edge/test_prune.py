@@ -15,10 +15,10 @@ from mtl.models.flops import count_forward, num_parameters
 from mtl.models.hard_sharing import HardSharing
 from mtl.models.heads import LinearHeads
 from mtl.models.norm import replace_batch_norm
-from mtl.train import train
-from mtl.trained import load_run
+from mtl.run.load import load_run
+from mtl.run.train import train
 from tests.edge.conftest import Train
-from tests.test_train import small
+from tests.run.test_train import small
 
 SHAPE = (1, 16, 16)
 

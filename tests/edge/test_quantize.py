@@ -10,13 +10,13 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 
-from mtl.deploy import Exported, ExportOptions, export_run, load_data, predict_eager
 from mtl.edge import export
 from mtl.edge.device_model import DeviceModel
 from mtl.edge.files import DeviceFacts
 from mtl.edge.quantize import check_calibration, quantize_onnx, simulate_int8
 from mtl.learning.quantized import train_quantized
-from mtl.trained import load_run
+from mtl.run.load import load_run
+from mtl.trained.export import Exported, ExportOptions, export_run, load_data, predict_eager
 from tests.edge.conftest import Train
 
 

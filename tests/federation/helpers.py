@@ -7,19 +7,19 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from mtl.base.types import Params
 from mtl.data.federated_data import FederatedData
-from mtl.federation.bank import Bank
-from mtl.federation.clients import Backend, Training
+from mtl.federation.clients.bank import Bank
+from mtl.federation.clients.contract import Backend, Training
 from mtl.federation.layout import Frozen, Layout, never_frozen
 from mtl.federation.orders import Cohort, Orders
-from mtl.federation.population import Population
+from mtl.federation.population.population import Population
+from mtl.federation.population.sampling import Draws, Sampling
+from mtl.federation.population.views import Views
 from mtl.federation.round import Federation, State
-from mtl.federation.sampling import Draws, Sampling
 from mtl.federation.schedule import Schedule
 from mtl.federation.server import Server, ServerStep, Surroundings, fedavg
-from mtl.federation.views import Views
 from mtl.models.hard_sharing import HardSharing
-from mtl.types import Params
 from tests.conftest import clone
 
 

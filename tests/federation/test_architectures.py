@@ -9,24 +9,25 @@ from torch.func import functional_call
 
 from mtl.balancing.gramian import HeadGeometry, cosines
 from mtl.balancing.grouping import group_tasks
-from mtl.build import build_data, build_model
-from mtl.configs import PARTIAL, compose
 from mtl.data.client_batches import LocalWork
 from mtl.data.federated_data import FederatedData
 from mtl.data.transforms import Augmentation, Normalise
+from mtl.federation.algorithms.local_sgd import LocalSGD
 from mtl.federation.inference import Inference
 from mtl.federation.layout import is_head
-from mtl.federation.local_sgd import LocalSGD
 from mtl.federation.objective import Objective
 from mtl.losses.bce import BCE
 from mtl.losses.pairs import TaskCounts
 from mtl.models import cnn, heads
 from mtl.models.architecture import Parts
 from mtl.models.hard_sharing import HardSharing
-from mtl.train import train
+from mtl.run.build import build_data, build_model
+from mtl.run.config import compose
+from mtl.run.members import PARTIAL
+from mtl.run.train import train
 from tests.conftest import make_federation
 from tests.federation.test_backends import LOOP, STACKED, assert_close, three_rounds, uneven
-from tests.test_train import SMALL, small
+from tests.run.test_train import SMALL, small
 
 ARCHITECTURES = [name for name in PARTIAL["architecture"] if name != "hard_sharing"]
 OPTIONS = {

@@ -12,23 +12,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mtl import compiling
+from mtl.base import compiling
+from mtl.base.types import Params
 from mtl.data.client_batches import CohortBatches, LocalWork
 from mtl.data.federated_data import FederatedData
 from mtl.data.ragged import Ragged
 from mtl.data.transforms import Augmentation, Normalise
-from mtl.federation.auto import AutoBackend, _stacked_seconds, make_backend
-from mtl.federation.batches import chunks
-from mtl.federation.block import block_size, bytes_of_client
-from mtl.federation.clients import Backend, Block, CohortJob, Training
-from mtl.federation.local_sgd import LocalSGD
-from mtl.federation.loop import LoopBackend
+from mtl.federation.algorithms.local_sgd import LocalSGD
+from mtl.federation.clients.auto import AutoBackend, _stacked_seconds, make_backend
+from mtl.federation.clients.batches import chunks
+from mtl.federation.clients.block import block_size, bytes_of_client
+from mtl.federation.clients.contract import Backend, Block, CohortJob, Training
+from mtl.federation.clients.loop import LoopBackend
+from mtl.federation.clients.stacked import CannotStack, StackedBackend
 from mtl.federation.objective import Objective
+from mtl.federation.population.sampling import Sampling
 from mtl.federation.round import State, run_round
-from mtl.federation.sampling import Sampling
 from mtl.federation.schedule import Schedule
 from mtl.federation.server import fedavg
-from mtl.federation.stacked import CannotStack, StackedBackend
 from mtl.losses.bce import BCE
 from mtl.losses.ldam import LDAM
 from mtl.losses.sphereface2 import SphereFace2
@@ -36,7 +37,6 @@ from mtl.models import cnn, heads
 from mtl.models.cnn import Trunk
 from mtl.models.hard_sharing import HardSharing
 from mtl.models.norm import replace_batch_norm
-from mtl.types import Params
 from tests.conftest import make_federation
 from tests.federation.helpers import federation_of, start_of
 
@@ -338,7 +338,7 @@ def test_auto_takes_the_faster_one_and_says_why(caplog: pytest.LogCaptureFixture
 
     data = uneven([4, 2], 0)
     with caplog.at_level(logging.INFO), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mtl.federation.auto.LoopBackend", Slow)
+        patch.setattr("mtl.federation.clients.auto.LoopBackend", Slow)
         three_rounds(lambda training: AutoBackend(training, num_rounds=3, compile="never"), data, model_of("flat", data))
     assert [record.message[:15] for record in caplog.records] == ["backend: vmap ("]
     assert "a round of 2 clients would take: loop " in caplog.text
@@ -376,7 +376,7 @@ def test_auto_knows_what_the_steps_that_are_made_take(sizes: list[int], block: i
         assert job.max_steps is not None
         return seconds(list(job.clients), job.max_steps)
 
-    monkeypatch.setattr("mtl.federation.auto._seconds", timed)
+    monkeypatch.setattr("mtl.federation.clients.auto._seconds", timed)
     data = uneven(sizes, 0)
     training = Training(model_of("flat", data), Objective(FACES, Normalise()), LocalSGD(), LocalWork(batch_size=3), 0)
     job = CohortJob(list(range(len(sizes))), 0, lambda clients: {}, 0.1)
@@ -395,11 +395,11 @@ def test_a_block_has_room_for_what_a_step_saves_and_is_kept(monkeypatch: pytest.
     images, parameters = 5 * 64 * 4, sum(value.numel() for value in model.params().values()) * 4
     assert size > 4 * parameters + 6 * images + 2 * 5 * (64 + 4 * 36) * 4
     assert bytes_of_client(replace(training, work=LocalWork(batch_size=1)), data) < size / 2
-    monkeypatch.setattr("mtl.federation.block.free_memory", lambda device: 2 * 11 * size)
+    monkeypatch.setattr("mtl.federation.clients.block.free_memory", lambda device: 2 * 11 * size)
     assert block_size(training, data) == 8
     backend = StackedBackend(training)
     assert backend.settle_block(data) == 8
-    monkeypatch.setattr("mtl.federation.block.free_memory", lambda device: 2 * size)
+    monkeypatch.setattr("mtl.federation.clients.block.free_memory", lambda device: 2 * size)
     assert backend.settle_block(data) == 8
     resumed = AutoBackend(training, num_rounds=3)
     resumed.load_state_dict(backend.state_dict())

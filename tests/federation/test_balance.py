@@ -20,29 +20,30 @@ from mtl.balancing.pcgrad import PCGrad
 from mtl.balancing.uncertainty import UW
 from mtl.balancing.upgrad import UPGrad
 from mtl.balancing.weighting import RLW, Equal, Fixed
-from mtl.build import build_model
-from mtl.configs import WHOLE, compose
+from mtl.base.types import Params
 from mtl.data.client_batches import LocalWork
 from mtl.data.transforms import Normalise
-from mtl.federation.aggregators import ConflictAverse
-from mtl.federation.auto import make_backend
-from mtl.federation.balance import Balance, make_balance
-from mtl.federation.bank import Bank
-from mtl.federation.batches import Batch
-from mtl.federation.clients import MEMORY, Training
-from mtl.federation.gradients import PlainSum
+from mtl.federation.aggregators.conflict_averse import ConflictAverse
+from mtl.federation.algorithms.local_sgd import LocalSGD
+from mtl.federation.clients.auto import make_backend
+from mtl.federation.clients.balance import Balance, make_balance
+from mtl.federation.clients.bank import Bank
+from mtl.federation.clients.batches import Batch
+from mtl.federation.clients.contract import MEMORY, Training
+from mtl.federation.clients.gradients import PlainSum
+from mtl.federation.clients.loop import LoopBackend
+from mtl.federation.clients.stacked import StackedBackend
 from mtl.federation.layout import Layout, is_head, shared
-from mtl.federation.local_sgd import LocalSGD
-from mtl.federation.loop import LoopBackend
 from mtl.federation.objective import Objective
+from mtl.federation.population.sampling import Sampling
 from mtl.federation.round import RoundLog, State, run_round
-from mtl.federation.sampling import Sampling
 from mtl.federation.schedule import Schedule
 from mtl.federation.server import Server, fedavg
-from mtl.federation.stacked import StackedBackend
 from mtl.losses.pairs import TaskCounts
 from mtl.models.hard_sharing import HardSharing
-from mtl.types import Params
+from mtl.run.build import build_model
+from mtl.run.config import compose
+from mtl.run.members import WHOLE
 from tests.federation.helpers import federation_of, start_of
 from tests.federation.test_backends import FACES, assert_close, model_of, uneven
 

@@ -16,11 +16,11 @@ from mtl.balancing.moco import MoCo
 from mtl.balancing.nash_mtl import NashMTL
 from mtl.balancing.stch import LogSTCH
 from mtl.balancing.weighting import Equal, Fixed
-from mtl.federation.aggregators import ConflictAverse
-from mtl.federation.balance import LEAST, Balance, make_balance
+from mtl.base.types import Params
+from mtl.federation.aggregators.conflict_averse import ConflictAverse
+from mtl.federation.clients.balance import LEAST, Balance, make_balance
 from mtl.federation.layout import is_head, shared
 from mtl.federation.server import fedavg
-from mtl.types import Params
 from tests.federation.test_backends import model_of
 from tests.federation.test_balance import COSINE, LINEAR, OBJECTIVE, a_batch, one_by_one
 

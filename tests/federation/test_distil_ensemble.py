@@ -10,31 +10,31 @@ import torch.nn.functional as F
 from hydra_zen import instantiate
 from torch import nn
 
-from mtl.configs import compose
+from mtl.base.types import Params
 from mtl.data.client_batches import LocalWork
 from mtl.data.federated_data import FederatedData
-from mtl.edge.widths import narrow
-from mtl.federation.clients import Backend, Block, CohortJob, Training
-from mtl.federation.distil_ensemble import DistilEnsemble, Ensemble, feddf
-from mtl.federation.local_sgd import LocalSGD
-from mtl.federation.loop import LoopBackend
+from mtl.devices.widths import narrow
+from mtl.federation.algorithms.local_sgd import LocalSGD
+from mtl.federation.clients.contract import Backend, Block, CohortJob, Training
+from mtl.federation.clients.loop import LoopBackend
+from mtl.federation.clients.stacked import StackedBackend
+from mtl.federation.population.sampling import Sampling
+from mtl.federation.population.views import Views, ViewsBackend
 from mtl.federation.round import State, run_round
-from mtl.federation.sampling import Sampling
 from mtl.federation.schedule import Schedule
-from mtl.federation.stacked import StackedBackend
-from mtl.federation.views import Views, ViewsBackend
+from mtl.federation.server_steps.distil_ensemble import DistilEnsemble, Ensemble, feddf
 from mtl.learning.checkpoints import read_checkpoint
 from mtl.losses.bce import BCE
 from mtl.models.cnn import Trunk
 from mtl.models.hard_sharing import HardSharing
 from mtl.models.heads import LinearHeads
-from mtl.train import train
-from mtl.types import Params
+from mtl.run.config import compose
+from mtl.run.train import train
 from tests.conftest import clone, make_images
 from tests.federation.helpers import federation_of, start_of
 from tests.federation.test_backends import model_of, uneven
 from tests.federation.test_rounds import OBJECTIVE, assert_equal
-from tests.test_train import kill_after, numbers, small, without_time
+from tests.run.test_train import kill_after, numbers, small, without_time
 
 IMAGES = torch.randint(0, 256, (7, 1, 8, 8), generator=torch.Generator().manual_seed(5), dtype=torch.uint8)
 

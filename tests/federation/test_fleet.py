@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtl.data.client_batches import LocalWork
-from mtl.edge.fleet import Fleet
-from mtl.edge.ledger import Workload
-from mtl.federation.fleet import FleetSampling
+from mtl.devices.fleet import Fleet
+from mtl.devices.ledger import Workload
+from mtl.federation.algorithms.local_sgd import LocalSGD
+from mtl.federation.clients.loop import LoopBackend
+from mtl.federation.clients.stacked import StackedBackend
 from mtl.federation.layout import Layout
-from mtl.federation.local_sgd import LocalSGD
-from mtl.federation.loop import LoopBackend
 from mtl.federation.message import client_bytes
-from mtl.federation.sampling import Outcome, Sampling
-from mtl.federation.stacked import StackedBackend
+from mtl.federation.population.fleet import FleetSampling
+from mtl.federation.population.sampling import Outcome, Sampling
 from mtl.federation.workload import client_workload, training_cost
 from tests.conftest import make_federation
 from tests.federation.test_backends import uneven

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtl.federation.local_sgd import LocalSGD
+from mtl.federation.algorithms.local_sgd import LocalSGD
 from mtl.federation.schedule import Schedule
 from tests.conftest import clone
 

@@ -7,11 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mtl.base.types import Params
 from mtl.federation.fusion import fit_platt
 from mtl.federation.layout import Layout
 from mtl.federation.message import calibration_bytes, client_bytes, message, message_bytes, pack, unpack
-from mtl.federation.sampling import Sampling
-from mtl.types import Params
+from mtl.federation.population.sampling import Sampling
 from tests.conftest import make_federation
 from tests.federation.test_rounds import make_model, run
 

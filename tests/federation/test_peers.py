@@ -12,36 +12,36 @@ import torch
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from mtl.build import build_data, build_views, build_workloads
-from mtl.configs import compose
+from mtl.base.types import Params
 from mtl.data.client_batches import LocalWork
 from mtl.data.federated_data import FederatedData
-from mtl.deploy import ExportOptions, export_run, load_data, predict_eager
-from mtl.edge.widths import Level
-from mtl.federation.clients import Backend, Training
-from mtl.federation.distil_ensemble import DistilEnsemble, Ensemble
-from mtl.federation.local_sgd import LocalSGD
-from mtl.federation.loop import LoopBackend
+from mtl.devices.widths import Level
+from mtl.federation.algorithms.local_sgd import LocalSGD
+from mtl.federation.clients.contract import Backend, Training
+from mtl.federation.clients.loop import LoopBackend
+from mtl.federation.clients.stacked import StackedBackend
 from mtl.federation.message import message, pack
+from mtl.federation.population.sampling import Sampling
+from mtl.federation.population.views import Views, ViewsBackend
 from mtl.federation.round import RoundLog, State, run_round
-from mtl.federation.sampling import Sampling
 from mtl.federation.schedule import Schedule
-from mtl.federation.stacked import StackedBackend
-from mtl.federation.views import Views, ViewsBackend
+from mtl.federation.server_steps.distil_ensemble import DistilEnsemble, Ensemble
 from mtl.learning.checkpoints import read_checkpoint
 from mtl.losses.bce import BCE
 from mtl.models.cnn import separable_cnn, small_cnn
 from mtl.models.hard_sharing import HardSharing
 from mtl.models.heads import CosineHeads
 from mtl.models.peers import Peers
-from mtl.train import train
-from mtl.trained import TrainedRun, build_start, load_run
-from mtl.types import Params
+from mtl.run.build import build_data, build_views, build_workloads
+from mtl.run.config import compose
+from mtl.run.load import TrainedRun, build_start, load_run
+from mtl.run.train import train
+from mtl.trained.export import ExportOptions, export_run, load_data, predict_eager
 from tests.federation.helpers import federation_of, start_of
 from tests.federation.test_backends import uneven
 from tests.federation.test_rounds import OBJECTIVE
 from tests.federation.test_views import DEVICE
-from tests.test_train import SMALL, kill_after, numbers, without_time
+from tests.run.test_train import SMALL, kill_after, numbers, without_time
 
 OF = [0, 1, 1]
 

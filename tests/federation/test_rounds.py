@@ -7,20 +7,21 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from mtl.base.types import Diverged, Params
 from mtl.data.client_batches import LocalWork, plan_batches
 from mtl.data.federated_data import FederatedData
 from mtl.data.ragged import Ragged
 from mtl.data.transforms import Augmentation, Normalise
-from mtl.federation.bank import Bank, Kept
-from mtl.federation.clients import Block, Training
+from mtl.federation.algorithms.local_sgd import LocalSGD
+from mtl.federation.clients.bank import Bank, Kept
+from mtl.federation.clients.contract import Block, Training
+from mtl.federation.clients.loop import LoopBackend
 from mtl.federation.inference import Inference
 from mtl.federation.layout import Layout
-from mtl.federation.local_sgd import LocalSGD
-from mtl.federation.loop import LoopBackend
 from mtl.federation.message import message_bytes
 from mtl.federation.objective import NUMBERS, Objective
+from mtl.federation.population.sampling import Sampling
 from mtl.federation.round import Federation, RoundLog, State, check_health, run_round
-from mtl.federation.sampling import Sampling
 from mtl.learning.checkpoints import CheckpointError
 from mtl.learning.federated import FederatedLearning
 from mtl.losses.bce import BCE
@@ -29,7 +30,6 @@ from mtl.models import cnn, heads
 from mtl.models.cnn import Trunk
 from mtl.models.hard_sharing import HardSharing
 from mtl.models.norm import replace_batch_norm
-from mtl.types import Diverged, Params
 from tests.conftest import clone, make_federation
 from tests.federation.helpers import federation_of, start_of
 

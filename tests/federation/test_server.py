@@ -1,12 +1,13 @@
 import pytest
 import torch
 
-from mtl.federation.aggregators import Update
-from mtl.federation.clients import Block
+from mtl.base.types import Params, Slots
+from mtl.federation.aggregators.contract import Update
+from mtl.federation.algorithms.fedavg import MOMENTUM
+from mtl.federation.clients.contract import Block
 from mtl.federation.layout import Layout
-from mtl.federation.sampling import Sampling
-from mtl.federation.server import MOMENTUM, Server, fedavg
-from mtl.types import Params, Slots
+from mtl.federation.population.sampling import Sampling
+from mtl.federation.server import Server, fedavg
 from tests.federation.helpers import orders_of
 
 START: Params = {"trunk.w": torch.tensor([1.0, 2.0]), "heads.w": torch.tensor([[1.0], [2.0], [3.0]])}

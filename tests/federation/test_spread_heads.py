@@ -14,22 +14,22 @@ from torch import Tensor
 from mtl.data.client_batches import LocalWork
 from mtl.data.federated_data import FederatedData
 from mtl.data.transforms import Augmentation, Normalise
-from mtl.federation.clients import Training
+from mtl.federation.algorithms.local_sgd import LocalSGD
+from mtl.federation.clients.contract import Training
+from mtl.federation.clients.stacked import StackedBackend
 from mtl.federation.inference import Inference
-from mtl.federation.local_sgd import LocalSGD
 from mtl.federation.objective import Objective
 from mtl.federation.round import run_round
 from mtl.federation.server import Server, fedavg
-from mtl.federation.spread_heads import fedaws, spread_loss, spread_out
-from mtl.federation.stacked import StackedBackend
+from mtl.federation.server_steps.spread_heads import fedaws, spread_loss, spread_out
 from mtl.losses.hinge import Hinge
-from mtl.metrics import rank1
+from mtl.metrics.scores import rank1
 from mtl.models import cnn, heads
 from mtl.models.hard_sharing import HardSharing
-from mtl.train import train
+from mtl.run.train import train
 from tests.conftest import make_federation
 from tests.federation.helpers import federation_of, start_of
-from tests.test_train import small
+from tests.run.test_train import small
 
 # Three directions in the plane, at 0, 60 and 90 degrees: distances 2 sin 30 = 1, 2 sin 45 = 1.414, 2 sin 15 = .518.
 UNITS = torch.tensor([[1.0, 0.0], [0.5, math.sqrt(3) / 2], [0.0, 1.0]], dtype=torch.float64)

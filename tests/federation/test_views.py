@@ -12,38 +12,39 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtl.build import build_data, build_views, build_workloads
+from mtl.base.types import Params
 from mtl.data.client_batches import LocalWork, plan_batches
 from mtl.data.federated_data import FederatedData
-from mtl.edge.ledger import Workload
-from mtl.edge.widths import Level, narrow
-from mtl.federation.aggregators import RunningMean
-from mtl.federation.auto import AutoBackend
-from mtl.federation.bank import Bank
-from mtl.federation.clients import Backend, Block, CohortJob, Training
+from mtl.devices.ledger import Workload
+from mtl.devices.widths import Level, narrow
+from mtl.federation.aggregators.weighted_mean import RunningMean
+from mtl.federation.algorithms.fedavg import MOMENTUM
+from mtl.federation.algorithms.local_sgd import LocalSGD
+from mtl.federation.clients.auto import AutoBackend
+from mtl.federation.clients.bank import Bank
+from mtl.federation.clients.contract import Backend, Block, CohortJob, Training
+from mtl.federation.clients.loop import LoopBackend
+from mtl.federation.clients.stacked import StackedBackend
 from mtl.federation.layout import Layout
-from mtl.federation.local_sgd import LocalSGD
-from mtl.federation.loop import LoopBackend
 from mtl.federation.message import message, pack
+from mtl.federation.population.sampling import Sampling
+from mtl.federation.population.views import Views, ViewsBackend, largest_that_fit
 from mtl.federation.round import RoundLog, State, run_round
-from mtl.federation.sampling import Sampling
 from mtl.federation.schedule import Schedule
-from mtl.federation.server import MOMENTUM, Server, fedavg
-from mtl.federation.stacked import StackedBackend
-from mtl.federation.views import Views, ViewsBackend, largest_that_fit
-from mtl.learners import build_sampling
+from mtl.federation.server import Server, fedavg
 from mtl.learning.checkpoints import read_checkpoint
 from mtl.losses.bce import BCE
 from mtl.models import cnn, heads
 from mtl.models.hard_sharing import HardSharing
-from mtl.train import train
-from mtl.trained import build_start
-from mtl.types import Params
+from mtl.run.build import build_data, build_views, build_workloads
+from mtl.run.learners import build_sampling
+from mtl.run.load import build_start
+from mtl.run.train import train
 from tests.conftest import make_federation
 from tests.federation.helpers import federation_of, named, orders_of, start_of
 from tests.federation.test_backends import FACES, model_of, uneven
 from tests.federation.test_rounds import OBJECTIVE, assert_equal
-from tests.test_train import kill_after, numbers, small, without_time
+from tests.run.test_train import kill_after, numbers, small, without_time
 
 
 def views_of(model: HardSharing, data: FederatedData, of: list[int], ratios: tuple[float, ...] = (1.0, 0.5, 0.25)) -> Views:

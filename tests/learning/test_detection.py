@@ -14,20 +14,20 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
-from mtl.build import build_data
-from mtl.configs import compose
+from mtl.base.seeding import random_uniform
+from mtl.base.types import Params
 from mtl.data.scenes import TEST, SceneSet
-from mtl.federation.clients import Training
-from mtl.learners import build_learner
+from mtl.federation.clients.contract import Training
 from mtl.learning.detection import DetectionLearning, SceneTraining
 from mtl.learning.learner import Learner
 from mtl.losses.by_kind import ByKind
-from mtl.named_experiments import experiments_folder
-from mtl.seeding import random_uniform
-from mtl.train import train
-from mtl.trained import load_run
-from mtl.types import Params
-from tests.test_train import kill_after, numbers, without_time
+from mtl.run.build import build_data
+from mtl.run.config import compose
+from mtl.run.learners import build_learner
+from mtl.run.load import load_run
+from mtl.run.named_experiments import experiments_folder
+from mtl.run.train import train
+from tests.run.test_train import kill_after, numbers, without_time
 
 TINY = [
     "+experiment=detect",
@@ -253,7 +253,7 @@ def test_true_boxes_found_score_full_marks() -> None:
     scenes = learner.scenes
 
     def perfect(images: Tensor, **_: object) -> object:
-        from mtl.face.finder import Faces
+        from mtl.faces.finder import Faces
 
         start = next(i for i in range(len(scenes)) if torch.equal(images[0], scenes.images[i].float() / 255))
         truth = [scenes.boxes[i, : scenes.counts[i]] for i in range(start, start + len(images))]
@@ -275,7 +275,7 @@ def test_average_precision_is_the_value_worked_out_by_hand() -> None:
     # COCO's 101 recalls 51 lie at or below one half.
     from torchmetrics.detection import MeanAveragePrecision
 
-    from mtl.face.finder import Faces
+    from mtl.faces.finder import Faces
     from mtl.learning.detection import _as_coco
 
     truth = torch.tensor([[0.0, 0, 10, 10], [20.0, 0, 30, 10]])

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from mtl.configs import PARTIAL
 from mtl.losses.bce import BCE
 from mtl.losses.pairs import PairLoss, TaskCounts, reduce_pairs
 from mtl.losses.sphereface2 import SphereFace2
+from mtl.run.members import PARTIAL
 
 # Both kinds of label, one of them, the other, none.
 POSITIVES, NEGATIVES = torch.tensor([2.0, 0.0, 5.0, 0.0]), torch.tensor([6.0, 8.0, 0.0, 0.0])

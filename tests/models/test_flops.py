@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mtl.data.client_batches import LocalWork
 from mtl.data.transforms import Augmentation, Normalise
 from mtl.edge.device_model import DeviceModel
-from mtl.federation.local_sgd import LocalSGD
+from mtl.federation.algorithms.local_sgd import LocalSGD
 from mtl.federation.objective import Objective
 from mtl.federation.workload import TrainingCost, training_cost
 from mtl.losses.bce import BCE

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torchvision.models import ResNet, resnet18
 
+from mtl.base.types import Params
 from mtl.models.norm import replace_batch_norm
-from mtl.types import Params
 
 LAYERS: list[tuple[Callable[..., nn.Module], tuple[int, ...]]] = [
     (nn.BatchNorm1d, (5, 3)),

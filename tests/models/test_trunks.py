@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torchvision import models
 
+from mtl.base.types import Params
 from mtl.losses.bce import BCE
 from mtl.models import cnn, heads, trunks
 from mtl.models.cnn import Trunk
@@ -20,7 +21,6 @@ from mtl.models.hard_sharing import HardSharing
 from mtl.models.norm import replace_batch_norm
 from mtl.models.sphereface import ResidualUnit, sphereface_cnn
 from mtl.models.weights import adapt_channels, load_weights
-from mtl.types import Params
 
 Make = Callable[..., Trunk]
 # How it is made here, torchvision's name, the parameters of its classifier: by hand, of 1000 classes, from the layers in its documentation.

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mtl.files import write_arrays
+from mtl.base.files import write_arrays
 from mtl.report.groups import group_runs
 from mtl.report.multitask import delta_m, draw_conflict
 from mtl.report.runs import read_run

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mtl.files import write_arrays, write_json
+from mtl.base.files import write_arrays, write_json
 from mtl.report import html
 from mtl.report.groups import group_runs, mixed_code
 from mtl.report.measures import precision_recall

@@ -1,0 +1,22 @@
+"""`mtl report`: a page from run directories."""
+
+import argparse
+
+from mtl.cli.terminal import console, path
+
+
+def main(words: list[str]) -> int:
+    """Run the command. words: what follows `mtl report`. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="mtl report", description="One self-contained page and PNGs from run directories.")
+    parser.add_argument("runs", nargs="+", type=path, metavar="RUN", help="a run directory, or a folder of them (a sweep)")
+    parser.add_argument("--output", type=path, help="folder of the report; default: the run, or the folder of the runs")
+    options = parser.parse_args(words)
+    from mtl.report.page import write_report
+    from mtl.report.runs import find_runs
+    from mtl.report.tables import comparison_table
+
+    runs = find_runs(options.runs)
+    page = write_report(runs, options.output)
+    console().print(comparison_table(runs))
+    print(f"report: {page}")
+    return 0

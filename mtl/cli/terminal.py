@@ -1,0 +1,26 @@
+"""What the commands share: paths as users type them, errors, and tables as wide as the terminal."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def path(word: str) -> Path:
+    """The path that `word` names. A shell expands no `~` behind an equals sign or in quotes."""
+    return Path(word).expanduser()
+
+
+def fail(message: str, code: int = 2) -> int:
+    """Print an error and return the exit code."""
+    print(f"mtl: error: {message}", file=sys.stderr)
+    return code
+
+
+def console() -> "Console":
+    """Where to print a table: as wide as the terminal, and 150 columns in a file or a pipe."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 150)

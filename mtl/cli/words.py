@@ -1,0 +1,125 @@
+"""The words of a command line as people type them, made into words that Hydra's grammar takes."""
+
+import os
+import re
+from collections.abc import Sequence
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from mtl.run.options import nearest
+
+# Hydra's flags that mean something for `mtl train`: without a value, and with one of these (None: any).
+PLAIN = ("-m", "--multirun", "-r", "--run", "--resolve", "--hydra-help")
+VALUED: dict[str, tuple[str, ...] | None] = {
+    "--cfg": ("job", "hydra", "all"),
+    "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
+    "--package": None,
+}
+SHORT = {"-c": "--cfg", "-i": "--info", "-p": "--package"}
+_PLACE = (
+    "the configuration is mtl's own and takes no {}; options are written NAME=VALUE, several of them in experiments/NAME.yaml"
+)
+REFUSED = {
+    **dict.fromkeys(("--config-path", "-cp", "--config-dir", "-cd"), _PLACE.format("other folder")),
+    **dict.fromkeys(("--config-name", "-cn"), _PLACE.format("other name")),
+    **dict.fromkeys(("--shell-completion", "-sc"), "mtl has no completion of words in a shell; mtl train --help lists the words"),
+    "--experimental-rerun": "mtl writes no configuration to rerun from; resume=true output_dir=RUN continues a run",
+    "--version": "mtl train has no version of its own; mtl --version prints that of mtl",
+}
+MARKS = "[{('\""  # what Hydra's own notation begins with
+
+
+def readable(words: Sequence[str], *, sweep: bool = False) -> list[str]:
+    """`words` with a home for every `~`, and quotes where Hydra would stop at a letter: `data.root=~/Été` is a path, as it stands.
+
+    sweep: commas are between values.
+    """
+    return [_readable(word, sweep) for word in words]
+
+
+def split_flags(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Hydra's flags with their values, and the other words in their order; a user may write flags anywhere.
+
+    Raises ValueError for a flag that is unknown, means nothing here, lacks its value or another flag.
+    """
+    flags: dict[str, list[str]] = {}
+    others, left = [], iter(words)
+    for word in left:
+        name, equals, value = word.partition("=")
+        name = SHORT.get(name, name)
+        if not word.startswith("-"):
+            others.append(word)
+        elif word in PLAIN:
+            flags[word] = [word]
+        elif name in VALUED:
+            flags[name] = [name, _flag_value(name, value if equals else next(left, ""))]
+        elif name in REFUSED:
+            raise ValueError(f"{name} is refused: {REFUSED[name]}")
+        else:
+            hint = advice([word]) if equals else nearest(name, (*PLAIN, *VALUED, "--help"))
+            raise ValueError(f"unknown option {word}{hint}")
+    sweep = next((flag for flag in ("-m", "--multirun") if flag in flags), None)
+    if sweep and "--cfg" in flags:
+        raise ValueError(f"--cfg prints the configuration of one run: leave out {sweep}")
+    for flag in ("--resolve", "--package"):
+        if flag in flags and "--cfg" not in flags:
+            raise ValueError(f"{flag} belongs to --cfg: write --cfg job {flag}")
+    return [part for parts in flags.values() for part in parts], others
+
+
+def _flag_value(name: str, value: str) -> str:
+    choices = VALUED[name]
+    if not value or (choices is not None and value not in choices):
+        expected = "a value" if choices is None else f"one of {', '.join(choices)}"
+        raise ValueError(f"{name} needs {expected}, got {value or 'none'}")
+    return value
+
+
+def advice(words: Sequence[str]) -> str:
+    """How to write the first of `words` that Hydra cannot read."""
+    for word in words:
+        name, equals, value = word.partition("=")
+        bare = word.lstrip("-")
+        if word.startswith("--") and equals:
+            return f"\noptions are written without dashes: {bare}"
+        if not equals and not word.startswith(("-", "~")):
+            return f"\noptions are written NAME=VALUE, got {word!r}"
+        if equals and name and not _parses(word):
+            return f"\na value with odd letters is written in two pairs of quotes: {name}='\"{value}\"'"
+    return ""
+
+
+def _readable(word: str, sweep: bool) -> str:
+    name, equals, value = word.partition("=")
+    if not equals or not name or name.startswith("-"):
+        return word
+    if value[:1] in ("'", '"') and value[1:2] == "~":
+        value = value[0] + _home(value[1:])
+    parts = value.split(",") if sweep and value[:1] not in MARKS else [value]
+    whole = ",".join(_home(part) for part in parts)
+    if _parses(f"{name}={whole}"):
+        return f"{name}={whole}"
+    if value[:1] in MARKS[:2] or value[:1] in MARKS[3:]:
+        return word  # meant for Hydra, which says what is wrong
+    quoted = ",".join(_quoted(_home(part)) for part in parts)
+    return f"{name}={quoted}" if _parses(f"{name}={quoted}") else word
+
+
+def _home(value: str) -> str:
+    # pathlib would also tidy a value that is no path, and fail where there is no home.
+    return os.path.expanduser(value)  # noqa: PTH111
+
+
+def _quoted(value: str) -> str:
+    # A backslash before a quote, or at the end, would belong to the quote.
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
+    return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
+
+
+def _parses(word: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(word)
+    except HydraException:
+        return False
+    return True

@@ -1,0 +1,96 @@
+"""The weighted mean of the clients' updates (McMahan et al., AISTATS 2017).
+
+    D = sum_k w_k (x_k - x) / sum_k w_k
+
+over the clients k that came back. The shared part is averaged over all of them; head t over exactly those that trained subtask t, and a
+head that nobody trained stays where it is. Where clients train models of several widths (`views`), the same goes for each coordinate.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.profiler import record_function
+
+from mtl.base import tree
+from mtl.base.types import Params
+from mtl.federation.clients.contract import Block
+from mtl.federation.layout import is_head
+from mtl.federation.orders import Orders
+
+Weighting = Literal["samples", "clients"]
+
+
+@dataclass(frozen=True)
+class WeightedMean:
+    """weighting: clients count by their training images (`samples`) or all the same (`clients`)."""
+
+    weighting: str = "samples"
+
+    def __post_init__(self) -> None:
+        if self.weighting not in get_args(Weighting):
+            raise ValueError(f"server.weighting must be one of {', '.join(get_args(Weighting))}, got {self.weighting}")
+
+    def weights(self, orders: Orders) -> Tensor:
+        """Of the clients' updates, float64 [K] on the CPU."""
+        return torch.tensor(
+            [float(size) if self.weighting == "samples" else 1.0 for size in orders.cohort.sizes], dtype=torch.float64
+        )
+
+    def collect(self, orders: Orders) -> "RunningMean":
+        """See `Aggregator`."""
+        return RunningMean(orders, self.weights(orders))
+
+
+class RunningMean:
+    """The weighted mean of the updates, summed as they come: memory does not grow with the cohort. weights: float64 [K]."""
+
+    def __init__(self, orders: Orders, weights: Tensor) -> None:
+        cohort, self._views = orders.cohort, orders.views
+        device = orders.like.device
+        self.sums = tree.zeros_like(orders.travelling)
+        self._weights, self._tasks = weights.to(orders.like), cohort.tasks.to(device)
+        self._covered = orders.views.covered(orders.travelling, weights, cohort.clients)
+        self._weight = weights.sum().to(device)
+        self._task_weight = (weights[:, None] * cohort.tasks.cpu()).sum(0).to(device)
+
+    @torch.no_grad()
+    @record_function("mtl/sum of updates")
+    def add(self, block: Block, places: Tensor) -> None:
+        """See `Collector`; rows of heads that a client does not train do not count."""
+        where = places.to(self._tasks.device)
+        index = self._views.index(block.view, where.device)
+        weights, tasks = self._weights[where], self._tasks[where]
+        for name, total in self.sums.items():
+            if name not in block.update:  # of another architecture than these clients'
+                continue
+            value, weight = block.update[name], weights.to(total)
+            if is_head(name):
+                counted = (weight[:, None] * tasks).view(*tasks.shape, *[1] * (value.dim() - 2))
+                # Not by a product alone: a head that is not trained may hold anything.
+                total += torch.where(counted > 0, value * counted, 0).sum(0)
+            elif name in index:
+                total.view(-1)[index[name]] += torch.tensordot(weight, value, 1)
+            elif len(value) == 1:
+                total += value[0] * weight[0]
+            else:
+                total += torch.tensordot(weight, value, 1)
+
+    def value(self) -> Params:
+        """See `Update`."""
+        return {name: total / self._denominator(name, total) for name, total in self.sums.items()}
+
+    def keep_untrained(self, name: str, before: Tensor, after: Tensor) -> Tensor:
+        """See `Update`."""
+        return torch.where(self._weight_of(name, after) > 0, after, before)
+
+    def _denominator(self, name: str, like: Tensor) -> Tensor:
+        weight = self._weight_of(name, like)
+        return torch.where(weight > 0, weight, 1).to(like.dtype)
+
+    def _weight_of(self, name: str, like: Tensor) -> Tensor:
+        """Of the clients that trained it, of a shape that broadcasts against `like`."""
+        if name in self._covered:
+            return self._covered[name]
+        return tree.rows(self._task_weight, like) if is_head(name) else self._weight

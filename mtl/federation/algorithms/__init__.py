@@ -1,0 +1,1 @@
+"""Federated algorithms: the client half and the server half of each."""

@@ -1,0 +1,52 @@
+"""FedAvg's server half (McMahan et al., AISTATS 2017), with a learning rate and momentum (FedAvgM, Hsu et al. 2019).
+
+    v <- momentum v + D          x <- x + learning_rate v
+
+D is what the aggregator makes of the clients' updates. What nobody trained stays where it is, momentum included. The client half is
+`local_sgd`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch.profiler import record_function
+
+from mtl.base import tree
+from mtl.base.types import Params, Slots
+from mtl.federation.aggregators.contract import Update
+from mtl.federation.layout import Layout
+
+MOMENTUM = "momentum"
+
+
+@dataclass(frozen=True)
+class FedAvg:
+    """learning_rate: factor of the mean update; momentum: momentum over the rounds, in [0, 1)."""
+
+    learning_rate: float = 1.0
+    momentum: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0:
+            raise ValueError(f"server.learning_rate must be > 0, got {self.learning_rate}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"server.momentum must be in [0, 1), got {self.momentum}")
+
+    def init(self, params: Params, layout: Layout) -> Slots:
+        """The server's state. params: of the whole model."""
+        return {"params": params, MOMENTUM: tree.zeros_like(layout.sent(params)) if self.momentum else {}}
+
+    @torch.no_grad()
+    @record_function("mtl/server")
+    def apply(self, state: Slots, travelling: Params, update: Update) -> Slots:
+        """The next state; what was given is left as it is."""
+        direction, velocity = update.value(), state[MOMENTUM]
+        if self.momentum:
+            # What rests in this round is in the state alone.
+            moved = {name: self.momentum * velocity[name] + value for name, value in direction.items()}
+            velocity = velocity | {name: update.keep_untrained(name, velocity[name], value) for name, value in moved.items()}
+            direction = {
+                name: update.keep_untrained(name, torch.zeros_like(velocity[name]), velocity[name]) for name in direction
+            }
+        params = {name: value + self.learning_rate * direction[name] for name, value in travelling.items()}
+        return {"params": state["params"] | params, MOMENTUM: velocity}

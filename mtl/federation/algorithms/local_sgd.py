@@ -1,0 +1,97 @@
+"""Local SGD, the client algorithm of FedAvg (McMahan et al., AISTATS 2017): init -> step -> final.
+
+    v <- momentum v + g + weight_decay p        p <- p - learning_rate v
+
+as torch.optim.SGD does it. Every operation is elementwise, so the same code steps one client or a whole stacked cohort. The momentum
+starts at zero in every round: nothing lasts on the client.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mtl.base import tree
+from mtl.base.types import Params
+from mtl.federation.layout import is_head
+
+
+@dataclass(frozen=True)
+class LocalSGD:
+    """SGD with momentum, which starts anew in every round (FedAvg's clients, McMahan et al. 2017).
+
+    learning_rate: learning rate of the trunk, at the start of `schedule`; momentum: momentum of SGD; weight_decay: weight decay of SGD;
+    head_scale: the heads' learning rate as a multiple of the trunk's, 0 leaves them as they are; scales: that of single parameters by
+    name, where it is not 1 (see `transfer`).
+    """
+
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    head_scale: float = 0.1
+    scales: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0:
+            raise ValueError(f"client.learning_rate must be > 0, got {self.learning_rate}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"client.momentum must be in [0, 1), got {self.momentum}")
+        for name in ("weight_decay", "head_scale"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"client.{name} must be >= 0, got {getattr(self, name)}")
+
+    def init(self, params: Params) -> Params:
+        """The state of a client at the start of its round: its momentum."""
+        return tree.zeros_like(params) if self.momentum else {}
+
+    @torch.no_grad()
+    def step(self, params: Params, grads: Params, state: Params, learning_rate: Tensor) -> tuple[Params, Params]:
+        """One step; takes over the memory of `params`, `grads` and `state`, which the caller must not use again.
+
+        learning_rate: a tensor of no dimension, so that a compiled step or a CUDA graph serves every round.
+        """
+        for scale, names in self.groups(params).items():
+            values, slopes = [params[name] for name in names], [grads[name] for name in names]
+            velocity = [state[name] for name in names] if self.momentum else []
+            rate = learning_rate * scale
+            # The compiler makes one pass over the memory of it by itself, and does not know the kernel that does.
+            step = self._step_by_step if torch.compiler.is_compiling() else self._step_at_once
+            step(values, slopes, velocity, rate)
+        return params, state
+
+    def groups(self, params: Iterable[str]) -> dict[float, list[str]]:
+        """The names of parameters by the factor of their learning rate."""
+        groups: dict[float, list[str]] = {}
+        for name in params:
+            groups.setdefault(self.head_scale if is_head(name) else self.scales.get(name, 1.0), []).append(name)
+        return groups
+
+    def _step_by_step(self, values: list[Tensor], slopes: list[Tensor], velocity: list[Tensor], rate: Tensor) -> None:
+        for i, (value, slope) in enumerate(zip(values, slopes, strict=True)):
+            step = slope + self.weight_decay * value
+            if self.momentum:
+                step = velocity[i].mul_(self.momentum).add_(step)
+            value.sub_(rate * step)
+
+    def _step_at_once(self, values: list[Tensor], slopes: list[Tensor], velocity: list[Tensor], rate: Tensor) -> None:
+        # The kernel takes it for granted that a parameter and its gradient lie alike.
+        torch._fused_sgd_(
+            values,
+            [
+                slope if slope.stride() == value.stride() else torch.empty_like(value).copy_(slope)
+                for value, slope in zip(values, slopes, strict=True)
+            ],
+            velocity,
+            weight_decay=self.weight_decay,
+            momentum=self.momentum,
+            lr=rate,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+            is_first_step=False,
+        )
+
+    def final(self, params: Params, start: Params) -> Params:
+        """What the client sends: how far it moved."""
+        return tree.subtract(params, start)

@@ -1,0 +1,238 @@
+"""The clients of a cohort side by side: their parameters are stacked along a first axis, and one step moves them all.
+
+`torch.func.vmap` of the gradient turns the step of one client into the step of many. Clients are sorted by their number of steps, so
+that those who still train are always the first k of the stack: a step runs on views of the first k, none is masked, and a client that is
+done costs nothing.
+"""
+
+import copy
+import functools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, vmap
+from torch.profiler import record_function
+
+from mtl.base.compiling import slow_guards_allowed
+from mtl.base.types import Params, Slots
+from mtl.data.client_batches import CohortBatches
+from mtl.data.federated_data import FederatedData
+from mtl.federation.clients.batches import Batch, chunks, prepare
+from mtl.federation.clients.block import block_size
+from mtl.federation.clients.contract import MEMORY, Block, CohortJob, Training, add_conflict
+from mtl.federation.clients.cuda_graph import CapturedCalls
+from mtl.federation.layout import split_frozen
+from mtl.losses.pairs import TaskCounts
+
+logger = logging.getLogger(__name__)
+
+
+class CannotStack(ValueError):
+    """The model does something that cannot be done for many clients at once."""
+
+
+class StackedBackend:
+    """block: clients that are stacked at most, None for as many as memory holds; compiled: whether `torch.compile` makes the step.
+
+    On a CUDA device the steps of a block run as one CUDA graph. Balanced steps, whose solvers look at what they found, are neither
+    compiled nor captured.
+    """
+
+    def __init__(self, training: Training, *, block: int | None = None, compiled: bool = False) -> None:
+        if block is not None and block < 1:
+            raise ValueError(f"engine.block must be >= 1, got {block}")
+        self.training, self.block = training, block
+        self.name = "compiled" if compiled else "vmap"
+        if compiled and not training.rule.compiles:
+            raise ValueError(f"a step balanced by {training.rule.name} cannot be compiled: use engine.backend=vmap")
+        self._model = copy.deepcopy(training.model).train()
+        self._gradients = training.rule.step(self._model, training.objective, stacked=True)
+        self._step: Callable[..., Tensor | None] = self._compiled_step() if compiled else self._eager_step
+        self._captured = CapturedCalls(self._run) if training.rule.compiles else self._run
+        self._checked = False
+        self._frozen: frozenset[str] = frozenset()
+
+    def __call__(self, job: CohortJob, data: FederatedData) -> Iterator[Block]:
+        self._model.to(data.images.device, next(self.training.model.parameters()).dtype)
+        longest_first = sorted(job.clients, key=lambda client: -self.training.work.num_steps(data.clients.size(client)))
+        if longest_first and not self._checked:
+            self._check(data)
+        while longest_first:
+            trained = self._try(longest_first[: self.settle_block(data)], job, data)
+            if trained is None:
+                continue
+            longest_first = longest_first[len(trained.clients) :]
+            yield trained
+
+    def settle_block(self, data: FederatedData) -> int:
+        """The clients that are stacked at most: what was asked for, or what memory holds, once for the whole run."""
+        if self.block is None:
+            self.block = block_size(self.training, data)
+        return self.block
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "block": self.block}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Other blocks would add up the updates in another order: that of the run goes on, where no other was asked for."""
+        self.block = self.block or state.get("block")
+
+    def _try(self, clients: Sequence[int], job: CohortJob, data: FederatedData) -> Block | None:
+        """None where memory did not suffice: then the next block is half as large."""
+        try:
+            return self._train(clients, job, data)
+        except RuntimeError as error:
+            if not _out_of_memory(error) or len(clients) == 1:
+                raise
+        # Out here the failed attempt's tensors are gone.
+        self.block = (len(clients) + 1) // 2
+        if data.images.device.type == "cuda":
+            torch.cuda.empty_cache()
+        logger.warning("out of memory with %d clients stacked: going on with %d at a time", len(clients), self.block)
+        return None
+
+    def _train(self, clients: Sequence[int], job: CohortJob, data: FederatedData) -> Block:
+        start, device = job.start(clients), data.images.device
+        dtype = next(iter(start["params"].values())).dtype
+        batches = self.training.plan(clients, job, data)
+        whom = torch.tensor(clients)
+        tensors = {
+            "index": batches.index,
+            "filled": batches.filled,
+            "client": batches.client,
+            "step": batches.step,
+            "key": batches.key,
+            "tasks": data.assignment[whom].to(device),
+            "positives": data.positives[whom].to(device, dtype),
+            "negatives": data.negatives[whom].to(device, dtype),
+            "rate": torch.tensor(job.learning_rate, dtype=dtype, device=device),
+            "progress": torch.full((len(clients),), job.progress, dtype=dtype, device=device),
+        }
+        named = tensors | {f"{slot}/{name}": v.to(device) for slot, values in start.items() for name, v in values.items()}
+        return Block(clients, *self._captured(named, (batches.active, job.frozen), data))
+
+    def _run(
+        self, tensors: dict[str, Tensor], shape: tuple[tuple[int, ...], frozenset[str]], data: FederatedData
+    ) -> tuple[Slots, Params, Tensor, Tensor | None]:
+        active, self._frozen = shape
+        planned = {name: tensors[name] for name in ("index", "filled", "client", "step", "key")}
+        batches = CohortBatches(active, **planned, batch_size=self.training.work.batch_size)
+        tasks, rate = tensors["tasks"], tensors["rate"]
+        counts = TaskCounts(tensors["positives"], tensors["negatives"], tensors["progress"])
+        algorithm = self.training.algorithm
+        start, memory = _slot("params", tensors), _cloned(_slot(MEMORY, tensors))
+        params = _cloned(start)
+        state = algorithm.init(split_frozen(params, self._frozen)[0])
+        losses = torch.zeros(len(tasks), 2, data.num_tasks, dtype=rate.dtype, device=rate.device)
+        conflict = None
+        for steps, rows in chunks(batches, data.images[0].numel() * batches.index.shape[1]):
+            many = prepare(self.training.objective, self._model, batches, rows, tasks, counts, data)
+            end = 0
+            with record_function("mtl/local steps"):
+                for step in steps:
+                    count = active[step]
+                    now = slice(end, end + count)
+                    end += count
+                    of_clients = [_first(values, count) for values in (params, state, memory)]
+                    found = self._step(*of_clients, losses[:count], many[now].tensors(), rate)
+                    conflict = add_conflict(conflict, found)
+        return {"params": params, MEMORY: memory}, algorithm.final(params, start), losses, conflict
+
+    @torch.no_grad()
+    def _eager_step(
+        self, params: Params, state: Params, memory: Params, losses: Tensor, tensors: tuple[Tensor, ...], rate: Tensor
+    ) -> Tensor | None:
+        """One step of the first clients, in place. tensors: of their `Batch`. Returns the conflict of tasks, summed over the clients."""
+        batch = Batch(*tensors)
+        moved, resting = split_frozen(params, self._frozen)
+        found = self._gradients.gradients(moved, memory, batch, resting)
+        self.training.algorithm.step(moved, found.grads, state, rate)
+        for name, value in self._gradients.observe(params, found.memory, batch).items():
+            memory[name].copy_(value)
+        losses += found.losses
+        return None if found.conflict is None else found.conflict.sum(0)
+
+    def _compiled_step(self) -> Callable[..., Tensor | None]:
+        from torch._dynamo.exc import BackendCompilerFailed  # seconds to import, and seldom needed
+
+        compiled = torch.compile(self._eager_step)
+
+        def step(*arguments: Any) -> Tensor | None:
+            try:
+                with slow_guards_allowed():
+                    found: Tensor | None = compiled(*arguments)
+                return found
+            except BackendCompilerFailed as error:
+                logger.warning(
+                    "torch.compile does not work here (%s): the step runs without it", _first_line(error.inner_exception)
+                )
+                self._step = self._eager_step
+                return self._eager_step(*arguments)
+
+        return step
+
+    def _check(self, data: FederatedData) -> None:
+        """Refuse a model that cannot be stacked, by the name of the layer where it shows."""
+        model = self._model
+        images = torch.zeros(2, 2, *data.images.shape[1:], dtype=next(model.parameters()).dtype, device=data.images.device)
+        params = {name: torch.stack([value, value]) for name, value in model.params().items()}
+        keys = torch.zeros(2, len(model.dropouts), 2, dtype=torch.int32, device=images.device)
+        valid = torch.ones(2, dtype=torch.bool, device=images.device)
+        inside: list[str] = []
+        hooks = []
+        for name, layer in model.named_modules():
+            hooks.append(layer.register_forward_pre_hook(functools.partial(_enter, inside, name)))
+            hooks.append(layer.register_forward_hook(functools.partial(_leave, inside)))
+
+        def call(params: Params, images: Tensor, keys: Tensor) -> Tensor:
+            logits: Tensor = functional_call(model, params | model.step_buffers(keys, valid), (images,))
+            return logits
+
+        try:
+            with torch.no_grad():
+                vmap(call)(params, images, keys)
+        except RuntimeError as error:
+            if _out_of_memory(error):
+                raise
+            layer = model.get_submodule(inside[-1]) if inside else model
+            raise CannotStack(
+                f"engine.backend=vmap cannot stack {inside[-1] if inside else 'the model'} ({type(layer).__name__}): {_first_line(error)};"
+                " use engine.backend=loop"
+            ) from error
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self._checked = True
+
+
+def _enter(inside: list[str], name: str, *_: Any) -> None:
+    inside.append(name)
+
+
+def _leave(inside: list[str], *_: Any) -> None:
+    inside.pop()
+
+
+def _first(params: Params, count: int) -> Params:
+    return {name: value[:count] for name, value in params.items()}
+
+
+def _cloned(params: Params) -> Params:
+    return {name: value.clone(memory_format=torch.contiguous_format) for name, value in params.items()}
+
+
+def _slot(slot: str, tensors: dict[str, Tensor]) -> Params:
+    """One slot of those that are named `slot/name`."""
+    start = f"{slot}/"
+    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].rstrip(".")
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,235 @@
+"""What a configuration describes: the data, the model at its start and its widths, the objective, the work of a round."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from hydra_zen import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from mtl.base.seeding import derive_seed
+from mtl.data.federated_data import FederatedData, federate
+from mtl.data.instances import add_instances
+from mtl.devices.fleet import deal_out, room
+from mtl.devices.ledger import Workload
+from mtl.devices.widths import Level, narrow
+from mtl.federation.layout import Layout
+from mtl.federation.objective import Objective
+from mtl.federation.population.views import Views, largest_that_fit
+from mtl.federation.workload import client_workload, training_cost
+from mtl.losses.by_kind import ByKind
+from mtl.models.architecture import Parts
+from mtl.models.centre import map_layers, map_stride
+from mtl.models.cnn import ImageShape, Trunk
+from mtl.models.hard_sharing import HardSharing
+from mtl.models.norm import replace_batch_norm
+from mtl.models.peers import Peers
+from mtl.models.transfer import Transfer
+from mtl.models.weights import CHECKPOINTS, load_weights
+from mtl.run.directory import digest, fingerprint
+
+logger = logging.getLogger(__name__)
+
+
+def build_data(config: DictConfig) -> FederatedData:
+    """Read the images, make the subtasks, split, partition and assign; draw the source's images where they are trained along."""
+    images = instantiate(config.data)
+    subtasks, split = instantiate(config.subtasks)(images), instantiate(config.split)(images, config.seed)
+    data = federate(
+        images,
+        *instantiate(config.known_labels)(subtasks, split, config.seed),
+        partition=instantiate(config.partition),
+        partition_by=config.partition_by,
+        assignment=instantiate(config.assignment),
+        seed=config.seed,
+        pooled=config.mode in ("centralised", "detection", "single_task"),
+    )
+    transfer = instantiate(config.transfer)
+    if transfer.source is None:
+        return data
+    return _with_source(config, transfer, read_config(Path(transfer.source).expanduser()), data)
+
+
+def read_config(run_dir: Path) -> DictConfig:
+    """The configuration of a run. Raises ValueError where there is none."""
+    file = run_dir / "config.yaml"
+    if not file.is_file():
+        raise ValueError(f"run directory must hold config.yaml, got {run_dir} without one")
+    try:
+        config = OmegaConf.load(file)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
+    if not isinstance(config, DictConfig) or "trunk" not in config:
+        raise ValueError(f"{file} is damaged: expected the configuration of a run")
+    return config
+
+
+def data_fingerprint(config: DictConfig, data: FederatedData) -> str:
+    """What a checkpoint carries, to be known as this run's: of the configuration, and of the images and their labels."""
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    return fingerprint(plain, *(_bytes(part) for part in (data.images, data.targets, data.known)))
+
+
+def files_fingerprint(config: DictConfig, *further: Tensor) -> str:
+    """What a checkpoint carries beside: of what the files and runs hold that the configuration names, and of further data."""
+    names = (config.weights, config.start, config.distil.teacher, config.fleet.profiles)
+    contents = (_content(name) if isinstance(name, str) else b"" for name in names)
+    return digest(*contents, *(_bytes(part) for part in further))
+
+
+def _content(name: str) -> bytes:
+    """What decides what is read from `name`: a run's checkpoint, a file, or the name itself where there is neither."""
+    path = Path(name).expanduser()
+    found = next((path / checkpoint for checkpoint in CHECKPOINTS if (path / checkpoint).is_file()), path)
+    return found.read_bytes() if found.is_file() else name.encode()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor, in its own memory."""
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def build_model(config: DictConfig, image_shape: ImageShape, tasks: tuple[str, ...], num_exclusive: int) -> HardSharing:
+    """The model at its start, which depends on the seed and on `weights` alone. num_exclusive: as in `Subtasks`."""
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(config.seed, "model"))
+        parts = Parts(
+            make_trunk=lambda: _make_trunk(config, image_shape),
+            make_heads=lambda width: instantiate(config.heads)(width, len(tasks)),
+            trunk_name=config.trunk._target_.rpartition(".")[2],
+            tasks=tasks,
+            image_shape=image_shape,
+        )
+        trunk, heads = instantiate(config.architecture)(parts)
+        make_loss, detector = instantiate(config.loss), None
+        loss = make_loss(len(tasks), num_exclusive=num_exclusive) if make_loss.func is ByKind else make_loss(len(tasks))
+        if config.mode == "detection":
+            channels, _ = map_stride(map_layers(trunk), image_shape[0])
+            detector = instantiate(config.detector)(channels)
+        return HardSharing(trunk, heads, loss, detector)
+
+
+def build_objective(config: DictConfig) -> Objective:
+    return Objective(instantiate(config.augmentation), instantiate(config.normalise), config.reduction, config.mirror)
+
+
+def build_views(config: DictConfig, data: FederatedData, model: HardSharing, objective: Objective) -> Views:
+    """The parts of the model that clients train: the whole, widths or architectures. Raises ValueError where they cannot be."""
+    widths, fleet, trunk = instantiate(config.widths), instantiate(config.fleet), model.trunk
+    shrink = fleet.memory == "shrink"
+    if isinstance(trunk, Peers):
+        _check_levels(config, "trunk=peers needs")
+        if len(widths.levels) > 1:
+            raise ValueError("trunk=peers gives each client a trunk as it is: widths.levels must be [1], as widths=whole has")
+        option, shares = "trunk.shares", trunk.dealt
+    elif len(widths.levels) > 1:
+        _check_levels(config, "widths.levels below 1 need")
+        option, shares = "widths.shares", widths.shares
+    elif any(isinstance(part, Peers) for part in model.modules()):
+        raise ValueError("trunk=peers needs architecture=hard_sharing, a model with one trunk")
+    elif shrink:
+        raise ValueError("fleet.memory=shrink needs trunk=peers, or widths.levels below 1, such as widths=levels has")
+    else:
+        return Views.whole(model, data.num_clients)
+    if shrink and shares is not None:
+        raise ValueError(f"{option} must be null where fleet.memory=shrink says who trains which, got {list(shares)}")
+    if not shrink and shares is None:
+        raise ValueError(f"{option} must say how many clients have which, or a fleet with fleet.memory=shrink; got null")
+    of = None if shares is None else deal_out(option, shares, data.num_clients, seed=config.seed, purpose="widths")
+    if isinstance(trunk, Peers):
+        levels = [Level(1.0, model.with_trunk(trunk.alone(name)), {}, name) for name in trunk.names]
+    else:
+        levels = [narrow(model, data.image_shape, ratio, scale=widths.scale) for ratio in widths.levels]
+    if of is None:
+        of = largest_that_fit(
+            build_workloads(config, data, levels, objective), room(*fleet.assign(data.num_clients, seed=config.seed))
+        )
+    counts = torch.bincount(of, minlength=len(levels)).tolist()
+    told = (f"{n} clients train {level.name.replace('_', ' ')}" for n, level in zip(counts, levels, strict=True))
+    logger.info("models: %s", ", ".join(told))
+    if not counts[0] and isinstance(trunk, Peers):
+        logger.warning("no client trains trunk %s, the server's own", trunk.names[0])
+    elif not counts[0]:
+        logger.warning(
+            "no client trains the whole width: what of the model lies beyond %g stays as it starts", levels[int(of.min())].ratio
+        )
+    return Views(levels, of)
+
+
+def build_workloads(config: DictConfig, data: FederatedData, levels: Sequence[Level], objective: Objective) -> list[Workload]:
+    """What a round asks of each client if all are at one level, by level."""
+    algorithm, work = instantiate(config.client), instantiate(config.work)
+    costs = [training_cost(level.model, objective, algorithm, work, data) for level in levels]
+    return [
+        client_workload(cost, level.model.params(), layout=Layout(kept(config)), work=work, data=data)
+        for cost, level in zip(costs, levels, strict=True)
+    ]
+
+
+def _check_levels(config: DictConfig, needed: str) -> None:
+    """Raises ValueError for what cannot be where clients train several widths or architectures."""
+    if config.mode != "federated":
+        raise ValueError(f"{needed} mode=federated, got {config.mode}")
+    if config.keep == "all":
+        raise ValueError(f"{needed} a trunk that is sent: keep=nothing or heads, got all")
+    if config.transfer.trained is not None:
+        raise ValueError(f"{needed} a trunk that is trained whole: transfer.trained must be null, got {config.transfer.trained}")
+    if config.server.balancer is not None:
+        raise ValueError(f"{needed} a server that need not compare whole updates: server.balancer must be null")
+    if config.fusion != "argmax":
+        raise ValueError(f"{needed} fusion=argmax, as no client could score with the models of others, got {config.fusion}")
+
+
+def kept(config: DictConfig) -> str:
+    """What stays on the clients in the mode of a run: nothing, heads or all."""
+    match config.mode:
+        case "centralised" | "detection":
+            return "nothing"
+        case "local" | "single_task":
+            return "all"
+    keep: str = config.keep
+    return keep
+
+
+def _with_source(config: DictConfig, transfer: Transfer, there: DictConfig, data: FederatedData) -> FederatedData:
+    """With training images of the run that `there` configures, read in the size and the colours of the data's own."""
+    if config.weights is None:
+        raise ValueError("transfer.source compares images by the embedding of a source trunk: weights must say which, got null")
+    if instantiate(config.loss).func is ByKind:
+        raise ValueError(
+            "transfer.source adds people after all other subtasks, and loss=by_kind takes what comes last for attributes"
+        )
+    if config.mode == "single_task":
+        raise ValueError(
+            "transfer.source adds subtasks, and mode=single_task trains one alone: use mode=local, federated or centralised"
+        )
+    channels, *size = data.image_shape
+    there.data.update({name: value for name, value in (("image_size", size), ("grey", channels == 1)) if name in there.data})
+    source = instantiate(there.data)
+    images = source.images.expand(-1, channels, -1, -1) if source.images.shape[1] == 1 else source.images
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(config.seed, "model"))
+        start = HardSharing(_make_trunk(config, data.image_shape), nn.Identity(), nn.Identity())
+    objective = build_objective(config)
+    return add_instances(
+        data,
+        images,
+        instantiate(there.subtasks)(source),
+        instantiate(there.split)(source, there.seed).train,
+        embed=lambda pictures: objective.embed(start, pictures),
+        ratio=transfer.ratio,
+        disjoint=transfer.disjoint,
+        seed=config.seed,
+    )
+
+
+def _make_trunk(config: DictConfig, image_shape: ImageShape) -> Trunk:
+    trunk: Trunk = instantiate(config.trunk)(image_shape)
+    replace_batch_norm(trunk, config.norm)
+    if config.weights is not None:
+        load_weights(trunk, config.weights)
+    return trunk

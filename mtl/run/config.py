@@ -1,0 +1,91 @@
+"""The configuration of a run: composed from groups, defaults, named experiments and what the user sets, by Hydra."""
+
+import functools
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import hydra
+import yaml
+from hydra import initialize
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra_zen import ZenStore, builds
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mtl.run.members import DEFAULTS, PARTIAL, WHOLE
+from mtl.run.named_experiments import experiment_files
+from mtl.run.options import checked, nearest
+from mtl.run.settings import OPTIONS, top_level
+
+CONFIG_NAME = "train"
+# Runs that start in the same second, as an array of jobs does, have names of their own.
+OmegaConf.register_new_resolver("token", lambda: secrets.token_hex(4), use_cache=True, replace=True)
+
+
+@functools.cache
+def register(experiments: Path | None = None) -> Mapping[str, str]:
+    """Fill Hydra's store with the groups, the defaults and the experiments: the YAML files of the package, and of a folder of the user's.
+
+    Returns what is wrong with those of the folder that cannot be read, by name.
+    """
+    store = ZenStore("mtl", overwrite_ok=True)
+    for groups, partial in ((WHOLE, False), (PARTIAL, True)):
+        for group, members in groups.items():
+            for name, member in members.items():
+                target, changed = member if isinstance(member, tuple) else (member, {})
+                config: Any = builds(target, populate_full_signature=True, zen_partial=partial, hydra_convert="all", **changed)
+                store(config, group=group, name=name)
+    store(top_level(), name=CONFIG_NAME)
+    store.add_to_hydra_store(overwrite_ok=True)
+    broken = {}
+    for name, path in experiment_files(experiments).items():
+        try:
+            ConfigStore.instance().store(group="experiment", name=name, node=_read_experiment(path), package="_global_")
+        except (ValueError, OSError) as error:
+            broken[name] = f"{path} cannot be used: {error}"
+    return broken
+
+
+def _read_experiment(path: Path) -> DictConfig:
+    try:
+        node = OmegaConf.load(path)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ValueError(str(error)) from error
+    if not isinstance(node, DictConfig):
+        raise ValueError("it must hold options by name")
+    return node
+
+
+# Words at the top whose kind Hydra does not check.
+WORDS = ("weights", "best_by", "start", "name")
+
+
+def check_keys(config: DictConfig) -> None:
+    """Raises ValueError for a name at the top that is no option, and for a value there of a wrong kind; a number may be a word."""
+    known = [str(option.name) for option in fields(top_level())]
+    plain: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
+    for key in map(str, config):
+        if key not in known:
+            hint = nearest(key, [*known, "experiment"])
+            raise ValueError(f"unknown option {key}{hint}; the configuration has the keys {', '.join(known)}")
+        if key in DEFAULTS or key in OPTIONS:
+            if not isinstance(config[key], DictConfig):
+                raise ValueError(f"{key} must be a group of options, got {config[key]}")
+        elif key in WORDS:
+            config[key] = checked(plain[key], str | None, key)
+
+
+def compose(overrides: Sequence[str] = (), *, experiments: Path | None = None) -> DictConfig:
+    """The configuration that `mtl train OVERRIDES` would run with. experiments: a folder of more of them, beside those of the package."""
+    register(experiments)
+    # A program of Hydra's, or another in a notebook, has a global state of its own.
+    hydra_state, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+    try:
+        with initialize(version_base="1.3", config_path=None):
+            return hydra.compose(CONFIG_NAME, overrides=list(overrides))
+    finally:
+        GlobalHydra.instance().hydra = hydra_state

@@ -1,0 +1,216 @@
+"""What a run left behind, from its run directory alone: its configuration and its model as trained; and what other runs start from it."""
+
+import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra_zen import instantiate
+from omegaconf import DictConfig
+
+from mtl.base.types import Params
+from mtl.data.federated_data import FederatedData
+from mtl.edge.distil import Distillation, Distilling
+from mtl.edge.prune import cut_channels, take_shapes
+from mtl.federation.clients.bank import Bank
+from mtl.federation.layout import Layout
+from mtl.federation.objective import Objective
+from mtl.learning.checkpoints import read_checkpoint
+from mtl.models.cnn import ImageShape, Trunk
+from mtl.models.hard_sharing import HardSharing
+from mtl.models.peers import Peers
+from mtl.models.transfer import Transfer
+from mtl.models.weights import CHECKPOINTS
+from mtl.run.build import build_model, build_objective, kept, read_config
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """model: on the CPU, in evaluation mode, with the parameters that the run was tested with: those of the best round where it has chosen
+    one, else of the last one saved; tasks: T names; num_exclusive: as in `Subtasks`; own: the places of the tested subtasks whose heads
+    are trained, none of them where heads stay on the clients and no client is named; pixels: the type of a stored image [c, H, W] of
+    `image_shape`; checkpoint: the file that was read; round: after how many it was written; fingerprint: of the configuration and the
+    data.
+    """
+
+    config: DictConfig
+    model: HardSharing
+    objective: Objective
+    tasks: tuple[str, ...]
+    num_exclusive: int
+    own: tuple[int, ...]
+    image_shape: ImageShape
+    pixels: torch.dtype
+    checkpoint: Path
+    round: int
+    fingerprint: str
+
+
+def load_run(run_dir: Path, *, client: int | None = None) -> TrainedRun:
+    """The model of a run directory; where parts of it stay on the clients, that of one of them.
+
+    Raises ValueError where there is no run, no checkpoint or one that is torn, where `client` is not one of the run's or not needed, and
+    where the trunk stays on the clients and none is named.
+    """
+    config = read_config(run_dir)
+    found = [run_dir / name for name in CHECKPOINTS if (run_dir / name).is_file()]
+    if not found:
+        raise ValueError(f"run directory must hold {' or '.join(CHECKPOINTS)}, got {run_dir} with neither")
+    checkpoint = read_checkpoint(found[0])
+    channels, height, width = checkpoint["image_shape"]
+    image_shape, tasks = (channels, height, width), tuple(checkpoint["tasks"])
+    state: Params = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
+    num_exclusive = int(checkpoint["num_exclusive"])
+    model = untrained(config, image_shape, tasks, num_exclusive)
+    if config.start or config.prune.kind == "channels":
+        take_shapes(model, state)
+    tested = len(tasks) - checkpoint["num_source"]
+    own = tuple(range(tested))
+    bank = checkpoint.get("bank", {})
+    keep = kept(config)
+    mixed = isinstance(model.trunk, Peers)
+    if client is not None and keep == "nothing" and not mixed:
+        raise ValueError(f"client must be left out where nothing stays on the clients, as in {run_dir}, got {client}")
+    if client is not None and keep != "nothing":
+        own, theirs = _client_params(run_dir, keep, {name: state[name] for name in model.params()}, bank, client)
+        own = tuple(task for task in own if task < tested)
+        state |= theirs
+    elif client is None and keep == "all":
+        raise ValueError(f"run {run_dir} must have one trunk for all, or a client be named: in it each client keeps its own")
+    elif client is None and keep == "heads":
+        own = ()
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{found[0]} does not fit the model of {run_dir / 'config.yaml'}: {error}") from error
+    if isinstance(model.trunk, Peers):
+        name = model.trunk.chosen if client is None else str(_of_clients(run_dir, client, "trunks")[client])
+        model = model.with_trunk(model.trunk.peer(name))
+    return TrainedRun(
+        config=config,
+        model=model.eval(),
+        objective=build_objective(config),
+        tasks=tasks,
+        num_exclusive=num_exclusive,
+        own=own,
+        image_shape=image_shape,
+        pixels=getattr(torch, checkpoint["pixels"]),
+        checkpoint=found[0],
+        round=int(checkpoint["epoch"]) + 1,
+        fingerprint=checkpoint["run"],
+    )
+
+
+def untrained(config: DictConfig, image_shape: ImageShape, tasks: tuple[str, ...], num_exclusive: int) -> HardSharing:
+    """The model as the run's seed draws it, without the weights it may have started from."""
+    config = config.copy()
+    config.weights = None
+    return build_model(config, image_shape, tasks, num_exclusive)
+
+
+def build_start(config: DictConfig, data: FederatedData) -> tuple[HardSharing, Objective]:
+    """What training starts from: a new model, or that of the run `start`, its channels cut where `prune` says so; and the objective, with
+    a teacher where there is one. Raises ValueError where they do not fit together.
+    """
+    pruning, distilling = instantiate(config.prune), instantiate(config.distil)
+    model, objective = build_model(config, data.image_shape, data.tasks, data.num_exclusive), build_objective(config)
+    if config.start:
+        if config.weights is not None:
+            raise ValueError(f"weights must be null where start={config.start} gives the whole model, got {config.weights}")
+        state = _fitting("start", config.start, data).model.state_dict()
+        take_shapes(model, state)
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"start must be a run with the same trunk, heads and loss, got {config.start}: {error}") from error
+    if pruning.kind == "weights" and kept(config) != "nothing":
+        raise ValueError(
+            f"prune.kind=weights prunes what travels: it needs keep=nothing, got mode={config.mode} keep={config.keep}"
+        )
+    if pruning.kind == "channels":
+        if not config.start:
+            raise ValueError(
+                "prune.kind=channels needs start, the run whose model is cut: a new model has no channels to choose by"
+            )
+        cut_channels(model, data.image_shape, pruning.ratio, scope=pruning.scope)
+    if distilling.teacher:
+        objective = replace(objective, distil=_distillation(config, model, objective, data))
+    transfer = instantiate(config.transfer)
+    if transfer.relations:
+        objective = replace(objective, distil=_relations(config, transfer, model))
+    objective.inputs(data.images[:1])  # refuses images that do not fit
+    return model, objective
+
+
+def _distillation(config: DictConfig, student: HardSharing, objective: Objective, data: FederatedData) -> Distillation:
+    options = instantiate(config.distil)
+    _check_teacher("distil.teacher needs", config)
+    teacher = _fitting("distil.teacher", options.teacher, data)
+    if teacher.objective.normalise != objective.normalise:
+        raise ValueError(f"distil.teacher must be trained with {objective.normalise}, got {teacher.objective.normalise}")
+    return Distillation(options, teacher.model, student)
+
+
+def _relations(config: DictConfig, transfer: Transfer, model: HardSharing) -> Distillation:
+    """The source trunk, which is the model's at its start, as a teacher of relations alone."""
+    names = "transfer.distance and transfer.angle"
+    if config.weights is None:
+        raise ValueError(f"{names} keep the relations of a source trunk: weights must say which, got null")
+    if config.distil.teacher:
+        raise ValueError(f"{names} bring a teacher of their own: distil.teacher must be null, got {config.distil.teacher}")
+    if not isinstance(model.trunk, Trunk):
+        raise ValueError(f"{names} need an architecture with one trunk, got {type(model.trunk).__name__}")
+    _check_teacher(f"{names} need", config)
+    options = Distilling(hard=1.0, soft=0.0, distance=transfer.distance, angle=transfer.angle)
+    return Distillation(options, copy.deepcopy(model.trunk), model)
+
+
+def _check_teacher(needs: str, config: DictConfig) -> None:
+    if config.mode != "centralised" and config.engine.backend not in ("auto", "loop"):
+        # torch 2.15 crashes on the teacher's convolutions, whose weights are not stacked, inside the stacked step.
+        raise ValueError(f"{needs} engine.backend=loop, or auto, which takes it; got {config.engine.backend}")
+    if config.transfer.cache:
+        raise ValueError(f"{needs} the images: transfer.cache must be false, got true")
+
+
+def _fitting(name: str, run_dir: str, data: FederatedData) -> TrainedRun:
+    """The run that the option `name` says, for other training on `data`."""
+    run = load_run(Path(run_dir).expanduser())
+    if run.image_shape != data.image_shape:
+        raise ValueError(f"{name} must have been trained on images of {data.image_shape}, got {run.image_shape} of {run_dir}")
+    if run.tasks != data.tasks:
+        lacks, more = ([t for t in left if t not in right] for left, right in ((data.tasks, run.tasks), (run.tasks, data.tasks)))
+        what = [f"it lacks {', '.join(lacks)}"] * bool(lacks) + [f"it has {', '.join(more)} beside"] * bool(more)
+        raise ValueError(
+            f"{name} must have the same subtasks in the same order, got {run_dir}: {' and '.join(what) or 'another order'}"
+        )
+    if not run.own:
+        raise ValueError(f"{name} must have one head for all of a subtask, and in {run_dir} the heads stay on the clients")
+    return run
+
+
+def _of_clients(run_dir: Path, client: int, *names: str) -> np.ndarray[Any, Any]:
+    """What `federation.npz` says of each client, [C, ...]: those of the arrays that it has, side by side. Raises ValueError where there
+    is no such file, and where `client` is not one of them.
+    """
+    path = run_dir / "federation.npz"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = np.concatenate([file[name] for name in names if name in file], -1)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"run directory must hold federation.npz, which a finished run leaves, got {path}: {error}") from error
+    if not 0 <= client < len(found):
+        raise ValueError(f"client must be in [0, {len(found) - 1}], got {client}")
+    return found
+
+
+def _client_params(run_dir: Path, keep: str, params: Params, bank: dict[str, Any], client: int) -> tuple[tuple[int, ...], Params]:
+    """The subtasks that a client trains, and its own parameters."""
+    assignment = torch.from_numpy(_of_clients(run_dir, client, "assignment", "source_assignment"))
+    slots = {"params": params}
+    rows = Bank(Layout(keep), slots, assignment)
+    rows.load_state_dict(bank)
+    own = tuple(assignment[client].nonzero().flatten().tolist())
+    return own, {name: value[0] for name, value in rows.load([client], slots)["params"].items()}

@@ -1,0 +1,203 @@
+"""The ranks of a run on this machine: one process each, watched by the one that started them.
+
+Every rank is what `torchrun` would start: `python -m mtl.run.rank` with its place in the environment. Where one fails the others are ended,
+and the reason is raised here.
+"""
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from mtl.base.files import write_json
+from mtl.base.types import Diverged, Interrupted
+
+GRACE = 10.0  # seconds in which the other ranks may end by themselves
+READY = "ready"  # the file that says that the first rank can be interrupted
+RECORDED = ("name", "levelno", "levelname", "pathname", "filename", "module", "funcName", "lineno", "created")  # of a log record
+RAISED = {kind.__name__: kind for kind in (ValueError, OSError, Diverged, Interrupted)}
+
+
+def inside_rank() -> bool:
+    """Whether this process was started as one of several: by `run_ranks`, torchrun or srun."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 or inside_step()
+
+
+def inside_step() -> bool:
+    """Whether srun has started this process as one of several. A batch script, or a shell, inside an allocation of several tasks is
+    started once, though it knows their number.
+    """
+    return "WORLD_SIZE" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+
+
+def run_ranks(count: int, config: dict[str, Any], run_dir: Path) -> None:
+    """Run `config` in `run_dir` on `count` ranks, and wait. Raises what the first rank that failed for a reason of its own raised.
+
+    What the ranks log is logged here. Ctrl-C and SIGTERM go to the first rank; before its training could take care of them they end all
+    ranks, and then do here what they do to a process without ranks.
+    """
+    stop = _Stop()
+    with tempfile.TemporaryDirectory(prefix="mtl-ranks-") as name:
+        folder = Path(name)
+        task = folder / "task.json"
+        write_json(task, {"config": config, "run_dir": str(run_dir), "log_level": logging.getLogger().getEffectiveLevel()})
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        processes: list[subprocess.Popen[bytes]] = []
+        with stop.listening():
+            try:
+                for rank in range(count):
+                    if not stop.signal:
+                        processes.append(_start(rank, count, port, task))
+                _wait(processes, folder, stop)
+            finally:
+                for process in processes:
+                    process.kill()
+                    process.wait()
+        codes = [process.returncode for process in processes]
+        reason = _reason(folder, codes) if any(codes) else None
+    if (stop.signal and len(codes) < count) or (isinstance(reason, _Unexplained) and stop.signal):
+        signal.raise_signal(stop.signal)
+        raise Interrupted("stopped while the ranks started")
+    if reason is not None:
+        raise reason
+
+
+class _Unexplained(RuntimeError):
+    """A rank ended without saying why."""
+
+
+class _Stop:
+    """The signal that came last, 0 for none, and how many have not been passed on."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self.pending: list[int] = []
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take Ctrl-C and SIGTERM; only the main thread may."""
+        main = threading.current_thread() is threading.main_thread()
+        before = {number: signal.signal(number, self._take) for number in (signal.SIGTERM, signal.SIGINT)} if main else {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        self.pending.append(number)
+
+
+def _start(rank: int, count: int, port: int, task: Path) -> subprocess.Popen[bytes]:
+    place = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "NODE_RANK": 0,
+        "WORLD_SIZE": count,
+        "LOCAL_WORLD_SIZE": count,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    environment = os.environ | {name: str(value) for name, value in place.items()}
+    # In a session of its own: a Ctrl-C comes once, by us. Modules are found where this process finds them, but first where Python has
+    # its own: a file named statistics.py in the working folder is not meant.
+    code = (
+        f"import sys; sys.path += [p for p in {sys.path!r} if p not in sys.path]; from mtl.run.rank import main; sys.exit(main())"
+    )
+    command = [sys.executable, "-P", "-c", code, str(task)]
+    return subprocess.Popen(command, env=environment | {"PYTHONSAFEPATH": "1"}, start_new_session=True)
+
+
+def _wait(processes: list[subprocess.Popen[bytes]], folder: Path, stop: _Stop) -> None:
+    """Until all are done, or one has failed and the others had time to, or a signal came too early for the ranks to deal with it."""
+    logs = _Logs(folder, len(processes))
+    end = None
+    while any(process.poll() is None for process in processes):
+        logs.pass_on()
+        while stop.pending:
+            if not (folder / READY).exists():
+                return
+            processes[0].send_signal(stop.pending.pop(0))
+        failed = [rank for rank, process in enumerate(processes) if process.returncode]
+        if failed and stop.signal and not (folder / f"error{failed[0]}.json").exists():
+            break
+        if end is None and failed:
+            end = time.monotonic() + GRACE
+        if end is not None and time.monotonic() > end:
+            break
+        time.sleep(0.05)
+    logs.pass_on()
+
+
+class _Logs:
+    """What the ranks log, as it comes. What several say, each as many times, is said that often."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self._paths = [folder / f"log{rank}.jsonl" for rank in range(count)]
+        self._read = [0] * count
+        self._said: list[Counter[tuple[str, str]]] = [Counter() for _ in range(count)]
+        self._shown: Counter[tuple[str, str]] = Counter()
+
+    def pass_on(self) -> None:
+        """Log what has come since."""
+        for rank, path in enumerate(self._paths):
+            if not path.exists():
+                continue
+            with path.open("rb") as file:
+                file.seek(self._read[rank])
+                whole, newline, _ = file.read().rpartition(b"\n")
+            self._read[rank] += len(whole) + len(newline)
+            for line in whole.splitlines():
+                told = json.loads(line)
+                key = (told["name"], told["msg"])
+                self._said[rank][key] += 1
+                if self._said[rank][key] > self._shown[key]:
+                    self._shown[key] += 1
+                    logger = logging.getLogger(told["name"])
+                    if logger.isEnabledFor(told["levelno"]):
+                        logger.handle(logging.makeLogRecord(told))
+
+
+class RankLog(logging.Handler):
+    """Writes what a rank logs where the process that started it reads it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def emit(self, record: logging.LogRecord) -> None:
+        told = {name: getattr(record, name) for name in RECORDED}
+        told["msg"] = record.getMessage()
+        if record.exc_info:
+            told["exc_text"] = logging.Formatter().formatException(record.exc_info)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(told) + "\n")
+
+
+def _reason(folder: Path, codes: list[int]) -> Exception:
+    for rank in range(len(codes)):
+        path = folder / f"error{rank}.json"
+        if path.exists():
+            error = json.loads(path.read_text(encoding="utf-8"))
+            return RAISED[error["kind"]](error["message"])
+    rank, code = next((rank, code) for rank, code in enumerate(codes) if code)
+    said = [
+        path.read_text(encoding="utf-8") for place in range(len(codes)) if (path := folder / f"traceback{place}.txt").exists()
+    ]
+    more = ":\n" + "\n".join(said) if said else "; what it said is above"
+    return _Unexplained(f"rank {rank} ended with exit code {code}{more}")

@@ -1,0 +1,204 @@
+"""`mtl verify`: face verification with the trunk of a run, beside an untrained trunk and the pixels themselves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.table import Table
+from torch import Tensor
+
+from mtl.base.files import write_arrays, write_json
+from mtl.data import faces
+from mtl.data.pairs import Pairs, lfw_pairs, unseen_pairs
+from mtl.metrics.verification import FARS, Verification, pair_scores, verify
+from mtl.models.hard_sharing import HardSharing
+from mtl.report.style import GREY, figure_style, save_figure
+from mtl.report.verification import draw_verification
+from mtl.run.build import build_objective
+from mtl.run.lineage import check_unseen
+from mtl.run.load import load_run, untrained
+
+PAIRS = ("lfw", "celeba")
+BATCH = 500
+
+
+@dataclass(frozen=True)
+class VerifiedRun:
+    """results: of the trained trunk joined with those of other runs, where there are any, of the trained trunk, of one as drawn by the
+    run's seed, and of the pixels; file, picture: what was written; warnings: sentences on what makes the numbers less than they seem.
+    """
+
+    pairs: Pairs
+    results: dict[str, Verification]
+    file: Path
+    picture: Path
+    warnings: tuple[str, ...]
+
+
+def verify_run(
+    run_dir: Path,
+    pairs: str = "lfw",
+    root: str = "data",
+    *,
+    crop: Sequence[int] | None = None,
+    flip: bool = True,
+    beside: Sequence[Path] = (),
+    allow_unknown: bool = False,
+) -> VerifiedRun:
+    """Verify, and write `verification-<pairs>.json`, the scores and curves beside it as `.npz`, and `figures/verification-<pairs>.png`.
+
+    pairs: lfw, ten folds of 600 pairs as its authors drew them; or celeba, ten folds of at most 600 drawn from the people of the test
+    part of its official partition. crop: (top, left, height, width), cut from every picture before it is brought to the size that the
+    run was trained on; None for that of the run itself where it was trained on pictures of the same kind, else for whole pictures, with a
+    warning where the run's own were not. flip: the embedding is the mean over a picture and its mirror image. beside: runs whose
+    embeddings, each brought to length 1, are set beside the run's own, so that a pair scores the mean of their cosines. allow_unknown: go
+    on where it cannot be told whom a run was trained on. Raises ValueError where the pictures are not there, and where a run may have
+    been trained on the people of the pairs, see `lineage`.
+    """
+    if pairs not in PAIRS:
+        raise ValueError(f"--pairs must be one of {', '.join(PAIRS)}, got {pairs}")
+    first, *others = [_Embedder(path, pairs, root, crop, flip, allow_unknown) for path in (run_dir, *beside)]
+    run, at_hand = first.run, first.at_hand
+    start = untrained(run.config, run.image_shape, run.tasks, run.num_exclusive)
+    scores = {
+        "trained": first.scores(run.model),
+        "untrained": first.scores(start),
+        "pixels": pair_scores(
+            torch.cat([first.objective.inputs(part).flatten(1) for part in at_hand.images.split(BATCH)]),
+            at_hand.first,
+            at_hand.second,
+        ),
+    }
+    if others:
+        joined = torch.stack([scores["trained"], *(other.scores(other.run.model) for other in others)]).mean(0)
+        scores = {"joined": joined} | scores
+    results = {name: verify(values, at_hand.same, at_hand.fold) for name, values in scores.items()}
+    stem = f"verification-{pairs}"
+    arrays = {"same": at_hand.same, "fold": at_hand.fold} | {f"{name}_scores": values for name, values in scores.items()}
+    for name, result in results.items():
+        arrays |= {f"{name}_far": result.roc.far, f"{name}_frr": result.roc.frr}
+    write_arrays(run_dir / f"{stem}.npz", **{name: value.numpy() for name, value in arrays.items()})
+    warnings = tuple(warning for embedder in (first, *others) for warning in embedder.warnings)
+    told = {
+        "pairs": pairs,
+        "source": at_hand.source,
+        "num_pairs": len(at_hand),
+        "num_same": int(at_hand.same.sum()),
+        "num_different": int((~at_hand.same).sum()),
+        "num_folds": len(at_hand.fold.unique()),
+        "crop": first.crop,
+        "flip": flip,
+        "beside": [{"run": str(path), "crop": other.crop} for path, other in zip(beside, others, strict=True)],
+        "warnings": list(warnings),
+        "checkpoint": run.checkpoint.name,
+        "round": run.round,
+        "results": {name: _plain(result, at_hand) for name, result in results.items()},
+    }
+    write_json(run_dir / f"{stem}.json", told)
+    picture = run_dir / "figures" / f"{stem}.png"
+    picture.parent.mkdir(exist_ok=True)
+    with figure_style():
+        curves = {name: (result.roc.far.numpy(), result.roc.frr.numpy()) for name, result in results.items()}
+        figure = draw_verification(curves)
+        figure.supxlabel(_counted(at_hand), size=7, color=GREY)
+        save_figure(figure, picture)
+    return VerifiedRun(at_hand, results, run_dir / f"{stem}.json", picture, warnings)
+
+
+def verification_table(verified: VerifiedRun) -> Table:
+    """For the terminal."""
+    table = Table(
+        title=f"{_counted(verified.pairs)}; ± is the standard error of the mean over the folds",
+        title_style="dim",
+    )
+    table.add_column("Score", min_width=9)
+    fars = [far for far in FARS if far in verified.results["trained"].tar]
+    for title in ("Accuracy %", "EER %", "AUC", *(f"TAR % at FAR {far:g}" for far in fars)):
+        table.add_column(title, justify="right")
+    for name, result in verified.results.items():
+        values = result.summary()
+        table.add_row(
+            name,
+            f"{100 * values['accuracy']:.2f} ± {100 * values['accuracy_standard_error']:.2f}",
+            f"{100 * values['eer']:.2f}",
+            f"{values['auc']:.4f}",
+            *(f"{100 * values[f'tar@far={far:g}']:.1f}" for far in fars),
+        )
+    return table
+
+
+class _Embedder:
+    """A run, and the pictures of the pairs as its trunk takes them."""
+
+    def __init__(self, run_dir: Path, pairs: str, root: str, crop: Sequence[int] | None, flip: bool, allow_unknown: bool) -> None:
+        self.run = load_run(run_dir)
+        self.crop, warnings = choose_crop(self.run.config.data, pairs, crop)
+        channels, *image_size = self.run.image_shape
+        self.at_hand = _read(pairs, root, image_size, self.crop, grey=channels == 1)
+        if self.at_hand.images.shape[1] != channels:
+            raise ValueError(f"the run must be trained on pictures of 1 or 3 channels, got {channels} in {run_dir}")
+        warnings += check_unseen(run_dir, pairs, self.at_hand.source, allow_unknown=allow_unknown).unknown
+        self.warnings = tuple(f"{run_dir}: {warning}" for warning in warnings)
+        self.objective = replace(build_objective(self.run.config), mirror=flip)
+
+    def scores(self, model: HardSharing) -> Tensor:
+        """The cosine of each pair."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        embeddings = self.objective.embed(model.to(device), self.at_hand.images)
+        return pair_scores(embeddings, self.at_hand.first, self.at_hand.second)
+
+
+def _read(pairs: str, root: str, image_size: Sequence[int], crop: Sequence[int] | None, *, grey: bool) -> Pairs:
+    if pairs == "lfw":
+        return lfw_pairs(root, image_size=image_size, crop=crop, grey=grey)
+    height, width = image_size
+    cut = None if crop is None else (crop[0], crop[1], crop[2], crop[3])
+    return unseen_pairs(faces.celeba(root, image_size=(height, width), crop=cut, grey=grey, part="test"))
+
+
+def choose_crop(data: DictConfig, pairs: str, crop: Sequence[int] | None) -> tuple[list[int] | None, tuple[str, ...]]:
+    """What to cut from the pictures of the pairs, and warnings. data: that the run was trained on; crop: that was asked for."""
+    found = OmegaConf.select(data, "crop")
+    own = None if found is None else [int(side) for side in found]
+    loader = str(data.get("_target_", "")).rpartition(".")[2]
+    asked = None if crop is None else list(crop)
+    if loader == pairs:
+        if asked is None or asked == own:
+            return own, ()
+        cut = "from whole pictures" if own is None else f"with data.crop={own}"
+        return asked, (f"the run was trained {cut} of {pairs}, and --crop {_spaced(asked)} shows it others",)
+    if asked is not None or own is None:
+        return asked, ()
+    return None, (
+        f"the run was trained with data.crop={own} of {loader}, and the pictures of {pairs} are taken whole: the face must fill both "
+        "alike, say --crop TOP LEFT HEIGHT WIDTH",
+    )
+
+
+def _spaced(crop: Sequence[int]) -> str:
+    return " ".join(map(str, crop))
+
+
+def _counted(pairs: Pairs) -> str:
+    same = int(pairs.same.sum())
+    return f"n = {same:,} pairs of one person and {len(pairs) - same:,} of two, in {len(pairs.fold.unique())} folds"
+
+
+def _plain(result: Verification, pairs: Pairs) -> dict[str, Any]:
+    """With the pairs that each number is of: a fold's accuracy of its own, its threshold of all others."""
+    folds = []
+    for place, number in enumerate(pairs.fold.unique().tolist()):
+        here = pairs.fold == number
+        folds.append(
+            {
+                "accuracy": float(result.accuracy[place]),
+                "num_same": int(pairs.same[here].sum()),
+                "num_different": int((~pairs.same[here]).sum()),
+                "threshold": float(result.threshold[place]),
+                "num_threshold_pairs": int((~here).sum()),
+            }
+        )
+    return {**result.summary(), "folds": folds}

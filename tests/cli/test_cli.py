@@ -1,0 +1,250 @@
+"""The command line as a user meets it."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mtl.cli.main import main
+from tests.run.test_train import SMALL, numbers, small, without_time
+
+QUICK = ["augmentation=none", "data.image_size=[8,8]"]
+
+
+def words(root: Path, run_dir: Path, *more: str) -> list[str]:
+    return ["train", *SMALL, f"data.root={root}", f"output_dir={run_dir}", *more]
+
+
+def start(arguments: list[str]) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "mtl", *arguments], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ}
+    )
+
+
+def wait_for_round(run_dir: Path, round: int, process: "subprocess.Popen[str]") -> None:
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        metrics = run_dir / "metrics.csv"
+        if metrics.exists() and any(line.startswith(f"{round},") for line in metrics.read_text().splitlines()):
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    raise AssertionError(f"round {round} never came")
+
+
+def test_help_needs_neither_torch_nor_lightning() -> None:
+    heavy = "{'torch', 'pytorch_lightning', 'hydra'}"
+    code = f"import sys; from mtl.cli.main import main; main(['--help']); print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "mtl train" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_an_unknown_command_lists_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trian"]) == 2
+    assert (
+        "unknown command 'trian'; choose from train, experiments, report, verify, enrol, recognise, export, latency, compress"
+        in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "messages"),
+    [
+        ("loss=hing", ["loss must be one of asymmetric, bce", "sphereface2", "got hing; did you mean hinge?"]),
+        ("rounds=many", ["rounds must be a whole number, got many"]),
+        ("loss.gamma=2", ["gamma", "loss has the keys balance, scale, margin, sharpness, weight"]),
+        ("learning_rate=2", ["unknown option learning_rate", "the configuration has the keys", "client", "rounds"]),
+        ("client.learning_rate=-1", ["client.learning_rate must be > 0, got -1.0"]),
+        ("data.image_size=[1,1]", ["too small for this trunk"]),
+        ("data.root=/nowhere", ["data.root", "/nowhere"]),
+    ],
+)
+def test_wrong_words_end_with_a_message_and_not_with_a_traceback(
+    class_folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], override: str, messages: list[str]
+) -> None:
+    extra = ["trunk=classic_cnn"] if "image_size" in override else []
+    assert main(words(class_folders, tmp_path / "run", *extra, override)) == 2
+    printed = capfd.readouterr().err
+    assert "Traceback" not in printed
+    for message in messages:
+        assert message in printed, printed
+
+
+def test_an_output_folder_that_cannot_be_written_is_said(
+    class_folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert main(words(class_folders, tmp_path / "file" / "run")) == 2
+    printed = capfd.readouterr().err
+    assert "Traceback" not in printed
+    assert str(tmp_path / "file") in printed
+
+
+def test_a_sweep_makes_a_run_of_every_combination_and_a_report_of_all(
+    class_folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sweep = tmp_path / "sweep"
+    assert main(words(class_folders, sweep, "-m", "seed=0,1", "mode=federated,local", "rounds=1", *QUICK)) == 0
+    runs = sorted(path.parent.name for path in sweep.glob("*/summary.json"))
+    assert runs == ["0", "1", "2", "3"]
+    capfd.readouterr()
+    assert main(["report", str(sweep)]) == 0
+    printed = capfd.readouterr().out
+    assert "federated" in printed
+    assert (sweep / "report.html").exists()
+
+
+@pytest.mark.parametrize("more", [[], ["hydra.sweeper.max_batch_size=1"]])
+def test_a_sweep_goes_on_after_a_failed_job_and_says_at_its_end_which_failed_and_why(
+    class_folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], more: list[str]
+) -> None:
+    sweep = tmp_path / "sweep"
+    rates = "client.learning_rate=-1,.05,-2"
+    assert main(words(class_folders, sweep, "-m", rates, "rounds=1", *QUICK, *more)) == 1
+    assert sorted(path.name for path in sweep.iterdir()) == ["1", "failures.jsonl", "multirun.yaml"]
+    end = capfd.readouterr().err.splitlines()[-3:]
+    assert "2 of the sweep's jobs failed" in end[0]
+    for line, number, rate in zip(end[1:], (0, 2), ("-1", "-2"), strict=True):
+        assert line.startswith(f"  job {number} (")
+        assert f"client.learning_rate={rate}," in line
+        assert line.endswith(f"client.learning_rate must be > 0, got {rate}.0")
+    assert main(words(class_folders, sweep, "-m", "client.learning_rate=.05", "rounds=1", *QUICK)) == 0
+
+
+def test_ctrl_c_ends_the_sweep_and_resume_goes_on_with_it(class_folders: Path, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    settings = ["-m", "seed=0,1", "rounds=300", "evaluate_every=100", "checkpoint_every=1000", *QUICK]
+    process = start(words(class_folders, sweep, *settings))
+    wait_for_round(sweep / "0", 2, process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert f"resume=true output_dir={sweep} goes on" in errors
+    assert "Traceback" not in errors
+    assert not (sweep / "1").exists()
+    assert main(words(class_folders, sweep, *settings, "resume=true")) == 0
+    assert sorted(path.parent.name for path in sweep.glob("*/summary.json")) == ["0", "1"]
+
+
+def test_runs_of_the_same_second_have_folders_of_their_own() -> None:
+    from mtl.run.config import compose
+
+    assert len({compose().output_dir for _ in range(3)}) == 3
+    config = compose()
+    assert config.output_dir == config.output_dir
+
+
+def test_a_start_that_fails_leaves_no_folder(class_folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(words(tmp_path / "nowhere", tmp_path / "run")) == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_sweeps_job_records_the_command_of_its_own_run(class_folders: Path, tmp_path: Path) -> None:
+    sweep = tmp_path / "a sweep"
+    assert main(words(class_folders, sweep, "-m", "seed=0,1", "rounds=1", *QUICK)) == 0
+    said = json.loads((sweep / "1" / "environment.json").read_text())["command"]
+    again = shlex.split(said)
+    assert again[:2] == ["mtl", "train"]
+    assert "seed=1" in again
+    shutil.rmtree(sweep / "1")
+    assert main(again[1:]) == 0
+    assert (sweep / "1" / "summary.json").exists()
+    assert json.loads((sweep / "1" / "environment.json").read_text())["command"] == said
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
+def test_a_closed_pipe_is_no_error(arguments: list[str]) -> None:
+    process = subprocess.Popen([sys.executable, "-m", "mtl", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    with process.stderr:
+        assert process.stderr.read() == b""
+    assert process.wait() == 0
+
+
+def test_a_notebooks_backend_is_not_for_a_program(class_folders: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"MPLBACKEND": "module://nowhere.backend_inline"}
+    arguments = words(class_folders, tmp_path / "run", "rounds=1", "write_report=true", *QUICK)
+    done = subprocess.run([sys.executable, "-m", "mtl", *arguments], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_compose_works_inside_a_program_of_hydra(tmp_path: Path) -> None:
+    (tmp_path / "conf.yaml").write_text("a: 1")
+    (tmp_path / "program.py").write_text(
+        "import hydra\nfrom hydra.core.global_hydra import GlobalHydra\nfrom mtl.run.config import compose\n"
+        "@hydra.main(version_base='1.3', config_path='.', config_name='conf')\n"
+        "def main(config):\n    assert compose(['rounds=3']).rounds == 3\n    assert config.a == 1\n"
+        "    assert GlobalHydra.instance().is_initialized()\n    print('done')\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "program.py", "hydra.run.dir=."], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert "done" in done.stdout, done.stderr
+
+
+def test_report_of_a_folder_without_runs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path)]) == 2
+    assert "config.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["federated", "centralised"])
+def test_a_killed_run_resumes_to_the_same_numbers_bit_for_bit(class_folders: Path, tmp_path: Path, mode: str) -> None:
+    settings = [f"mode={mode}", "rounds=60", "evaluate_every=7", "checkpoint_every=4"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert main(words(class_folders, whole, *settings)) == 0
+    process = start(words(class_folders, cut, *settings))
+    wait_for_round(cut, 18, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (cut / "summary.json").exists()
+    assert main(words(class_folders, cut, *settings, "resume=true")) == 0
+    assert without_time(json.loads((cut / "summary.json").read_text())) == without_time(
+        json.loads((whole / "summary.json").read_text())
+    )
+    assert numbers(cut) == numbers(whole)
+
+
+@pytest.mark.parametrize(("mode", "number"), [("federated", signal.SIGINT), ("centralised", signal.SIGTERM)])
+def test_ctrl_c_and_sigterm_save_the_round_and_leave(
+    class_folders: Path, tmp_path: Path, mode: str, number: signal.Signals
+) -> None:
+    run_dir = tmp_path / "run"
+    process = start(words(class_folders, run_dir, f"mode={mode}", "rounds=400", "checkpoint_every=1000"))
+    wait_for_round(run_dir, 3, process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "resume=true" in errors
+    assert "Traceback" not in errors
+    assert (run_dir / "checkpoints" / "last.ckpt").exists()
+    assert not (run_dir / "summary.json").exists()
+
+
+def test_experiments_are_named_by_their_files(tmp_path: Path) -> None:
+    from mtl.run.config import compose
+
+    folder = Path(__file__).resolve().parents[2] / "mtl" / "experiments"
+    names = [path.stem for path in folder.glob("*.yaml")]
+    assert "orl" in names
+    for name in names:
+        assert compose([f"+experiment={name}"]).name == name
+
+
+def test_the_small_run_is_what_the_command_line_runs(class_folders: Path, tmp_path: Path) -> None:
+    from mtl.run.train import train
+
+    assert main(words(class_folders, tmp_path / "line")) == 0
+    by_hand = train(small(class_folders), tmp_path / "hand")
+    assert without_time(json.loads((tmp_path / "line" / "summary.json").read_text())) == without_time(dict(by_hand))
