@@ -64,14 +64,19 @@ def _read_experiment(path: Path) -> DictConfig:
 WORDS = ("weights", "best_by", "start", "name")
 
 
+def check_name(key: str) -> None:
+    """Raises ValueError where the configuration has no option of this name at its top."""
+    known = [option.name for option in fields(top_level()) if option.name not in ("defaults", "hydra")]
+    if key not in known:
+        hint = nearest(key, [*known, "experiment"])
+        raise ValueError(f"unknown option {key}{hint}; the configuration has the keys {', '.join(known)}")
+
+
 def check_keys(config: DictConfig) -> None:
     """Raises ValueError for a name at the top that is no option, and for a value there of a wrong kind; a number may be a word."""
-    known = [str(option.name) for option in fields(top_level())]
     plain: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
     for key in map(str, config):
-        if key not in known:
-            hint = nearest(key, [*known, "experiment"])
-            raise ValueError(f"unknown option {key}{hint}; the configuration has the keys {', '.join(known)}")
+        check_name(key)
         if key in DEFAULTS or key in OPTIONS:
             if not isinstance(config[key], DictConfig):
                 raise ValueError(f"{key} must be a group of options, got {config[key]}")

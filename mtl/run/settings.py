@@ -127,7 +127,7 @@ def top_level() -> Any:
             "run": {"dir": "${output_dir}"},
             "sweep": {"dir": "${output_dir}", "subdir": "${hydra.job.num}"},
             "output_subdir": None,
-            "callbacks": {"sweep": {"_target_": "mtl.cli.train.Sweep"}},
+            "callbacks": {"sweep": {"_target_": "mtl.cli.launch.Sweep"}},
             "help": {"app_name": "mtl train"},
             "job": {"config": {"override_dirname": {"exclude_keys": ["output_dir", "resume", "data.root"]}}},
         },

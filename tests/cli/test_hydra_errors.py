@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from mtl.cli.hydra_errors import explain
-from mtl.cli.train import launch
+from mtl.cli.launch import launch
 
 
 @pytest.mark.parametrize(

@@ -294,7 +294,7 @@ def test_what_a_rank_could_not_mend_is_told_by_the_one_that_started_it(tmp_path:
     """A rank whose peer has left on the user's word must say nothing: only who started both knows."""
     (tmp_path / "task.json").write_text(json.dumps({"config": {}, "run_dir": str(tmp_path), "log_level": 20}))
     program = (
-        "import sys\nfrom mtl import rank\n"
+        "import sys\nfrom mtl.run import rank\n"
         "def lost(*_):\n    raise RuntimeError('Connection closed by peer')\n"
         "rank.train = lost\nsys.exit(rank.main())\n"
     )
