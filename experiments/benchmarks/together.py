@@ -39,24 +39,22 @@ class Steps:
         learner.on_train_epoch_start()
         self.learner, self.name, self.at = learner, run_dir.name, 0
         self.steps, self.number = config.work.steps, config.rounds * config.work.steps
-        self.optimizer = learner.optimizer([{"params": list(learner.model.parameters()), "lr": 1e-6}])
         self.seconds: list[float] = []
         self.metrics = read_metrics(run_dir)
 
     def go(self) -> float:
         """One step; returns its seconds."""
         start = time.perf_counter()
-        self.optimizer.zero_grad()
-        self.learner.backward(self.learner.training_step(torch.tensor(self.at), self.at))
-        self.optimizer.step()
+        self.learner.training_step(torch.tensor(self.at), self.at)
         self.at = (self.at + 1) % self.steps
         return time.perf_counter() - start
 
     @property
     def parameters(self) -> int:
-        """How many are moved by the last step."""
-        moved = (value for value in self.learner.model.parameters() if value.grad is not None and bool(value.grad.any()))
-        return sum(value.numel() for value in moved)
+        """How many have a gradient in the first step."""
+        learner = self.learner
+        grads = learner.step.gradients(learner.moving, learner.memory, learner.batch_of(0), {}).grads
+        return sum(value.numel() for value in grads.values() if bool(value.any()))
 
     @property
     def step_seconds(self) -> float:

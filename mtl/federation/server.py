@@ -12,8 +12,8 @@ from mtl.base.types import Params, Slots
 from mtl.federation.aggregators.conflict_averse import ConflictAverse
 from mtl.federation.aggregators.contract import Aggregator, Update
 from mtl.federation.aggregators.weighted_mean import WeightedMean
+from mtl.federation.algorithms.contract import ClientAlgorithm
 from mtl.federation.algorithms.fedavg import FedAvg
-from mtl.federation.algorithms.local_sgd import LocalSGD
 from mtl.federation.collectors import Collector
 from mtl.federation.layout import Layout
 from mtl.federation.objective import Objective
@@ -31,7 +31,7 @@ class Surroundings:
     layout: Layout
     params: Params
     objective: Objective
-    algorithm: LocalSGD
+    algorithm: ClientAlgorithm
     image_shape: tuple[int, int, int]
     pixels: torch.dtype
     seed: int

@@ -19,7 +19,7 @@ from mtl.base.types import Params
 from mtl.data.client_batches import LocalWork
 from mtl.data.federated_data import FederatedData
 from mtl.devices.ledger import Workload
-from mtl.federation.algorithms.local_sgd import LocalSGD
+from mtl.federation.algorithms.contract import ClientAlgorithm
 from mtl.federation.layout import Layout
 from mtl.federation.message import client_bytes
 from mtl.federation.objective import Objective
@@ -65,7 +65,7 @@ class TrainingCost:
 def training_cost(
     model: HardSharing,
     objective: Objective,
-    algorithm: LocalSGD,
+    algorithm: ClientAlgorithm,
     work: LocalWork,
     data: FederatedData,
     *,

@@ -24,11 +24,9 @@ from mtl.data.scene_transforms import SCENE_DRAWS, SceneAugmentation
 from mtl.data.scenes import TEST, TRAIN, VAL, SceneSet
 from mtl.data.transforms import to_float
 from mtl.faces.finder import DetectionOptions, FaceFinder, Faces, match_faces
-from mtl.federation.clients.balance import Balance
-from mtl.federation.clients.balanced_step import BalancedLosses, Losses
 from mtl.federation.clients.batches import Batch
 from mtl.federation.clients.contract import Training
-from mtl.federation.clients.gradients import PlainSum, Step
+from mtl.federation.clients.gradients import Losses, Step
 from mtl.federation.layout import Frozen, never_frozen
 from mtl.federation.message import client_bytes
 from mtl.federation.schedule import Schedule
@@ -151,12 +149,6 @@ class DetectionLearning(CentralisedLearning):
     def further_data(self) -> tuple[Tensor, ...]:
         return self.scenes.images, self.scenes.boxes, self.scenes.counts, self.scenes.identity
 
-    def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """AdamW with `client.momentum` as its first beta: the focal loss of a map whose cells are nearly all empty starts too steep for
-        plain SGD, and CenterNet's own optimiser is Adam.
-        """
-        return torch.optim.AdamW(groups, betas=(self.client.momentum, 0.999), weight_decay=self.client.weight_decay)
-
     def setup(self, stage: str) -> None:
         super().setup(stage)
         self.scenes = self.scenes.to(self.device)
@@ -166,30 +158,22 @@ class DetectionLearning(CentralisedLearning):
         super().on_train_epoch_start()
         work = LocalWork(batch_size=self.options.batch_size, steps=len(self._batches.step))
         self._scene_batches = plan_batches(
-            self._scenes_held, [0], work, seed=derive_seed(self.seed, "scenes"), round=self.current_epoch
+            self._scenes_held, [0], work, seed=derive_seed(self.training_options.seed, "scenes"), round=self.current_epoch
         )
         self._scenes_filled = self._scene_batches.filled.tolist()
 
-    def training_step(self, step: Tensor, batch_idx: int) -> Tensor:
-        batch = self.joint_batch(batch_idx)
-        if not isinstance(self.rule, PlainSum):
-            return self._balance(batch)
-        losses = self.step_losses(batch)
-        self._sums += losses.sums
-        return losses.tasks.sum()
+    def make_step(self) -> Step:
+        return self.training_options.rule.step_of_losses(self.step_losses)
 
-    def _make_step(self) -> Step:
-        return BalancedLosses(self.rule, self.step_losses) if isinstance(self.rule, Balance) else super()._make_step()
-
-    def joint_batch(self, step: int) -> JointBatch:
+    def batch_of(self, step: int) -> JointBatch:
         """What a step of this round trains on."""
-        return JointBatch(self._batch_of(step), *self._scene_batch(step))
+        return JointBatch(super().batch_of(step), *self._scene_batch(step))
 
     def step_losses(self, batch: JointBatch) -> Losses:
         """The losses [T + 1] of `balanced`; sums: [2, T + 3], of `loss_names`."""
         own = batch.subtasks
         self.model.set_step(own.keys, own.valid)
-        subtasks = self.objective.losses(self.model, own.inputs, own.targets, own.mask, own.valid, self._counts)
+        subtasks = self.objective.losses(self.model, own.inputs, own.targets, own.mask, own.valid, own.counts)
         centres = self._centre_losses(self.model, self.finder, own.keys, batch.images, batch.boxes, batch.present)
         detection = torch.stack([centres.positive, centres.negative])
         return Losses(
@@ -214,7 +198,7 @@ class DetectionLearning(CentralisedLearning):
             keys = torch.zeros(len(model.dropouts), 2, dtype=torch.int32)
             return self._centre_losses(model, self._finder(model), keys, images, nowhere, nowhere[..., 0] > 0).tasks.sum()
 
-        cost = training_cost(self.model, self.objective, self.client, self.work, self.federated_data, beside=beside)
+        cost = training_cost(self.model, self.objective, self.algorithm, self.work, self.federated_data, beside=beside)
         params = self.model.params()
         return replace(cost, held=lambda assignment: 4 * client_bytes(params, assignment))
 

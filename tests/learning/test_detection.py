@@ -70,7 +70,7 @@ def losses(learner: DetectionLearning, step: int = 0) -> Tensor:
     """Of a step of the first round."""
     learner.train()
     learner.on_train_epoch_start()
-    return learner.step_losses(learner.joint_batch(step)).tasks
+    return learner.step_losses(learner.batch_of(step)).tasks
 
 
 def gradients(*overrides: str) -> Params:
@@ -78,8 +78,7 @@ def gradients(*overrides: str) -> Params:
     learner = build(tiny(*overrides))
     learner.train()
     learner.on_train_epoch_start()
-    learner.backward(learner.training_step(torch.tensor(0), 0))
-    return {name: value.grad for name, value in learner.model.named_parameters() if value.grad is not None}
+    return learner.step.gradients(learner.moving, learner.memory, learner.batch_of(0), {}).grads
 
 
 @functools.cache
@@ -153,7 +152,7 @@ def test_a_balancer_works_on_the_exact_gradients_of_the_trunk(name: str) -> None
     )
     learner = build(tiny())
     learner.on_train_epoch_start()
-    key, method = learner.joint_batch(0).draw_key, instantiate(compose([f"balancer={name}"]).balancer)
+    key, method = learner.batch_of(0).draw_key, instantiate(compose([f"balancer={name}"]).balancer)
     place = torch.arange(math.prod(method.draw_shape(*rows.shape)), dtype=torch.int32)
     draw = random_uniform(key[None], place).view(method.draw_shape(*rows.shape))
     direction, _, _ = method.combine(method.init(rows), values, rows, torch.ones(5, dtype=torch.bool), draw)
@@ -290,7 +289,7 @@ def test_scenes_that_do_not_fit_the_data_are_refused() -> None:
         build(tiny("split.val=0.2"))
     learner = build(tiny())
     colour = SceneSet(**{**learner.scenes.__dict__, "images": learner.scenes.images.expand(-1, 3, -1, -1)})
-    training = Training(learner.model, learner.objective, learner.client, learner.work, 0)
+    training = Training(learner.model, learner.objective, learner.algorithm, learner.work, 0)
     scenes = SceneTraining(colour, learner.options, learner.augmentation)
     with pytest.raises(ValueError, match="as many channels as the pictures of data, got 3 and 1"):
         DetectionLearning(training, learner.federated_data, learner.schedule, scenes=scenes, num_rounds=1)

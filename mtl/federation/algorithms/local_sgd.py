@@ -7,7 +7,7 @@ starts at zero in every round: nothing lasts on the client.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -91,6 +91,10 @@ class LocalSGD:
             maximize=False,
             is_first_step=False,
         )
+
+    def without_decay(self) -> "LocalSGD":
+        """The same without weight decay."""
+        return replace(self, weight_decay=0.0)
 
     def final(self, params: Params, start: Params) -> Params:
         """What the client sends: how far it moved."""

@@ -17,7 +17,7 @@ What a method's weights sum to differs between methods, and with it the learning
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -29,8 +29,8 @@ from mtl.balancing.weighting import Equal
 from mtl.base import tree
 from mtl.base.seeding import random_uniform
 from mtl.base.types import Params
-from mtl.federation.clients.balanced_step import BalancedStep
-from mtl.federation.clients.gradients import PlainSum, State
+from mtl.federation.clients.balanced_step import BalancedLosses, BalancedStep
+from mtl.federation.clients.gradients import Losses, PlainSum, State
 from mtl.federation.layout import is_head, shared
 from mtl.federation.objective import Objective
 from mtl.models.cnn import Trunk
@@ -74,6 +74,10 @@ class Balance:
     def step(self, model: HardSharing, objective: Objective, *, stacked: bool) -> BalancedStep:
         """See `GradientRule`."""
         return BalancedStep(self, model, objective, stacked=stacked)
+
+    def step_of_losses(self, losses: Callable[[Any], Losses]) -> BalancedLosses:
+        """See `GradientRule`."""
+        return BalancedLosses(self, losses)
 
     def bytes_of_step(self, params: Params, num_tasks: int) -> int:
         """See `GradientRule`: the tasks' gradients of the trunk and what is made of them."""

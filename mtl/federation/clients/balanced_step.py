@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +14,7 @@ from mtl.balancing.contract import weighted_sum
 from mtl.balancing.gramian import HeadGeometry, compare, gramian_of
 from mtl.base.types import Params
 from mtl.federation.clients.batches import Batch
-from mtl.federation.clients.gradients import Gradients, State
+from mtl.federation.clients.gradients import Gradients, Losses, State
 from mtl.federation.layout import is_head, kind_of, shared
 from mtl.federation.objective import Objective, pair_loss
 from mtl.losses.pairs import TaskCounts
@@ -124,15 +123,6 @@ class BalancedStep:
 
         many: Tensor = vmap(one)(params, batch.keys, batch.valid, *given)
         return many
-
-
-@dataclass(frozen=True)
-class Losses:
-    """tasks: [T]; active: bool [T]; sums: [2, ...], positive and negative losses summed over the images, for logging."""
-
-    tasks: Tensor
-    active: Tensor
-    sums: Tensor
 
 
 class BalancedLosses:

@@ -15,7 +15,7 @@ from torch.profiler import record_function
 from mtl.base.types import Params, Slots
 from mtl.data.client_batches import CohortBatches, LocalWork, plan_batches
 from mtl.data.federated_data import FederatedData
-from mtl.federation.algorithms.local_sgd import LocalSGD
+from mtl.federation.algorithms.contract import ClientAlgorithm
 from mtl.federation.clients.gradients import GradientRule, PlainSum, State
 from mtl.federation.objective import Objective
 from mtl.models.hard_sharing import HardSharing
@@ -78,7 +78,7 @@ class Training:
 
     model: HardSharing
     objective: Objective
-    algorithm: LocalSGD
+    algorithm: ClientAlgorithm
     work: LocalWork
     seed: int
     rule: GradientRule = field(default_factory=PlainSum)

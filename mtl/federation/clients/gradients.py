@@ -4,9 +4,9 @@ Every way of training asks the same of a step, whether it trains one client on t
 side: gradients by name, the losses for the log, and what the step remembers for the next one (nothing here; a balancer's state there).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,15 @@ class Gradients:
     losses: Tensor
     memory: State
     conflict: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Losses:
+    """tasks: [T]; active: bool [T], those with a known label; sums: [2, ...], positive and negative losses summed over the images."""
+
+    tasks: Tensor
+    active: Tensor
+    sums: Tensor
 
 
 class Step(Protocol):
@@ -65,6 +74,9 @@ class GradientRule(Protocol):
     def step(self, model: HardSharing, objective: Objective, *, stacked: bool) -> Step:
         """stacked: whether parameters and batches have a first axis of clients; without it, they are those of `model` itself."""
 
+    def step_of_losses(self, losses: Callable[[Any], Losses]) -> Step:
+        """A step on the losses of a model at its parameters as they are, which need not read the same images. losses: of a batch."""
+
     def bytes_of_step(self, params: Params, num_tasks: int) -> int:
         """Memory that a step of one client takes beside what autograd saves."""
 
@@ -80,25 +92,42 @@ class PlainSum:
         return {}
 
     def step(self, model: HardSharing, objective: Objective, *, stacked: bool) -> Step:
-        return StackedSum(model, objective) if stacked else SumOfLosses(model, objective)
+        if stacked:
+            return StackedSum(model, objective)
+
+        def loss(batch: Batch) -> tuple[Tensor, Tensor]:
+            model.set_step(batch.keys, batch.valid)
+            losses = objective.losses(model, batch.inputs, batch.targets, batch.mask, batch.valid, batch.counts)
+            return losses.tasks.sum(), objective.image_sums(losses, batch.valid)
+
+        return SumOfLosses(loss)
+
+    def step_of_losses(self, losses: Callable[[Any], Losses]) -> Step:
+        def loss(batch: Any) -> tuple[Tensor, Tensor]:
+            parts = losses(batch)
+            return parts.tasks.sum(), parts.sums
+
+        return SumOfLosses(loss)
 
     def bytes_of_step(self, params: Params, num_tasks: int) -> int:
         return 0
 
 
 class SumOfLosses:
-    """Of one client, on the parameters of `model` itself."""
+    """Of one client, on the parameters of a model itself.
 
-    def __init__(self, model: HardSharing, objective: Objective) -> None:
-        self.model, self.objective = model, objective
+    loss: of a batch, at the model's parameters as they are: the sum of the tasks' losses, and the parts for the log, [2, ...].
+    """
 
-    def gradients(self, params: Params, memory: State, batch: Batch, resting: Params) -> Gradients:
-        self.model.set_step(batch.keys, batch.valid)
-        losses = self.objective.losses(self.model, batch.inputs, batch.targets, batch.mask, batch.valid, batch.counts)
-        grads = torch.autograd.grad(losses.tasks.sum(), list(params.values()))
-        return Gradients(dict(zip(params, grads, strict=True)), self.objective.image_sums(losses, batch.valid), memory)
+    def __init__(self, loss: Callable[[Any], tuple[Tensor, Tensor]]) -> None:
+        self._loss = loss
 
-    def observe(self, params: Params, memory: State, batch: Batch) -> State:
+    def gradients(self, params: Params, memory: State, batch: Any, resting: Params) -> Gradients:
+        loss, sums = self._loss(batch)
+        grads = torch.autograd.grad(loss, list(params.values()))
+        return Gradients(dict(zip(params, grads, strict=True)), sums, memory)
+
+    def observe(self, params: Params, memory: State, batch: Any) -> State:
         return memory
 
 

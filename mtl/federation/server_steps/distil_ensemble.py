@@ -31,7 +31,7 @@ from mtl.base.types import ImageData, Params
 from mtl.data.client_batches import LocalWork, plan_batches
 from mtl.data.ragged import Ragged
 from mtl.edge.distil import soft_binary
-from mtl.federation.algorithms.local_sgd import LocalSGD
+from mtl.federation.algorithms.contract import ClientAlgorithm
 from mtl.federation.clients.contract import Block
 from mtl.federation.collectors import Collector
 from mtl.federation.objective import NUMBERS, Objective, images_at_once
@@ -119,14 +119,14 @@ class Ensemble:
         options: DistilEnsemble,
         models: Sequence[HardSharing],
         objective: Objective,
-        algorithm: LocalSGD,
+        algorithm: ClientAlgorithm,
         images: Tensor,
         *,
         seed: int,
         students: int = 1,
     ) -> None:
         self.options, self.images, self.seed, self.students = options, images, seed, students
-        self.algorithm = replace(algorithm, weight_decay=0.0)
+        self.algorithm = algorithm.without_decay()
         plain = replace(objective, mirror=False)
         self._scores = [_Scores(copy.deepcopy(model), plain).eval() for model in models]
 

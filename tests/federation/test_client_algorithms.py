@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mtl.federation.algorithms.local_adamw import LocalAdamW
 from mtl.federation.algorithms.local_sgd import LocalSGD
 from mtl.federation.schedule import Schedule
 from tests.conftest import clone
@@ -51,3 +52,22 @@ def test_schedules_by_hand() -> None:
 def test_wrong_options_are_refused(make: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()  # type: ignore[operator]
+
+
+def test_adamw_is_torchs_and_a_parameter_that_begins_later_counts_its_own_steps() -> None:
+    rng = torch.Generator().manual_seed(1)
+    params = {"trunk.w": torch.randn(50, 7, generator=rng), "heads.w": torch.randn(5, 3, generator=rng)}
+    theirs = {name: torch.nn.Parameter(value.clone()) for name, value in params.items()}
+    groups = [{"params": [theirs["trunk.w"]], "lr": 1e-2}, {"params": [theirs["heads.w"]], "lr": 1e-3}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.8, 0.999), weight_decay=0.05)
+    algorithm = LocalAdamW(learning_rate=1e-2, momentum=0.8, weight_decay=0.05, head_scale=0.1)
+    state = algorithm.init(params)
+    for step in range(6):
+        grads = {name: torch.randn(value.shape, generator=rng) for name, value in params.items()}
+        moving = {name: value for name, value in params.items() if name == "heads.w" or step >= 3}
+        for name, parameter in theirs.items():
+            parameter.grad = grads[name].clone() if name in moving else None
+        optimizer.step()
+        algorithm.step(moving, grads, state, torch.tensor(1e-2))
+    for name, parameter in theirs.items():
+        assert torch.allclose(params[name], parameter.detach(), rtol=1e-5, atol=1e-6)
