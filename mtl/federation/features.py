@@ -24,11 +24,6 @@ def cache_features(
     """
     if not count:
         raise ValueError("transfer.cache=true needs frozen stages: transfer.trained must be less than the stages of the trunk")
-    if objective.augmentation.changes or objective.mirror:
-        raise ValueError(
-            "transfer.cache=true needs pictures that stay as they are: augmentation=none and mirror=false, got "
-            f"augmentation that {'changes' if objective.augmentation.changes else 'keeps'} them and mirror={str(objective.mirror).lower()}"
-        )
     assert isinstance(model.trunk, Trunk)
     home = next(model.parameters()).device
     model.to(device)

@@ -24,7 +24,7 @@ from mtl.federation.population.views import Views
 @dataclass(frozen=True)
 class Surroundings:
     """What a server step may ask for before the first round: the views of the model, the clients' objective and algorithm, and the shape
-    and type of stored images; features: whether features of a frozen trunk take the images' place.
+    and type of stored images.
     """
 
     views: Views
@@ -35,7 +35,6 @@ class Surroundings:
     image_shape: tuple[int, int, int]
     pixels: torch.dtype
     seed: int
-    features: bool = False
 
 
 class ServerStep(Protocol):

@@ -6,6 +6,7 @@ import pickle
 import signal
 import threading
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, BinaryIO
@@ -83,6 +84,24 @@ def read_checkpoint(path: Path, run: str | None = None) -> dict[str, Any]:
     if run is not None and checkpoint["run"] != run:
         raise CheckpointError(f"checkpoint {path} is of another run: its configuration or its data are not those of this one")
     return checkpoint
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Fingerprints that checkpoints carry. run: of the configuration and its images; files: of all else that is read."""
+
+    run: str
+    files: str
+
+
+class NameRun(pl.Callback):
+    """Writes into every checkpoint whose it is."""
+
+    def __init__(self, identity: Identity) -> None:
+        self.identity = identity
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["run"], checkpoint["files"] = self.identity.run, self.identity.files
 
 
 class EvaluateLast(pl.Callback):

@@ -9,6 +9,7 @@ import copy
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
 
+from mtl.base.files import write_arrays
 from mtl.base.seeding import derive_seed, random_uniform
 from mtl.data.client_batches import AUGMENTATION, LocalWork, part_of_key, plan_batches
 from mtl.data.federated_data import FederatedData
@@ -273,6 +275,11 @@ class DetectionLearning(CentralisedLearning):
                 right = float(share_of_highest(scores[own >= 0], own[own >= 0]).sum())
             true_names = tuple(scenes.class_names[p] if p >= 0 else "" for p in identity.tolist())
             yield SeenScene(i, found, truth, place, num_sure, tuple(names), right, true_names)
+
+    def write_results(self, run_dir: Path) -> None:
+        """Beside the rest, the faces found in the test scenes."""
+        super().write_results(run_dir)
+        write_arrays(run_dir / "detection.npz", **self.detections())
 
     def detections(self) -> dict[str, Any]:
         """What a report shows of the scenes that were evaluated last, as arrays.

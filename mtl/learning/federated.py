@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,6 +41,10 @@ class FederatedLearning(Learner):
         if federation.population.sampling.modelled:
             self.account |= {"modelled_seconds": 0.0, "modelled_joules": 0.0}
         self.account |= dict.fromkeys(federation.population.views.accounts, 0)
+
+    @property
+    def of_clients(self) -> dict[str, list[Any]]:
+        return self.federation.population.views.of_clients
 
     @property
     def further_data(self) -> tuple[Tensor, ...]:
@@ -121,6 +126,12 @@ class FederatedLearning(Learner):
             scores[mine] = self.inference.scores(data, self._state(), index[mine], stacked=self.federation.backend.name != "loop")
         ranks.sum([scores])
         return scores
+
+    def write_results(self, run_dir: Path) -> None:
+        """Beside the rest, a fleet's devices."""
+        super().write_results(run_dir)
+        population = self.federation.population
+        population.sampling.write(run_dir, self.federated_data.clients.sizes, population.views.widths)
 
     def _state(self) -> State:
         return State({"params": self.model.params()} | self.server_state, self.bank)

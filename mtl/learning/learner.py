@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,17 +17,10 @@ from torch.profiler import record_function
 from mtl.base.types import Diverged
 from mtl.data.federated_data import FederatedData
 from mtl.federation.workload import TrainingCost
+from mtl.learning.results import account_key, write_conflict, write_federation, write_predictions
 from mtl.metrics.scores import Metrics, evaluate_scores
 from mtl.models.cnn import ImageShape
 from mtl.models.hard_sharing import HardSharing
-
-Log = Callable[[int, Metrics], None]
-MODELLED = "modelled_"
-
-
-def account_key(name: str) -> str:
-    """The metric of an entry of the account: what is modelled is a cost, the rest is of this training."""
-    return f"cost/{name}" if name.startswith(MODELLED) else f"fit/{name}"
 
 
 @dataclass(frozen=True)
@@ -69,10 +63,9 @@ DEFAULT = Reporting()
 class Learner(LightningModule):
     """One epoch of the Trainer is one round.
 
-    `log_round(round, metrics)` receives the numbers of a round, counted from 1; `run` and `files` are the fingerprints that checkpoints
-    carry, of the configuration and its images, and of all else that is read. The numbers of `log_every` rounds are read from the
-    compute device at once, so that it need not wait for the host. The validation split is called `val`; where there is none the test
-    images are watched under the name `monitor` and never used to choose. best_by: the validation metric that says which round is best,
+    The numbers of a round, counted from 1, go to the Trainer's loggers with the round as the step. Those of `log_every` rounds are read
+    from the compute device at once, so that it need not wait for the host. The validation split is called `val`; without one, test
+    metrics are logged as `monitor/...` and never used to select a round. best_by: the validation metric that says which round is best,
     None for `judged_by`.
     """
 
@@ -85,8 +78,6 @@ class Learner(LightningModule):
         if reporting.best_by is not None and not len(data.split.val):
             raise ValueError(f"best_by={reporting.best_by} needs validation images to choose by, and split leaves none")
         self.best_by, self.per_task, self.log_every = reporting.best_by, reporting.per_task, reporting.log_every
-        self.log_round: Log = lambda round, metrics: None
-        self.run = self.files = ""
         self.latest: dict[str, float] = {}
         self.account = {"seconds": 0.0, "samples": 0, "bytes_up": 0, "bytes_down": 0}
         self.spans: list[tuple[float, float]] = []
@@ -119,6 +110,11 @@ class Learner(LightningModule):
     def balanced(self) -> tuple[str, ...]:
         """The tasks that a balancer weighs."""
         return self.federated_data.tasks
+
+    @property
+    def of_clients(self) -> dict[str, list[Any]]:
+        """What is recorded of each client, by name: the share of the channels, or the architecture, where they differ."""
+        return {}
 
     @property
     def further_data(self) -> tuple[Tensor, ...]:
@@ -155,6 +151,18 @@ class Learner(LightningModule):
         truth = (targets, data.known[index, own], data.identity[index], data.tasks[own], data.num_exclusive)
         metrics = evaluate_scores(torch.zeros(targets.shape), *truth)
         return [name for name, value in metrics.items() if value is not None and "/" not in name]
+
+    def log_round(self, round: int, metrics: Metrics) -> None:
+        """Give the numbers of a round to the Trainer's loggers; undefined ones are left out."""
+        defined = {name: value for name, value in metrics.items() if value is not None}
+        for logger in self.loggers:
+            logger.log_metrics(defined, step=round)
+
+    def write_results(self, run_dir: Path) -> None:
+        """Write what is known after the test, for reports and tables."""
+        write_federation(run_dir, self)
+        write_predictions(run_dir, self)
+        write_conflict(run_dir, self)
 
     def setup(self, stage: str) -> None:
         self.federated_data = self.federated_data.to(self.device)
@@ -247,7 +255,6 @@ class Learner(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.read_rounds()
         checkpoint["account"] = dict(self.account)
-        checkpoint["run"], checkpoint["files"] = self.run, self.files
         checkpoint["timing"] = self.round_seconds()
         checkpoint["pairs"] = self.pairs
         # What the model of this run is built for, beside its configuration.

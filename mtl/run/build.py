@@ -120,37 +120,25 @@ def build_objective(config: DictConfig) -> Objective:
 def build_views(config: DictConfig, data: FederatedData, model: HardSharing, objective: Objective) -> Views:
     """The parts of the model that clients train: the whole, widths or architectures. Raises ValueError where they cannot be."""
     widths, fleet, trunk = instantiate(config.widths), instantiate(config.fleet), model.trunk
-    shrink = fleet.memory == "shrink"
     if isinstance(trunk, Peers):
-        _check_levels(config, "trunk=peers needs")
-        if len(widths.levels) > 1:
-            raise ValueError("trunk=peers gives each client a trunk as it is: widths.levels must be [1], as widths=whole has")
+        levels = [Level(1.0, model.with_trunk(trunk.alone(name)), {}, name) for name in trunk.names]
         option, shares = "trunk.shares", trunk.dealt
     elif len(widths.levels) > 1:
-        _check_levels(config, "widths.levels below 1 need")
+        levels = [narrow(model, data.image_shape, ratio, scale=widths.scale) for ratio in widths.levels]
         option, shares = "widths.shares", widths.shares
     elif any(isinstance(part, Peers) for part in model.modules()):
         raise ValueError("trunk=peers needs architecture=hard_sharing, a model with one trunk")
-    elif shrink:
-        raise ValueError("fleet.memory=shrink needs trunk=peers, or widths.levels below 1, such as widths=levels has")
     else:
         return Views.whole(model, data.num_clients)
-    if shrink and shares is not None:
-        raise ValueError(f"{option} must be null where fleet.memory=shrink says who trains which, got {list(shares)}")
-    if not shrink and shares is None:
-        raise ValueError(f"{option} must say how many clients have which, or a fleet with fleet.memory=shrink; got null")
-    of = None if shares is None else deal_out(option, shares, data.num_clients, seed=config.seed, purpose="widths")
-    if isinstance(trunk, Peers):
-        levels = [Level(1.0, model.with_trunk(trunk.alone(name)), {}, name) for name in trunk.names]
+    if shares is not None:
+        of = deal_out(option, shares, data.num_clients, seed=config.seed, purpose="widths")
     else:
-        levels = [narrow(model, data.image_shape, ratio, scale=widths.scale) for ratio in widths.levels]
-    if of is None:
         of = largest_that_fit(
             build_workloads(config, data, levels, objective), room(*fleet.assign(data.num_clients, seed=config.seed))
         )
     counts = torch.bincount(of, minlength=len(levels)).tolist()
-    told = (f"{n} clients train {level.name.replace('_', ' ')}" for n, level in zip(counts, levels, strict=True))
-    logger.info("models: %s", ", ".join(told))
+    parts = (f"{n} clients train {level.name.replace('_', ' ')}" for n, level in zip(counts, levels, strict=True))
+    logger.info("models: %s", ", ".join(parts))
     if not counts[0] and isinstance(trunk, Peers):
         logger.warning("no client trains trunk %s, the server's own", trunk.names[0])
     elif not counts[0]:
@@ -170,20 +158,6 @@ def build_workloads(config: DictConfig, data: FederatedData, levels: Sequence[Le
     ]
 
 
-def _check_levels(config: DictConfig, needed: str) -> None:
-    """Raises ValueError for what cannot be where clients train several widths or architectures."""
-    if config.mode != "federated":
-        raise ValueError(f"{needed} mode=federated, got {config.mode}")
-    if config.keep == "all":
-        raise ValueError(f"{needed} a trunk that is sent: keep=nothing or heads, got all")
-    if config.transfer.trained is not None:
-        raise ValueError(f"{needed} a trunk that is trained whole: transfer.trained must be null, got {config.transfer.trained}")
-    if config.server.balancer is not None:
-        raise ValueError(f"{needed} a server that need not compare whole updates: server.balancer must be null")
-    if config.fusion != "argmax":
-        raise ValueError(f"{needed} fusion=argmax, as no client could score with the models of others, got {config.fusion}")
-
-
 def kept(config: DictConfig) -> str:
     """What stays on the clients in the mode of a run: nothing, heads or all."""
     match config.mode:
@@ -197,16 +171,6 @@ def kept(config: DictConfig) -> str:
 
 def _with_source(config: DictConfig, transfer: Transfer, there: DictConfig, data: FederatedData) -> FederatedData:
     """With training images of the run that `there` configures, read in the size and the colours of the data's own."""
-    if config.weights is None:
-        raise ValueError("transfer.source compares images by the embedding of a source trunk: weights must say which, got null")
-    if instantiate(config.loss).func is ByKind:
-        raise ValueError(
-            "transfer.source adds people after all other subtasks, and loss=by_kind takes what comes last for attributes"
-        )
-    if config.mode == "single_task":
-        raise ValueError(
-            "transfer.source adds subtasks, and mode=single_task trains one alone: use mode=local, federated or centralised"
-        )
     channels, *size = data.image_shape
     there.data.update({name: value for name, value in (("image_size", size), ("grey", channels == 1)) if name in there.data})
     source = instantiate(there.data)

@@ -18,7 +18,7 @@ from mtl.federation.clients.auto import make_backend
 from mtl.federation.clients.balance import make_balance
 from mtl.federation.clients.bank import Bank
 from mtl.federation.clients.contract import Backend, Training
-from mtl.federation.clients.gradients import GradientRule, PlainSum
+from mtl.federation.clients.gradients import GradientRule
 from mtl.federation.features import cache_features
 from mtl.federation.inference import Inference
 from mtl.federation.layout import Layout
@@ -83,8 +83,6 @@ def build_parts(config: DictConfig, data: FederatedData) -> Parts:
     reporting = Reporting(config.best_by, tracking.per_task, tracking.log_every, data.image_shape, data.images.dtype)
     transfer = instantiate(config.transfer)
     num_frozen = transfer.freeze(model)
-    if transfer.cache and config.mode == "detection":
-        raise ValueError("transfer.cache=true keeps features in place of pictures, and mode=detection trains on scenes too")
     if transfer.cache:
         data, objective = cache_features(model, num_frozen, objective, data, _device(config))
     client, scales = instantiate(config.client), transfer.scales(model)
@@ -143,7 +141,7 @@ def build_single_task(config: DictConfig, parts: Parts, run_dir: Path) -> tuple[
 def build_federated(config: DictConfig, parts: Parts, run_dir: Path) -> tuple[Learner, int]:
     """Clients and a server; or clients alone, of which nothing travels."""
     steps, returns = (0, 0) if isinstance(instantiate(config.balancer), Equal) else _count_steps(config, parts)
-    rule = _build_rule(config, parts, steps_per_round=steps / max(returns, 1), num_rounds=returns / parts.data.num_clients)
+    rule = _build_rule(config, parts.model, steps_per_round=steps / max(returns, 1), num_rounds=returns / parts.data.num_clients)
     training = Training(parts.model, parts.objective, parts.client, parts.work, config.seed, rule)
     return _federated(config, parts, training, run_dir), 1
 
@@ -165,7 +163,6 @@ def _federated(config: DictConfig, parts: Parts, training: Training, run_dir: Pa
         image_shape=data.image_shape,
         pixels=data.images.dtype,
         seed=config.seed,
-        features=parts.transfer.cache,
     )
     federation = Federation(
         data=data,
@@ -201,7 +198,7 @@ def _pooled_training(config: DictConfig, parts: Parts) -> tuple[Training, int]:
     """As many gradient steps in all as the clients that come back make together, spread evenly over the rounds."""
     total, _ = _count_steps(config, parts)
     steps = max(round(total / config.rounds), 1)
-    rule = _build_rule(config, parts, steps_per_round=total / config.rounds, num_rounds=config.rounds)
+    rule = _build_rule(config, parts.model, steps_per_round=total / config.rounds, num_rounds=config.rounds)
     work = LocalWork(batch_size=parts.work.batch_size, steps=steps)
     return Training(parts.model, parts.objective, parts.client, work, config.seed, rule), steps
 
@@ -221,32 +218,18 @@ def _count_steps(config: DictConfig, parts: Parts) -> tuple[int, int]:
     return total, returns
 
 
-def _build_rule(config: DictConfig, parts: Parts, *, steps_per_round: float, num_rounds: float) -> GradientRule:
+def _build_rule(config: DictConfig, model: HardSharing, *, steps_per_round: float, num_rounds: float) -> GradientRule:
     """How the tasks' losses become one update."""
     options = config.balance
-    rule = make_balance(
+    return make_balance(
         instantiate(config.balancer).for_run(steps_per_round=steps_per_round, num_rounds=num_rounds),
-        parts.model,
+        model,
         level=options.level,
         heads=options.heads,
         normalise=options.normalise,
         gradient_scale=options.gradient_scale,
         conflict=options.conflict,
     )
-    if not isinstance(rule, PlainSum) and parts.objective.distil is not None:
-        raise ValueError(
-            "a teacher (distil.teacher, transfer.distance, transfer.angle) needs balancer=equal, without balance.conflict: what it "
-            "asks for beside the labels is no task's"
-        )
-    if parts.transfer.unfreeze_every is not None and rule.remembers_gradients:
-        raise ValueError(
-            f"transfer.unfreeze_every changes what is trained, and balancer {rule.name} remembers the gradients of all of it"
-        )
-    if not parts.views.alike and rule.remembers_gradients:
-        raise ValueError(
-            f"widths.levels below 1 and trunk=peers change what is trained, and balancer {rule.name} remembers the gradients of all of it"
-        )
-    return rule
 
 
 def _device(config: DictConfig) -> torch.device:

@@ -117,62 +117,36 @@ def build_start(config: DictConfig, data: FederatedData) -> tuple[HardSharing, O
     pruning, distilling = instantiate(config.prune), instantiate(config.distil)
     model, objective = build_model(config, data.image_shape, data.tasks, data.num_exclusive), build_objective(config)
     if config.start:
-        if config.weights is not None:
-            raise ValueError(f"weights must be null where start={config.start} gives the whole model, got {config.weights}")
         state = _fitting("start", config.start, data).model.state_dict()
         take_shapes(model, state)
         try:
             model.load_state_dict(state)
         except RuntimeError as error:
             raise ValueError(f"start must be a run with the same trunk, heads and loss, got {config.start}: {error}") from error
-    if pruning.kind == "weights" and kept(config) != "nothing":
-        raise ValueError(
-            f"prune.kind=weights prunes what travels: it needs keep=nothing, got mode={config.mode} keep={config.keep}"
-        )
     if pruning.kind == "channels":
-        if not config.start:
-            raise ValueError(
-                "prune.kind=channels needs start, the run whose model is cut: a new model has no channels to choose by"
-            )
         cut_channels(model, data.image_shape, pruning.ratio, scope=pruning.scope)
     if distilling.teacher:
         objective = replace(objective, distil=_distillation(config, model, objective, data))
     transfer = instantiate(config.transfer)
     if transfer.relations:
-        objective = replace(objective, distil=_relations(config, transfer, model))
+        objective = replace(objective, distil=_relations(transfer, model))
     objective.inputs(data.images[:1])  # refuses images that do not fit
     return model, objective
 
 
 def _distillation(config: DictConfig, student: HardSharing, objective: Objective, data: FederatedData) -> Distillation:
     options = instantiate(config.distil)
-    _check_teacher("distil.teacher needs", config)
     teacher = _fitting("distil.teacher", options.teacher, data)
     if teacher.objective.normalise != objective.normalise:
         raise ValueError(f"distil.teacher must be trained with {objective.normalise}, got {teacher.objective.normalise}")
     return Distillation(options, teacher.model, student)
 
 
-def _relations(config: DictConfig, transfer: Transfer, model: HardSharing) -> Distillation:
+def _relations(transfer: Transfer, model: HardSharing) -> Distillation:
     """The source trunk, which is the model's at its start, as a teacher of relations alone."""
-    names = "transfer.distance and transfer.angle"
-    if config.weights is None:
-        raise ValueError(f"{names} keep the relations of a source trunk: weights must say which, got null")
-    if config.distil.teacher:
-        raise ValueError(f"{names} bring a teacher of their own: distil.teacher must be null, got {config.distil.teacher}")
-    if not isinstance(model.trunk, Trunk):
-        raise ValueError(f"{names} need an architecture with one trunk, got {type(model.trunk).__name__}")
-    _check_teacher(f"{names} need", config)
+    assert isinstance(model.trunk, Trunk)  # by the rules
     options = Distilling(hard=1.0, soft=0.0, distance=transfer.distance, angle=transfer.angle)
     return Distillation(options, copy.deepcopy(model.trunk), model)
-
-
-def _check_teacher(needs: str, config: DictConfig) -> None:
-    if config.mode != "centralised" and config.engine.backend not in ("auto", "loop"):
-        # torch 2.15 crashes on the teacher's convolutions, whose weights are not stacked, inside the stacked step.
-        raise ValueError(f"{needs} engine.backend=loop, or auto, which takes it; got {config.engine.backend}")
-    if config.transfer.cache:
-        raise ValueError(f"{needs} the images: transfer.cache must be false, got true")
 
 
 def _fitting(name: str, run_dir: str, data: FederatedData) -> TrainedRun:

@@ -45,10 +45,10 @@ class Losses:
 
 
 class Step(Protocol):
-    def gradients(self, params: Params, memory: State, batch: Batch, resting: Params) -> Gradients:
+    def gradients(self, params: Params, memory: State, batch: Any, resting: Params) -> Gradients:
         """params: the parameters that train; resting: those that do not train now."""
 
-    def observe(self, params: Params, memory: State, batch: Batch) -> State:
+    def observe(self, params: Params, memory: State, batch: Any) -> State:
         """What is remembered once the step is taken. params: all of them, after it."""
 
 

@@ -66,14 +66,7 @@ class DistilEnsemble:
                 raise ValueError(f"server.{name} must be > 0, got {getattr(self, name)}")
 
     def bind(self, around: Surroundings) -> "Ensemble":
-        """See `StepOptions`. Raises ValueError where the server does not have the clients' whole models."""
-        if around.layout.keep != "nothing":
-            raise ValueError(
-                "server=feddf scores with the clients' models: it needs mode=federated and keep=nothing, and here clients keep "
-                f"{around.layout.keep}"
-            )
-        if around.features:
-            raise ValueError("server=feddf needs images that are not features: transfer.cache must be false, got true")
+        """See `StepOptions`."""
         return Ensemble(
             self,
             [level.model for level in around.views.levels],

@@ -45,10 +45,6 @@ class SpreadHeads:
 
     def bind(self, around: Surroundings) -> "SpreadHeads":
         """See `StepOptions`."""
-        if WEIGHT not in around.layout.sent(around.params):
-            raise ValueError(
-                "server=fedaws spreads heads that the clients send: it needs heads=cosine or linear, and keep=nothing"
-            )
         return self
 
     def collect(self, orders: Orders) -> Collector:

@@ -1,0 +1,196 @@
+"""The rules on combinations of options, checked before any data are read.
+
+What a single option may be is checked by what it configures; what depends on the data, where these are at hand.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from hydra_zen import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from mtl.losses.by_kind import ByKind
+from mtl.models.heads import FixedCodes
+from mtl.models.peers import peers
+from mtl.run.build import kept
+from mtl.run.config import check_keys
+from mtl.run.options import check_options
+from mtl.run.tracking import WANDB_MODES
+
+MODES = ("federated", "centralised", "local", "single_task", "detection")
+POOLED = ("centralised", "detection")
+# 16-mixed needs a gradient scaler in every client's steps; bfloat16 does not.
+PRECISIONS = ("32-true", "bf16-mixed")
+AT_LEAST_ONE = (
+    *("rounds", "evaluate_every", "checkpoint_every", "tracking.log_every", "engine.block"),
+    *("trainer.threads", "trainer.devices", "trainer.num_nodes"),
+)
+
+
+def check_rules(config: DictConfig) -> None:
+    """Check a composed configuration; numbers that stand for words become words, in place.
+
+    Raises:
+        ValueError: An option is unknown, missing or of a wrong kind, or options do not go together.
+    """
+    check_keys(config)
+    check_options(config)
+    for rule in RULES:
+        for problem in rule(config):
+            raise ValueError(problem)
+
+
+def _choices(config: DictConfig) -> Iterator[str]:
+    choices = {"mode": MODES, "tracking.wandb": WANDB_MODES, "trainer.precision": PRECISIONS}
+    for name, allowed in choices.items():
+        if (value := OmegaConf.select(config, name)) not in allowed:
+            yield f"{name} must be one of {', '.join(allowed)}, got {value}"
+    for name in AT_LEAST_ONE:
+        if (value := OmegaConf.select(config, name)) is not None and value < 1:
+            yield f"{name} must be >= 1, got {value}"
+
+
+def _processes(config: DictConfig) -> Iterator[str]:
+    for name in ("devices", "num_nodes"):
+        if config.trainer[name] > 1 and config.mode in POOLED:
+            yield f"mode={config.mode} trains on one device: trainer.{name} must be 1, got {config.trainer[name]}"
+
+
+def _views(config: DictConfig) -> Iterator[str]:
+    """Clients that train several widths or architectures."""
+    narrower, mixed = len(config.widths.levels) > 1, _is(config.trunk, peers)
+    shrink = config.fleet.memory == "shrink"
+    if mixed:
+        yield from _whole_updates(config, "trunk=peers needs")
+        if narrower:
+            yield "trunk=peers gives each client a trunk as it is: widths.levels must be [1], as widths=whole has"
+    elif narrower:
+        yield from _whole_updates(config, "widths.levels below 1 need")
+    if not mixed and not narrower:
+        if shrink:
+            yield "fleet.memory=shrink needs trunk=peers, or widths.levels below 1, such as widths=levels has"
+        return
+    option, shares = ("trunk.shares", config.trunk.shares) if mixed else ("widths.shares", config.widths.shares)
+    if shrink and shares is not None:
+        yield f"{option} must be null where fleet.memory=shrink says who trains which, got {list(shares)}"
+    if not shrink and shares is None:
+        yield f"{option} must say how many clients have which, or a fleet with fleet.memory=shrink; got null"
+    if name := _remembers_gradients(config):
+        yield f"widths.levels below 1 and trunk=peers change what is trained, and balancer {name} remembers the gradients of all of it"
+
+
+def _whole_updates(config: DictConfig, needs: str) -> Iterator[str]:
+    if config.mode != "federated":
+        yield f"{needs} mode=federated, got {config.mode}"
+    if config.keep == "all":
+        yield f"{needs} a trunk that is sent: keep=nothing or heads, got all"
+    if config.transfer.trained is not None:
+        yield f"{needs} a trunk that is trained whole: transfer.trained must be null, got {config.transfer.trained}"
+    if OmegaConf.select(config, "server.balancer") is not None:
+        yield f"{needs} a server that need not compare whole updates: server.balancer must be null"
+    if config.fusion != "argmax":
+        yield f"{needs} fusion=argmax, as no client could score with the models of others, got {config.fusion}"
+
+
+def _start(config: DictConfig) -> Iterator[str]:
+    if config.start and config.weights is not None:
+        yield f"weights must be null where start={config.start} gives the whole model, got {config.weights}"
+    if config.prune.kind == "weights" and kept(config) != "nothing":
+        yield f"prune.kind=weights prunes what travels: it needs keep=nothing, got mode={config.mode} keep={config.keep}"
+    if config.prune.kind == "channels" and not config.start:
+        yield "prune.kind=channels needs start, the run whose model is cut: a new model has no channels to choose by"
+
+
+def _source(config: DictConfig) -> Iterator[str]:
+    """Images of a source run that are trained on too."""
+    if config.transfer.source is None:
+        return
+    if config.weights is None:
+        yield "transfer.source compares images by the embedding of a source trunk: weights must say which, got null"
+    if _is(config.loss, ByKind):
+        yield "transfer.source adds people after all other subtasks, and loss=by_kind takes what comes last for attributes"
+    if config.mode == "single_task":
+        yield "transfer.source adds subtasks, and mode=single_task trains one alone: use mode=local, federated or centralised"
+
+
+def _teacher(config: DictConfig) -> Iterator[str]:
+    relations = bool(config.transfer.distance or config.transfer.angle)
+    names = "transfer.distance and transfer.angle"
+    if relations:
+        if config.weights is None:
+            yield f"{names} keep the relations of a source trunk: weights must say which, got null"
+        if config.distil.teacher:
+            yield f"{names} bring a teacher of their own: distil.teacher must be null, got {config.distil.teacher}"
+        if _member(config.architecture) != "hard_sharing" or _is(config.trunk, peers):
+            yield f"{names} need an architecture with one trunk: architecture=hard_sharing, and not trunk=peers"
+    if not relations and not config.distil.teacher:
+        return
+    needs = f"{names} need" if relations else "distil.teacher needs"
+    if config.mode not in POOLED and config.engine.backend not in ("auto", "loop"):
+        # torch 2.15 crashes on the teacher's convolutions, whose weights are not stacked, inside the stacked step.
+        yield f"{needs} engine.backend=loop, or auto, which takes it; got {config.engine.backend}"
+    if config.transfer.cache:
+        yield f"{needs} the images: transfer.cache must be false, got true"
+    if _member(config.balancer) != "Equal" or config.balance.conflict:
+        yield (
+            "a teacher (distil.teacher, transfer.distance, transfer.angle) needs balancer=equal, without balance.conflict: what it "
+            "asks for is no task's"
+        )
+
+
+def _features(config: DictConfig) -> Iterator[str]:
+    """Features of a frozen trunk in the images' place."""
+    if config.transfer.unfreeze_every is not None and (name := _remembers_gradients(config)):
+        yield f"transfer.unfreeze_every changes what is trained, and balancer {name} remembers the gradients of all of it"
+    if not config.transfer.cache:
+        return
+    changes = instantiate(config.augmentation).changes
+    if changes or config.mirror:
+        yield (
+            "transfer.cache=true needs pictures that stay as they are: augmentation=none and mirror=false, got "
+            f"augmentation that {'changes' if changes else 'keeps'} them and mirror={str(config.mirror).lower()}"
+        )
+    if config.mode == "detection":
+        yield "transfer.cache=true keeps features in place of pictures, and mode=detection trains on scenes too"
+    if _member(config.server) == "feddf":
+        yield "server=feddf needs images that are not features: transfer.cache must be false, got true"
+
+
+def _server(config: DictConfig) -> Iterator[str]:
+    keep = kept(config)
+    if config.mode in POOLED:
+        return
+    if _member(config.server) == "feddf" and keep != "nothing":
+        yield (
+            f"server=feddf scores with the clients' models: it needs mode=federated and keep=nothing, and here clients keep {keep}"
+        )
+    if _member(config.server) == "fedaws" and (keep != "nothing" or _is(config.heads, FixedCodes)):
+        yield "server=fedaws spreads heads that the clients send: it needs heads=cosine or linear, and keep=nothing"
+
+
+RULES: tuple[Callable[[DictConfig], Iterator[str]], ...] = (
+    _choices,
+    _processes,
+    _views,
+    _start,
+    _source,
+    _teacher,
+    _features,
+    _server,
+)
+
+
+def _member(node: Any) -> str:
+    """The name of what a group's choice builds."""
+    return str(node._target_).rpartition(".")[2]
+
+
+def _is(node: Any, target: Any) -> bool:
+    """Whether a group's choice builds `target`."""
+    return str(node._target_) == f"{target.__module__}.{target.__qualname__}"
+
+
+def _remembers_gradients(config: DictConfig) -> str | None:
+    """The name of the balancer, where it remembers gradients."""
+    balancer = instantiate(config.balancer)
+    return None if "representation" in balancer.levels else type(balancer).__name__

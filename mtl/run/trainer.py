@@ -1,0 +1,120 @@
+"""The Lightning Trainer of a run, and the logger that carries a learner's numbers to the run's files and W&B."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from hydra_zen import instantiate
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import Logger
+
+from mtl.federation.ranks import Ranks
+from mtl.learning.checkpoints import AtomicCheckpoints, EvaluateLast, Identity, NameRun, SaveBest, SaveRounds
+from mtl.learning.learner import Learner
+from mtl.learning.profiling import ProfileRounds
+from mtl.learning.progress import RoundProgress
+from mtl.learning.pruning import PruneWeights
+from mtl.run.group import environment
+from mtl.run.tracking import Tracker, WandbOptions
+
+
+class RunLogger(Logger):
+    """A Lightning logger on a run's `Tracker`, which exists while `tracking` lasts. On ranks but the first it logs nothing."""
+
+    def __init__(self, config: DictConfig, run_dir: Path) -> None:
+        super().__init__()
+        self._config, self._run_dir = config, run_dir
+        self._tracker: Tracker | None = None
+
+    @property
+    def name(self) -> str:
+        return "mtl"
+
+    @property
+    def version(self) -> str:
+        return self._run_dir.name
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        if self._tracker is not None and step is not None:
+            self._tracker.log(step, metrics)
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """The configuration is written by `open_run_directory`."""
+
+    @contextlib.contextmanager
+    def tracking(self, last_round: int | None) -> Iterator[Tracker]:
+        """Log to the files of the run and to W&B, whose run ends as failed where the context does. last_round: see `Tracker`."""
+        options = self._config.tracking
+        wandb = WandbOptions(
+            mode=options.wandb,
+            project=options.project,
+            group=options.group,
+            name=self._config.name or self._run_dir.name,
+            tags=list(options.tags),
+            job_type=options.job_type,
+            log_model=options.log_model,
+        )
+        plain: dict[str, Any] = OmegaConf.to_container(self._config, resolve=True)  # type: ignore[assignment]
+        self._tracker = Tracker(self._run_dir, plain, wandb=wandb, last_round=last_round)
+        try:
+            yield self._tracker
+        except BaseException:
+            self._tracker.abandon()
+            raise
+        finally:
+            self._tracker = None
+
+
+def build_trainer(config: DictConfig, run_dir: Path, learner: Learner, identity: Identity, logger: RunLogger) -> pl.Trainer:
+    """An epoch is a round. The best round is kept only where there are validation images to choose it by."""
+    folder = run_dir / "checkpoints"
+    callbacks: list[pl.Callback] = [RoundProgress(f"{config.mode}, seed {config.seed}")]
+    callbacks += [EvaluateLast(), NameRun(identity)]
+    if learner.watched == "val":
+        learner.check_choice()
+        callbacks.append(SaveBest(folder / "best.ckpt"))
+    if config.prune.kind == "weights":
+        callbacks.append(PruneWeights(instantiate(config.prune), learner.model, num_rounds=config.rounds))
+    if config.profile:
+        callbacks.append(ProfileRounds(run_dir / "profile"))
+    callbacks.append(SaveRounds(folder / "last.ckpt", every=config.checkpoint_every))
+    _quieten_lightning()
+    try:
+        return pl.Trainer(
+            accelerator=config.trainer.accelerator,
+            devices=config.trainer.devices,
+            num_nodes=config.trainer.num_nodes,
+            strategy="ddp" if Ranks().count > 1 else "auto",
+            use_distributed_sampler=False,
+            precision=config.trainer.precision,
+            max_epochs=config.rounds,
+            check_val_every_n_epoch=min(config.evaluate_every, config.rounds),
+            num_sanity_val_steps=0,
+            plugins=[AtomicCheckpoints(), environment()],
+            callbacks=callbacks,
+            logger=logger,
+            log_every_n_steps=1,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=run_dir,
+        )
+    except (MisconfigurationException, ModuleNotFoundError, RuntimeError) as error:
+        raise ValueError(f"trainer cannot be made of accelerator={config.trainer.accelerator}: {error}") from error
+
+
+def _quieten_lightning() -> None:
+    """Silence what Lightning says of things that are so by design here."""
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*`LightningModule.configure_optimizers` returned `None`.*",  # the clients have their own
+        ".*does not have many workers.*",  # the images are in memory: a batch is a number
+        ".*isinstance.treespec, LeafSpec.. is deprecated.*",  # Lightning's own use of torch
+        "Checkpoint directory .* exists and is not empty.*",  # on purpose, to resume
+    ):
+        warnings.filterwarnings("ignore", message=message)
