@@ -21,6 +21,11 @@ MODES = ("federated", "centralised", "local", "single_task", "detection")
 POOLED = ("centralised", "detection")
 # 16-mixed needs a gradient scaler in every client's steps; bfloat16 does not.
 PRECISIONS = ("32-true", "bf16-mixed")
+# What these build needs neither data nor a model.
+PLAIN = (
+    *("augmentation", "normalise", "scene_augmentation", "detection", "work", "client", "transfer", "balancer", "schedule"),
+    *("sampling", "fleet", "widths", "distil", "prune"),
+)
 AT_LEAST_ONE = (
     *("rounds", "evaluate_every", "checkpoint_every", "tracking.log_every", "engine.block"),
     *("trainer.threads", "trainer.devices", "trainer.num_nodes"),
@@ -35,6 +40,8 @@ def check_rules(config: DictConfig) -> None:
     """
     check_keys(config)
     check_options(config)
+    for group in PLAIN:
+        instantiate(config[group])  # refuses single options that cannot be
     for rule in RULES:
         for problem in rule(config):
             raise ValueError(problem)

@@ -26,6 +26,8 @@ from mtl.losses.hinge import Hinge
 from mtl.metrics.scores import rank1
 from mtl.models import cnn, heads
 from mtl.models.hard_sharing import HardSharing
+from mtl.run.config import compose
+from mtl.run.rules import check_rules
 from mtl.run.train import train
 from tests.conftest import make_federation
 from tests.federation.helpers import federation_of, start_of
@@ -71,11 +73,10 @@ def test_orthogonal_heads_rest_and_equal_heads_stay_finite() -> None:
     assert torch.equal(spread_out(same, rate=1.0, margin=1.41).isfinite(), torch.ones(3, 4, dtype=torch.bool))
 
 
-@pytest.mark.parametrize(("head", "keep"), [("codes", "nothing"), ("cosine", "heads"), ("cosine", "all")])
-def test_server_needs_the_heads(head: str, keep: str) -> None:
-    data = faces()
+@pytest.mark.parametrize("words", [["heads=codes"], ["keep=heads"], ["mode=local"]])
+def test_server_needs_the_heads(words: list[str]) -> None:
     with pytest.raises(ValueError, match=r"server=fedaws spreads heads that the clients send: .* keep=nothing"):
-        federation_of(data, training_of(data, head), StackedBackend, server=fedaws(), keep=keep)
+        check_rules(compose(["server=fedaws", *words]))
 
 
 def test_wrong_options_are_refused() -> None:

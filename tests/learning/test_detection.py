@@ -26,6 +26,7 @@ from mtl.run.config import compose
 from mtl.run.learners import build_learner
 from mtl.run.load import load_run
 from mtl.run.named_experiments import experiments_folder
+from mtl.run.rules import check_rules
 from mtl.run.train import train
 from tests.run.test_train import kill_after, numbers, without_time
 
@@ -61,6 +62,7 @@ def tiny(*overrides: str) -> DictConfig:
 
 
 def build(config: DictConfig) -> DetectionLearning:
+    check_rules(config)
     learner, _ = build_learner(config, build_data(config), Path("unused"))
     assert isinstance(learner, DetectionLearning)
     return learner

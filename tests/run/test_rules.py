@@ -1,0 +1,72 @@
+"""Options that do not go together are told before data are read."""
+
+import pytest
+
+from mtl.run import train as run_train
+from mtl.run.config import compose
+from mtl.run.rules import check_rules
+from mtl.run.train import train
+
+PEERS = [
+    "trunk=peers",
+    "+trunk@trunk.trunks.a=flat",
+    "+trunk@trunk.trunks.b=small_cnn",
+    "trunk.server=a",
+    "+trunk.shares={a:4,b:4}",
+]
+LEVELS = ["widths=levels", "widths.shares=[2,3,3]"]
+CACHE = ["transfer=features", "transfer.trained=1", "transfer.cache=true", "augmentation=none", "mirror=false"]
+SOURCE = ["transfer=instances", "transfer.source=runs/a", "weights=runs/a"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["mode=alone"], "mode must be one of federated, centralised, local, single_task, detection, got alone"),
+        (["trainer.precision=16-mixed"], "trainer.precision must be one of 32-true, bf16-mixed, got 16-mixed"),
+        (["trainer.threads=0"], "trainer.threads must be >= 1, got 0"),
+        (["mode=detection", "trainer.num_nodes=2"], "mode=detection trains on one device: trainer.num_nodes must be 1, got 2"),
+        (["client.learning_rate=-1"], "client.learning_rate must be > 0, got -1"),
+        (["sampling.dropout=1.5"], r"sampling.dropout must be in \[0, 1\), got 1.5"),
+        ([*PEERS, "widths=levels"], "trunk=peers gives each client a trunk as it is"),
+        ([*PEERS, "mode=local"], "trunk=peers needs mode=federated, got local"),
+        ([*PEERS, "balancer=moco"], "change what is trained, and balancer MoCo remembers the gradients of all of it"),
+        ([*LEVELS, "keep=all"], "widths.levels below 1 need a trunk that is sent: keep=nothing or heads, got all"),
+        ([*LEVELS, "server=conflict_averse"], "server.balancer must be null"),
+        (["widths=levels"], "widths.shares must say how many clients have which, or a fleet with fleet.memory=shrink; got null"),
+        (["fleet=boards", "fleet.memory=shrink"], "fleet.memory=shrink needs trunk=peers, or widths.levels below 1"),
+        (["start=runs/a", "weights=runs/b"], "weights must be null where start=runs/a gives the whole model, got runs/b"),
+        (["prune=weights", "mode=local"], "it needs keep=nothing, got mode=local keep=nothing"),
+        (["prune=channels"], "prune.kind=channels needs start"),
+        ([*SOURCE, "mode=single_task"], "use mode=local, federated or centralised"),
+        ([*SOURCE, "loss=by_kind"], "loss=by_kind takes what comes last for attributes"),
+        (["transfer=relations"], "weights must say which, got null"),
+        (["transfer=relations", "weights=a", "distil.teacher=b"], "distil.teacher must be null, got b"),
+        (
+            ["transfer=relations", "weights=a", "architecture=mmoe"],
+            "need an architecture with one trunk: architecture=hard_sharing",
+        ),
+        (
+            ["distil.teacher=a", "engine.backend=vmap"],
+            "distil.teacher needs engine.backend=loop, or auto, which takes it; got vmap",
+        ),
+        (["distil.teacher=a", *CACHE], "distil.teacher needs the images: transfer.cache must be false, got true"),
+        (["distil.teacher=a", "balance.conflict=true"], "needs balancer=equal, without balance.conflict"),
+        (["transfer.unfreeze_every=2", "balancer=moco"], "transfer.unfreeze_every changes what is trained, and balancer MoCo"),
+        ([*CACHE, "mirror=true"], "augmentation=none and mirror=false, got augmentation that keeps them and mirror=true"),
+        ([*CACHE, "mode=detection"], "mode=detection trains on scenes too"),
+        ([*CACHE, "server=feddf"], "server=feddf needs images that are not features"),
+        (["server=feddf", "keep=heads"], "it needs mode=federated and keep=nothing, and here clients keep heads"),
+        (["server=fedaws", "heads=codes"], "it needs heads=cosine or linear, and keep=nothing"),
+    ],
+)
+def test_a_rule_is_told_before_data_are_read(words: list[str], message: str, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(run_train, "build_data", None)
+    with pytest.raises(Exception, match=message):
+        train(compose(words), tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [[], PEERS, LEVELS, CACHE, ["server=fedaws"], ["mode=detection"], ["distil.teacher=a"]])
+def test_what_goes_together_passes(words: list[str]) -> None:
+    check_rules(compose(words))
