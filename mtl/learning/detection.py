@@ -276,9 +276,9 @@ class DetectionLearning(CentralisedLearning):
             true_names = tuple(scenes.class_names[p] if p >= 0 else "" for p in identity.tolist())
             yield SeenScene(i, found, truth, place, num_sure, tuple(names), right, true_names)
 
-    def write_results(self, run_dir: Path) -> None:
+    def write_results(self, run_dir: Path, data: FederatedData) -> None:
         """Beside the rest, the faces found in the test scenes."""
-        super().write_results(run_dir)
+        super().write_results(run_dir, data)
         write_arrays(run_dir / "detection.npz", **self.detections())
 
     def detections(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from mtl.base.types import Slots
+from mtl.data.federated_data import FederatedData
 from mtl.federation.clients.bank import Bank
 from mtl.federation.inference import Inference
 from mtl.federation.message import calibration_bytes, client_bytes
@@ -127,11 +128,11 @@ class FederatedLearning(Learner):
         ranks.sum([scores])
         return scores
 
-    def write_results(self, run_dir: Path) -> None:
+    def write_results(self, run_dir: Path, data: FederatedData) -> None:
         """Beside the rest, a fleet's devices."""
-        super().write_results(run_dir)
+        super().write_results(run_dir, data)
         population = self.federation.population
-        population.sampling.write(run_dir, self.federated_data.clients.sizes, population.views.widths)
+        population.sampling.write(run_dir, data.clients.sizes, population.views.widths)
 
     def _state(self) -> State:
         return State({"params": self.model.params()} | self.server_state, self.bank)

@@ -158,9 +158,9 @@ class Learner(LightningModule):
         for logger in self.loggers:
             logger.log_metrics(defined, step=round)
 
-    def write_results(self, run_dir: Path) -> None:
-        """Write what is known after the test, for reports and tables."""
-        write_federation(run_dir, self)
+    def write_results(self, run_dir: Path, data: FederatedData) -> None:
+        """Write what is known after the test, for reports and tables. data: of the run, over its clients."""
+        write_federation(run_dir, self, data)
         write_predictions(run_dir, self)
         write_conflict(run_dir, self)
 

@@ -1,4 +1,7 @@
-"""What a learner leaves in its run directory: arrays for reports and tables, and the numbers of the summary."""
+"""What a learner leaves in its run directory: arrays for reports and tables, and the numbers of the summary.
+
+`data` are the run's, over its clients, also where a learner trains on them as one.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -6,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mtl.base.files import write_arrays
+from mtl.data.federated_data import FederatedData
 from mtl.metrics.scores import Metrics, worst_clients
 
 if TYPE_CHECKING:
@@ -20,9 +24,9 @@ def account_key(name: str) -> str:
     return f"cost/{name}" if name.startswith(MODELLED) else f"fit/{name}"
 
 
-def fit_summary(learner: "Learner", rounds: int) -> Metrics:
+def fit_summary(learner: "Learner", data: FederatedData, rounds: int) -> Metrics:
     """What training took: time, samples, bytes, and the counted and modelled costs."""
-    account, clients = learner.account, learner.federated_data.num_clients
+    account, clients = learner.account, data.num_clients
     summary: Metrics = {account_key(name): float(value) for name, value in account.items()}
     summary["fit/samples_per_second"] = account["samples"] / account["seconds"]
     summary["fit/rounds"] = rounds
@@ -37,17 +41,15 @@ def fit_summary(learner: "Learner", rounds: int) -> Metrics:
     return summary | {f"cost/{name}": value for name, value in learner.costs().items()}
 
 
-def tested_summary(learner: "Learner") -> Metrics:
+def tested_summary(learner: "Learner", data: FederatedData) -> Metrics:
     """The metrics of the tested model, with those of the clients that are served worst."""
-    data, metrics = learner.federated_data, learner.test_metrics
-    tested = data.num_tested
+    metrics, tested = learner.test_metrics, data.num_tested
     worst = worst_clients(metrics, data.tasks[:tested], data.assignment[:, :tested])
     return {f"test/{name}": value for name, value in metrics.items()} | {"test/worst_clients_auroc": worst}
 
 
-def write_federation(run_dir: Path, learner: "Learner") -> None:
+def write_federation(run_dir: Path, learner: "Learner", data: FederatedData) -> None:
     """Write `federation.npz`: who holds and trains what."""
-    data = learner.federated_data
     tested = data.num_tested
     assignment = data.assignment.cpu().numpy()
     source = {"source_assignment": assignment[:, tested:]} if data.num_source else {}

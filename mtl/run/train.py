@@ -75,7 +75,7 @@ def _train(config: DictConfig, run_dir: Path, ranks: Ranks) -> Metrics:
         with log.tracking(start.last_round) if ranks.first else contextlib.nullcontext() as tracker:
             summary = _fit_and_test(config, run_dir, learner, trainer, loaders, start.checkpoint)
             if tracker is not None:
-                learner.write_results(run_dir)
+                learner.write_results(run_dir, data)
                 write_json(run_dir / "summary.json", summary)  # the last: where it is, everything is
                 if config.write_report:
                     write_report([run_dir])
@@ -142,12 +142,12 @@ def _fit_and_test(
         raise Interrupted(
             f"stopped after round {trainer.current_epoch} of {config.rounds}; resume=true output_dir={run_dir} goes on"
         )
-    summary = fit_summary(learner, config.rounds)
+    summary = fit_summary(learner, loaders.federated_data, config.rounds)
     best = next((callback for callback in trainer.checkpoint_callbacks if isinstance(callback, SaveBest)), None)
     if best is not None:
         summary["fit/best_round"] = best.round
     trainer.test(learner, loaders, ckpt_path=None if best is None else best.path, verbose=False)
-    return summary | tested_summary(learner)
+    return summary | tested_summary(learner, loaders.federated_data)
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:
