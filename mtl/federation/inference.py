@@ -14,7 +14,7 @@ from mtl.federation.layout import is_head
 from mtl.federation.objective import BATCH, NUMBERS, Objective, images_at_once
 from mtl.federation.round import State
 from mtl.models.architecture import Representation
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 
 SCORES = 2**20  # scores of many clients that are held at once
 PIXELS = 2**20  # pixels that many clients' whole models look at at once
@@ -23,7 +23,7 @@ PIXELS = 2**20  # pixels that many clients' whole models look at at once
 class Inference:
     """rule: `argmax` or `platt`, see `fusion`."""
 
-    def __init__(self, model: HardSharing, objective: Objective, rule: str = "argmax") -> None:
+    def __init__(self, model: MultiTaskModel, objective: Objective, rule: str = "argmax") -> None:
         check_rule(rule)
         self.model, self.objective, self.rule = model, objective, rule
 
@@ -125,7 +125,7 @@ class Inference:
 class _Scorer(nn.Module):
     """The parts of the scoring of a model as a module, so that its parameters can be swapped for a call."""
 
-    def __init__(self, model: HardSharing, objective: Objective) -> None:
+    def __init__(self, model: MultiTaskModel, objective: Objective) -> None:
         super().__init__()
         self.model, self.objective = model, objective
 

@@ -18,7 +18,7 @@ from mtl.data.federated_data import FederatedData
 from mtl.federation.workload import TrainingCost
 from mtl.metrics.scores import Metrics, evaluate_scores
 from mtl.models.cnn import ImageShape
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 
 Log = Callable[[int, Metrics], None]
 MODELLED = "modelled_"
@@ -76,7 +76,7 @@ class Learner(LightningModule):
     None for `judged_by`.
     """
 
-    model: HardSharing
+    model: MultiTaskModel
 
     def __init__(self, data: FederatedData, reporting: Reporting) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What an architecture is made of. It returns two parts, which `HardSharing` joins with the loss:
+"""What an architecture is made of. It returns two parts, which `MultiTaskModel` joins with the loss:
 
     trunk   images [B, c, H, W] to a representation: a tensor or a tuple of tensors, images first; shared by all clients
     heads   a representation to logits [B, T]; every parameter has the subtasks as its first axis and belongs to its subtask

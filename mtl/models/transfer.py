@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mtl.models.cnn import Trunk
 from mtl.models.dropout import KeyedDropout
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 from mtl.models.norm import LocalBatchNorm
 
 Frozen = frozenset[str]
@@ -72,7 +72,7 @@ class Transfer:
         """Whether the source trunk's are kept."""
         return bool(self.distance or self.angle)
 
-    def freeze(self, model: HardSharing) -> int:
+    def freeze(self, model: MultiTaskModel) -> int:
         """Make constants of the stages that are never trained; returns how many layers of the trunk that are. Dropout is left out in
         them. Raises ValueError where that leaves nothing to train, or where a frozen layer has statistics of the batch at hand.
         """
@@ -93,14 +93,14 @@ class Transfer:
             )
         return count
 
-    def scales(self, model: HardSharing) -> dict[str, float]:
+    def scales(self, model: MultiTaskModel) -> dict[str, float]:
         """The learning rate of each parameter of the trunk that has another than the others, as a factor of it."""
         if self.decay == 1:
             return {}
         from_top = enumerate(reversed(stages(_trunk_of(model))))
         return {f"trunk.{name}": self.decay**above for above, stage in from_top for name in _names(stage)}
 
-    def schedule(self, model: HardSharing) -> "Unfreezing":
+    def schedule(self, model: MultiTaskModel) -> "Unfreezing":
         """Which parameters rest in a round."""
         if self.unfreeze_every is None:
             return Unfreezing(None, ())
@@ -163,7 +163,7 @@ def _make_constant(path: str, layer: nn.Module) -> None:
                 inner.register_buffer(name, parameter.detach())
 
 
-def _trunk_of(model: HardSharing) -> Trunk:
+def _trunk_of(model: MultiTaskModel) -> Trunk:
     trunk = getattr(model, "trunk", None)
     if not isinstance(trunk, Trunk):
         raise ValueError(f"transfer needs a model with one trunk, a chain of layers, got {type(model).__name__}")

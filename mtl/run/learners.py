@@ -34,7 +34,7 @@ from mtl.learning.centralised import CentralisedLearning
 from mtl.learning.detection import DetectionLearning, SceneTraining
 from mtl.learning.federated import FederatedLearning
 from mtl.learning.learner import Learner, Reporting
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 from mtl.models.transfer import Transfer
 from mtl.run.build import build_views, build_workloads, kept
 from mtl.run.load import build_start
@@ -47,7 +47,7 @@ class Parts:
     """What the learner of every mode is made of. reporting: what is logged, and how the stored images were."""
 
     data: FederatedData
-    model: HardSharing
+    model: MultiTaskModel
     objective: Objective
     client: LocalSGD
     work: LocalWork

@@ -1,4 +1,4 @@
-"""Every architecture keeps the contract of `HardSharing`, and is another one where its options say so."""
+"""Every architecture keeps the contract of `MultiTaskModel`, and is another one where its options say so."""
 
 import copy
 import math
@@ -20,9 +20,10 @@ from mtl.models.cnn import Trunk
 from mtl.models.cross_stitch import cross_stitch
 from mtl.models.dselect_k import DSelectGates, dselect_k, smooth_step
 from mtl.models.grouped import grouped
-from mtl.models.hard_sharing import HardSharing, hard_sharing
+from mtl.models.hard_sharing import hard_sharing
 from mtl.models.mmoe import mmoe
 from mtl.models.mtan import mtan
+from mtl.models.multi_task_model import MultiTaskModel
 from mtl.models.norm import replace_batch_norm
 from mtl.models.ple import ple
 from mtl.models.soft_sharing import soft_sharing
@@ -55,9 +56,9 @@ def parts_of(
     return Parts(make, lambda width: head(width, len(TASKS)), "made", TASKS, shape)
 
 
-def model_of(architecture: Architecture, parts: Parts | None = None, seed: int = 0) -> HardSharing:
+def model_of(architecture: Architecture, parts: Parts | None = None, seed: int = 0) -> MultiTaskModel:
     torch.manual_seed(seed)
-    return HardSharing(*architecture(parts or parts_of()), BCE(len(TASKS))).double()
+    return MultiTaskModel(*architecture(parts or parts_of()), BCE(len(TASKS))).double()
 
 
 def images(count: int = 3, shape: cnn.ImageShape = SHAPE) -> Tensor:
@@ -143,7 +144,7 @@ def test_groups_that_are_not_every_subtask_once_are_refused(groups: Any, message
         group_of_each(groups, TASKS)
 
 
-def independent(model: HardSharing, trunks: list[Trunk], group: Tensor) -> Tensor:
+def independent(model: MultiTaskModel, trunks: list[Trunk], group: Tensor) -> Tensor:
     """Logits of trunks that know nothing of one another, with the heads of `model`."""
     last = model.heads.last
     features = torch.stack([trunk.double()(images()) for trunk in trunks], 1)
@@ -172,7 +173,7 @@ def test_one_group_is_hard_sharing() -> None:
 def test_branches_drop_out_apart_and_as_named() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 64), nn.Dropout(0.5))
-    model = HardSharing(Branches([net, copy.deepcopy(net)]), nn.Identity(), BCE(2))
+    model = MultiTaskModel(Branches([net, copy.deepcopy(net)]), nn.Identity(), BCE(2))
     assert model.dropouts == ["trunk.module.1"]
     inputs = torch.rand(3, 4)
     model.set_step(torch.tensor([[5, 6]], dtype=torch.int32), torch.ones(3, dtype=torch.bool))

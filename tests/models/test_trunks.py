@@ -17,7 +17,7 @@ from mtl.losses.bce import BCE
 from mtl.models import cnn, heads, trunks
 from mtl.models.cnn import Trunk
 from mtl.models.dropout import KeyedDropout
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 from mtl.models.norm import replace_batch_norm
 from mtl.models.sphereface import ResidualUnit, sphereface_cnn
 from mtl.models.weights import adapt_channels, load_weights
@@ -311,7 +311,7 @@ def test_every_trunk_can_be_stacked_and_then_trains_each_client_as_alone(
 ) -> None:
     torch.manual_seed(0)
     trunk = replace_batch_norm(make(shape, **options), "group")
-    model = HardSharing(trunk, heads.LinearHeads(trunk.width, 3), BCE(3)).double().train()
+    model = MultiTaskModel(trunk, heads.LinearHeads(trunk.width, 3), BCE(3)).double().train()
     params = {name: torch.stack([value, value * 1.1]) for name, value in model.params().items()}
     images = torch.rand(2, 2, *shape, dtype=torch.float64)
     keys = torch.randint(-(2**31), 2**31, (2, len(model.dropouts), 2), dtype=torch.int32)
@@ -331,7 +331,7 @@ def test_every_trunk_can_be_stacked_and_then_trains_each_client_as_alone(
 
 def test_stochastic_depth_drops_whole_images_with_its_probability() -> None:
     trunk = replace_batch_norm(trunks.efficientnet((3, 32, 32), stochastic_depth=0.8), "group")
-    model = HardSharing(trunk, heads.LinearHeads(trunk.width, 2), BCE(2))
+    model = MultiTaskModel(trunk, heads.LinearHeads(trunk.width, 2), BCE(2))
     drops = [layer for layer in model.modules() if isinstance(layer, KeyedDropout)]
     assert len(drops) == len(model.dropouts) == 16  # its blocks: 1 + 2 + 2 + 3 + 3 + 4 + 1
     assert [layer.p for layer in drops] == pytest.approx([0.8 * i / 16 for i in range(16)])

@@ -16,7 +16,7 @@ from mtl.base.types import Params
 from mtl.federation.clients.batches import Batch
 from mtl.federation.objective import Objective
 from mtl.losses.pairs import TaskCounts
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 
 State = dict[str, Tensor]
 
@@ -62,7 +62,7 @@ class GradientRule(Protocol):
     def memory(self, params: Params, num_tasks: int) -> State:
         """What is remembered before the first step."""
 
-    def step(self, model: HardSharing, objective: Objective, *, stacked: bool) -> Step:
+    def step(self, model: MultiTaskModel, objective: Objective, *, stacked: bool) -> Step:
         """stacked: whether parameters and batches have a first axis of clients; without it, they are those of `model` itself."""
 
     def bytes_of_step(self, params: Params, num_tasks: int) -> int:
@@ -79,7 +79,7 @@ class PlainSum:
     def memory(self, params: Params, num_tasks: int) -> State:
         return {}
 
-    def step(self, model: HardSharing, objective: Objective, *, stacked: bool) -> Step:
+    def step(self, model: MultiTaskModel, objective: Objective, *, stacked: bool) -> Step:
         return StackedSum(model, objective) if stacked else SumOfLosses(model, objective)
 
     def bytes_of_step(self, params: Params, num_tasks: int) -> int:
@@ -89,7 +89,7 @@ class PlainSum:
 class SumOfLosses:
     """Of one client, on the parameters of `model` itself."""
 
-    def __init__(self, model: HardSharing, objective: Objective) -> None:
+    def __init__(self, model: MultiTaskModel, objective: Objective) -> None:
         self.model, self.objective = model, objective
 
     def gradients(self, params: Params, memory: State, batch: Batch, resting: Params) -> Gradients:
@@ -105,7 +105,7 @@ class SumOfLosses:
 class StackedSum:
     """Of many clients side by side: `torch.func.vmap` of the gradient of one."""
 
-    def __init__(self, model: HardSharing, objective: Objective) -> None:
+    def __init__(self, model: MultiTaskModel, objective: Objective) -> None:
         self._losses = _Losses(model, objective)
 
     def gradients(self, params: Params, memory: State, batch: Batch, resting: Params) -> Gradients:
@@ -146,7 +146,7 @@ class StackedSum:
 class _Losses(nn.Module):
     """The objective of one client as a module, so that the model's parameters can be swapped for a call."""
 
-    def __init__(self, model: HardSharing, objective: Objective) -> None:
+    def __init__(self, model: MultiTaskModel, objective: Objective) -> None:
         super().__init__()
         self.model, self.objective = model, objective
 

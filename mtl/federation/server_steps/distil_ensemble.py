@@ -38,7 +38,7 @@ from mtl.federation.objective import NUMBERS, Objective, images_at_once
 from mtl.federation.orders import Orders
 from mtl.federation.server import Server, Surroundings, fedavg
 from mtl.models.cnn import ImageShape
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 
 PIXELS = 2**20  # that many clients' models look at at once
 
@@ -117,7 +117,7 @@ class Ensemble:
     def __init__(
         self,
         options: DistilEnsemble,
-        models: Sequence[HardSharing],
+        models: Sequence[MultiTaskModel],
         objective: Objective,
         algorithm: LocalSGD,
         images: Tensor,
@@ -236,7 +236,7 @@ def feddf(
 class _Scores(nn.Module):
     """The decision scores of stored images as a module, so that the model's parameters can be swapped for a call."""
 
-    def __init__(self, model: HardSharing, objective: Objective) -> None:
+    def __init__(self, model: MultiTaskModel, objective: Objective) -> None:
         super().__init__()
         self.model, self.objective = model, objective
 
