@@ -12,8 +12,9 @@ def only_active(values: Tensor, active: Tensor) -> Tensor:
 
 
 def unsolved(losses: Tensor, active: Tensor) -> Tensor:
-    """The active tasks with a loss above SMALLEST, bool [..., T], or one that is NaN. The others have no gradient, and dividing by
-    their loss would give them all the weight.
+    """The active tasks with a loss above SMALLEST, bool [..., T], or one that is NaN.
+
+    The others have no gradient, and dividing by their loss would give them all the weight.
     """
     return active & ~(losses <= SMALLEST)
 
@@ -36,7 +37,7 @@ def softmax(logits: Tensor, active: Tensor) -> Tensor:
 
 
 def share(values: Tensor, active: Tensor) -> Tensor:
-    """values >= 0 of the active tasks, scaled to sum 1; equal shares where they are all 0."""
+    """Scale the values >= 0 of the active tasks to sum 1; equal shares where they are all 0."""
     kept = only_active(values, active)
     total = kept.sum(-1, keepdim=True)
     equal = active / count(active)

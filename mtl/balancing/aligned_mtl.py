@@ -25,7 +25,8 @@ Scale = Literal["min", "median", "mean"]
 class AlignedMTL(PreferringBalancer):
     """Aligned-MTL: turn and scale the gradients to be orthogonal and equally long (Senushkin et al. 2023).
 
-    scale: the eigenvalue that all components get: the smallest non-zero one (min, the paper), the median or the mean (its code).
+    Args:
+        scale: the eigenvalue that all components get: the smallest non-zero one (min, the paper), the median or the mean (its code).
     """
 
     scale: Scale = "min"
@@ -38,6 +39,7 @@ class AlignedMTL(PreferringBalancer):
             raise ValueError(f"balancer.scale must be one of {', '.join(get_args(Scale))}, got {self.scale}")
 
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
+        """See `Balancer`."""
         assert gramian is not None
         square = restrict(gramian, active)
         preference = self.preferences(active)

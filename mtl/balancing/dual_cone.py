@@ -15,9 +15,15 @@ from mtl.balancing.gramian import cosines, restrict
 
 
 def project_to_dual_cone(wanted: Tensor, gramian: Tensor, active: Tensor, tolerance: float) -> Tensor:
-    """wanted: float64 [..., R, T], R weight vectors over the tasks of each gramian [..., T, T]; returns their projections, [..., R, T].
+    """Project weight vectors onto the dual cone of the gradients, [..., R, T].
 
     Solved for unit gradients and offsets about 1, so that neither the tasks' scales nor their ratios matter.
+
+    Args:
+        weights: float64 [..., R, T], R weight vectors over the tasks of each Gramian.
+        gramian: [..., T, T], inner products of the tasks' gradients.
+        active: bool [..., T], the tasks with a known label.
+        tolerance: added to the diagonal of the Gramian of unit gradients.
     """
     cosine, norm = cosines(restrict(gramian, active))
     cosine = cosine * (1 + tolerance * torch.eye(norm.shape[-1], dtype=norm.dtype, device=norm.device))

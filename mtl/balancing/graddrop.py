@@ -21,7 +21,8 @@ from mtl.balancing.contract import Balancer, State
 class GradDrop(Balancer):
     """GradDrop: every coordinate of the update takes one sign, drawn by the gradients' signs (Chen et al. 2020).
 
-    leak: share of a gradient of the other sign that stays.
+    Args:
+        leak: share of a gradient of the other sign that stays.
     """
 
     leak: float = 0.0
@@ -33,12 +34,13 @@ class GradDrop(Balancer):
             raise ValueError(f"balancer.leak must be in [0, 1], got {self.leak}")
 
     def draw_shape(self, num_tasks: int, num_coordinates: int) -> tuple[int, ...]:
+        """See `Balancer`."""
         return (num_coordinates,)
 
     def combine(
         self, state: State, losses: Tensor, gradients: Tensor, active: Tensor, draw: Tensor
     ) -> tuple[Tensor, Tensor, State]:
-        """draw: [..., P]."""
+        """See `Balancer`; `draw` is [..., P]."""
         gradients = only_active(gradients, active[..., None])
         total, size = gradients.sum(-2), gradients.abs().sum(-2)
         purity = (1 + torch.where(size > 0, total / size, 0)) / 2

@@ -27,7 +27,8 @@ SMALLEST = 1e-12
 class GradVac(PreferringBalancer):
     """GradVac: turn gradients towards each other until their cosines reach their usual values (Wang et al. 2021).
 
-    beta: rate at which the usual cosines follow those of the last step.
+    Args:
+        beta: rate at which the usual cosines follow those of the last step.
     """
 
     beta: float = 0.01
@@ -40,14 +41,15 @@ class GradVac(PreferringBalancer):
             raise ValueError(f"balancer.beta must be in [0, 1], got {self.beta}")
 
     def init(self, like: Tensor) -> State:
-        """targets: [..., T, T], row i for the cosines of the moved g_i with the others."""
+        """State: `targets` [..., T, T], row i for the cosines of the moved g_i with the others."""
         return super().init(like) | {"targets": torch.diag_embed(torch.zeros_like(like))}
 
     def draw_shape(self, num_tasks: int, num_coordinates: int) -> tuple[int, ...]:
+        """See `Balancer`."""
         return (num_tasks, num_tasks)
 
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
-        """draw: [..., T, T]; row i visits the others in the order of its numbers."""
+        """See `Balancer`; `draw` is [..., T, T], and row i visits the others in the order of its numbers."""
         assert gramian is not None
         cosine, norm = cosines(restrict(gramian, active))
         order = visiting_order(draw)

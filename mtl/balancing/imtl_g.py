@@ -27,6 +27,7 @@ class IMTLG(PreferringBalancer):
     heads = False
 
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
+        """See `Balancer`."""
         assert gramian is not None
         cosine, norm = cosines(restrict(gramian, active))
         wanted = self.preferences(active) * (norm > 0)

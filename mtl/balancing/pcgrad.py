@@ -31,10 +31,11 @@ class PCGrad(PreferringBalancer):
     heads = False
 
     def draw_shape(self, num_tasks: int, num_coordinates: int) -> tuple[int, ...]:
+        """See `Balancer`."""
         return (num_tasks, num_tasks)
 
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
-        """draw: [..., T, T]; row i visits the others in the order of its numbers."""
+        """See `Balancer`; `draw` is [..., T, T], and row i visits the others in the order of its numbers."""
         assert gramian is not None
         cosine, norm = cosines(restrict(gramian, active))
         order = visiting_order(draw)
@@ -46,22 +47,33 @@ class PCGrad(PreferringBalancer):
 
 
 def visiting_order(draw: Tensor) -> Tensor:
-    """draw: [..., T, T]; returns in row i the tasks in the order of its numbers, task i itself left out, [..., T, T - 1]."""
+    """In row i all tasks but i, in the order of the numbers in row i of `draw` [..., T, T]; [..., T, T - 1]."""
     own = torch.eye(draw.shape[-1], dtype=torch.bool, device=draw.device)
     return torch.where(own, torch.inf, draw).argsort(-1)[..., :-1]
 
 
 def visits(cosine: Tensor, order: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """cosine: [..., T, T]; order: [..., T, T - 1]; per step, the task that row i visits, [..., T, 1], and its cosines, [..., T, T]."""
+    """For each step the task that row i visits, [..., T, 1], and its cosines, [..., T, T].
+
+    Args:
+        cosine: [..., T, T].
+        order: [..., T, T - 1], see `visiting_order`.
+    """
     steps = order.mT[..., None].contiguous()
     rows = cosine[..., None, :, :].take_along_dim(steps, -2)
     return list(zip(steps.unbind(-3), rows.unbind(-3), strict=True))
 
 
 def sum_of_rows(order: Tensor, added: list[Tensor], norm: Tensor, emphasis: Tensor) -> Tensor:
-    """The weights of sum_i emphasis_i g_i', [..., T], where row i added `added[step]` [..., T, 1] times the unit gradient that it visited.
+    """The weights of sum_i emphasis_i g_i', [..., T].
 
     Row i stands for a unit gradient, so that its multiples are scaled by |g_i| / |g_j|.
+
+    Args:
+        order: [..., T, T - 1], see `visiting_order`.
+        added: for each step [..., T, 1], how much of the unit gradient that it visited row i added.
+        norm: [..., T], lengths of the gradients.
+        emphasis: [..., T].
     """
     total = torch.zeros_like(norm)
     if added:

@@ -18,7 +18,7 @@ def derive_seed(seed: int, purpose: str, round: int = 0, client: int = 0) -> int
 
 
 def generator(seed: int, purpose: str, round: int = 0, client: int = 0) -> torch.Generator:
-    """A CPU generator of its own for one draw."""
+    """A new CPU generator for one draw."""
     return torch.Generator().manual_seed(derive_seed(seed, purpose, round, client))
 
 
@@ -34,7 +34,12 @@ def client_keys(seed: int, purpose: str, round: int, clients: Sequence[int]) -> 
 
 
 def random_bits(key: Tensor, place: Tensor) -> Tensor:
-    """32 random bits, int32, of the shape that key[..., 0] and place broadcast to. key: int32 [..., 2]; place: int32."""
+    """32 random bits, int32, of the shape that key[..., 0] and place broadcast to.
+
+    Args:
+        key: int32 [..., 2].
+        place: int32.
+    """
     bits = place + key[..., 0]
     bits = (bits ^ _shift(bits, 16)) * 0x7FEB352D
     bits = bits ^ key[..., 1]
@@ -48,10 +53,10 @@ def random_uniform(key: Tensor, place: Tensor) -> Tensor:
 
 
 def split_key(key: Tensor, place: Tensor) -> Tensor:
-    """A key of its own for each place; int32 [..., 2] of the shape of `random_bits`."""
+    """A new key for each place; int32 [..., 2] of the shape of `random_bits`."""
     return torch.stack([random_bits(key, 2 * place), random_bits(key, 2 * place + 1)], -1)
 
 
 def _shift(bits: Tensor, by: int) -> Tensor:
-    """To the right, filled with zeros: torch's own shift of a signed number repeats the sign."""
+    """Shift right and fill with zeros: torch's own shift of a signed number repeats the sign."""
     return (bits >> by) & ((1 << (32 - by)) - 1)

@@ -40,11 +40,17 @@ def cifar10(
 ) -> ImageData:
     """CIFAR-10: 60,000 colour images of 10 classes, 32 x 32.
 
-    uint8 [60000, 3, 32, 32], train (split 0), then test (2). Read from torchvision's layout, or else from class folders. Class numbers
-    are the usual ones in both layouts, as the usual order is the alphabet's.
+    uint8 [60000, 3, 32, 32], train (split 0), then test (2). Read from torchvision's layout, or else from class folders. Class
+    numbers are the usual ones in both layouts, as the usual order is the alphabet's.
 
-    root: folder of data sets; download: let torchvision fetch what is missing into root; image_size: (height, width), None keeps 32 x 32;
-    grey: convert to one channel. Raises DataNotFound (a ValueError) where neither layout is there.
+    Args:
+        root: folder of data sets.
+        download: let torchvision fetch what is missing into root.
+        image_size: (height, width), None keeps 32 x 32.
+        grey: convert to one channel.
+
+    Raises:
+        DataNotFound: where neither layout is there (a ValueError).
     """
     check_size(image_size)
     base = data_root(root)

@@ -23,10 +23,12 @@ ORDER, AUGMENTATION, DROPOUT, BALANCE = range(4)  # what the parts of a client's
 class LocalWork:
     """How much a client trains in a round.
 
-    batch_size: images in a batch; steps: optimiser steps in a round, None counts epochs; epochs: passes over the client's images in a
-    round, where steps is None.
-
     An epoch is a fresh order of the client's images cut into batches of `batch_size`, the last one smaller.
+
+    Args:
+        batch_size: images in a batch.
+        steps: optimiser steps in a round, None counts epochs.
+        epochs: passes over the client's images in a round, where steps is None.
     """
 
     batch_size: int = 16
@@ -39,6 +41,7 @@ class LocalWork:
                 raise ValueError(f"work.{name} must be >= 1, got {value}")
 
     def num_steps(self, num_images: int) -> int:
+        """Optimiser steps in a round of a client with that many images."""
         return self.steps if self.steps is not None else self.epochs * math.ceil(num_images / self.batch_size)
 
     def num_samples(self, num_images: int) -> int:
@@ -50,12 +53,18 @@ class LocalWork:
 
 @dataclass(frozen=True)
 class CohortBatches:
-    """The batches of K clients, the one with most steps first, step after step: no row is padding, and B is the largest batch of these.
+    """The batches of K clients, step after step; the client with most steps comes first.
 
-    active: how many clients take step s, always the first ones; the rows of step s follow those of step s - 1.
-    index: int64 [rows, B] into the images, padded with an image of the client's own; filled: int64 [rows], how many of a batch count,
-    the first ones; client: int64 [rows], which of the K; step: int32 [rows]; key: int32 [K, 2]; batch_size: of the work, B or more: the
-    draws of an image are counted by it, so that they do not depend on B.
+    No row is padding, and B is the largest batch of these.
+
+    Attributes:
+        active: how many clients take step s, always the first ones; the rows of step s follow those of step s - 1.
+        index: int64 [rows, B] into the images, padded with an image of the client's own.
+        filled: int64 [rows], how many of a batch count, the first ones.
+        client: int64 [rows], which of the K.
+        step: int32 [rows].
+        key: int32 [K, 2].
+        batch_size: of the work, B or more: the draws of an image are counted by it, so that they do not depend on B.
     """
 
     active: tuple[int, ...]
@@ -99,7 +108,16 @@ def part_of_key(key: Tensor, part: int) -> Tensor:
 def plan_batches(
     held: Ragged, clients: Sequence[int], work: LocalWork, *, seed: int, round: int, max_steps: int | None = None
 ) -> CohortBatches:
-    """held: what each client of the federation holds; clients: whom to plan for, the one with most steps first; max_steps: stop there."""
+    """The batches of some clients in a round.
+
+    Args:
+        client_images: the images of each client of the federation.
+        clients: the clients to plan for, the one with most steps first.
+        work: how much a client trains.
+        seed: of the run.
+        round: from 0.
+        max_steps: stop after so many steps; None for all.
+    """
     device = held.values.device
     largest = min(work.batch_size, max((held.size(client) for client in clients), default=1))
     steps = [work.num_steps(held.size(client)) for client in clients]
@@ -136,7 +154,14 @@ def plan_batches(
 
 
 def _plan(images: Tensor, key: Tensor, steps: int, size: int) -> tuple[Tensor, Tensor]:
-    """images: int64 [G, n]; key: int32 [G, 2]; returns the batches [G, steps, size] and how many images each step counts, [steps]."""
+    """Batches [G, steps, size] of clients with n images each, and how many images each step counts, [steps].
+
+    Args:
+        images: int64 [G, n].
+        key: int32 [G, 2].
+        steps: of each client.
+        size: of a batch.
+    """
     num_images = images.shape[1]
     per_epoch = math.ceil(num_images / size)
     epochs = math.ceil(steps / per_epoch)

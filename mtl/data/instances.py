@@ -1,23 +1,23 @@
-"""Instance transfer: images of other data, the source, are trained along, those most that are likest to a client's own.
+"""Instance transfer: clients also train on images of other data, the source, sampling those most similar to their own more often.
 
 Each client weighs the source's images by the ratio of densities in the embedding of a trunk that was trained before,
 
-    w(x) = p_own(x) / p_source(x)
+    w(x) = p_client(x) / p_source(x)
 
 under which a mean over the source is one over images like its own (Shimodaira 2000, "Improving predictive inference under covariate shift
 by weighting the log-likelihood function"). It is estimated by uLSIF (Kanamori, Hido & Sugiyama, JMLR 2009, "A least-squares approach to
 direct importance estimation"):
 
     w(x) = sum_l max(0, a_l) k_l(x),      k_l(x) = exp(-|x - c_l|^2 / (2 s^2)),      a = (H + r I)^-1 h
-    H = mean of k k^T over the source,    h = mean of k over the own images
+    H = mean of k k^T over the source,    h = mean of k over the client's images
 
-with own images as centres c_l, and that width s and ridge r which err least where one image of each side is left out. Then as many source
-images as are wanted are drawn with probability proportional to w (importance resampling, Rubin 1987), so that nothing that trains needs to
-know of weights. Systematic drawing keeps each image's number within one of its share.
+with images of the client as centres c_l, and the width s and ridge r with the least error when one image of each side is left out. Then as
+many source images as required are drawn with probability proportional to w (importance resampling, Rubin 1987), so that training needs no
+weights. Systematic drawing keeps each image's number within one of its share.
 
-The source is public: all of it lies on every device. A client's weights come from its own images alone and stay with it; what others can
-see is which of the source's subtasks it trains. Departures: widths are multiples of the median distance, as embeddings have no scale of
-their own; embeddings are compared by direction, as cosine heads do.
+The source is public: all of it is on every device. A client's weights come from its images alone and stay with it; what others can see is
+which of the source's subtasks it trains. Departures: widths are multiples of the median distance, as embeddings have no scale of their own;
+embeddings are compared by direction, as cosine heads do.
 """
 
 import dataclasses
@@ -52,12 +52,22 @@ def add_instances(
     disjoint: bool,
     seed: int,
 ) -> FederatedData:
-    """The data with source images beside each client's own, and the subtasks of which they are positives behind its own.
+    """Add source images to each client's images, and their subtasks after the client's subtasks.
 
-    images, subtasks: of the source; index: int64 [M], those of its images that may be drawn; embed: stored images to embeddings [N, h];
-    ratio: images to draw for each of a client's own; disjoint: whether the images of each side are negatives of the other's subtasks,
-    which else are unknown. A client trains those of the source's subtasks that it has drawn positives of. Nothing changes for validation
-    and test. Raises ValueError where the source's images are of another shape, positives of nothing, or images of validation or test.
+    A client trains those of the source's subtasks that it has drawn positives of. Nothing changes for validation and test.
+
+    Args:
+        data: the data of the clients.
+        images: of the source.
+        subtasks: of the source.
+        index: int64 [M], those of its images that may be drawn.
+        embed: stored images to embeddings [N, h].
+        ratio: images to draw for each of a client's own.
+        disjoint: whether the images of each side are negatives of the other's subtasks; otherwise these labels are unknown.
+        seed: of the random draws.
+
+    Raises:
+        ValueError: where the source's images are of another shape, positives of nothing, or images of validation or test.
     """
     if images.shape[1:] != data.images.shape[1:] or images.dtype != data.images.dtype:
         raise ValueError(
@@ -110,8 +120,14 @@ def add_instances(
 
 
 def density_ratio(own: Tensor, source: Tensor, rng: torch.Generator) -> Tensor:
-    """own: [n, h]; source: [m, h]; returns w of the source's rows, float64 [m], above zero. rng: for the centres, and for the pairs of
-    images that are left out. With a single image on a side none can be left out, and the width is the median distance.
+    """The ratio of densities w of the source's rows, float64 [m], above zero.
+
+    With a single image on a side none can be left out, and the width is the median distance.
+
+    Args:
+        client: embeddings of the client's images, [n, h].
+        source: embeddings of the source's images, [m, h].
+        rng: for the centres, and for the pairs of images that are left out.
     """
     own, others = (part.double()[torch.randperm(len(part), generator=rng)] for part in (own, source))
     centres = own[:CENTRES]
@@ -129,8 +145,15 @@ def density_ratio(own: Tensor, source: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def left_out_error(ours: Tensor, theirs: Tensor, ridge: float) -> float:
-    """ours: [n, b], k of the own images; theirs: [m, b], of the source's. The mean over i of w_i(source_i)^2 / 2 - w_i(own_i), w_i being
-    fitted without own image i and source image i, for as many i as there are pairs; by the inverse of a matrix less one dyad.
+    """The error of a fit, with one image of each side left out.
+
+    The mean over i of w_i(source_i)^2 / 2 - w_i(client_i), w_i being fitted without client image i and source image i, for as many i as there
+    are pairs; by the inverse of a matrix less one dyad.
+
+    Args:
+        ours: [n, b], k of the client's images.
+        theirs: [m, b], k of the source's images.
+        ridge: r.
     """
     n, m = len(ours), len(theirs)
     one, other = ours[: min(n, m)], theirs[: min(n, m)]
@@ -143,8 +166,10 @@ def left_out_error(ours: Tensor, theirs: Tensor, ridge: float) -> float:
 
 
 def draw_systematically(weights: Tensor, count: int, start: float) -> Tensor:
-    """`count` places, sorted: with share s_i = count weights_i / sum, place i is among them floor(s_i) or ceil(s_i) times, and s_i times in
-    the mean over a start that is uniform in [0, 1).
+    """Draw `count` places by weight, sorted, each as often as its share to within one.
+
+    With the share s_i = count weights_i / sum, place i is drawn floor(s_i) or ceil(s_i) times, and s_i times in the mean over a start that is
+    uniform in [0, 1).
     """
     ends = weights.cumsum(0) * (count / weights.sum())
     return torch.searchsorted(ends, torch.arange(count, dtype=torch.float64) + start, right=True).clamp_max(len(weights) - 1)

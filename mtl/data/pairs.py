@@ -1,4 +1,4 @@
-"""Pairs of face pictures for verification: are these two the same person?
+"""Pairs of face pictures for verification: do the two show the same person?
 
 LFW's View 2 (Huang et al. 2007) is ten folds of 300 pairs of the same person and 300 of different people, no person in two folds; the
 folds are as the file has them and never shuffled. `unseen_pairs` makes such folds from any data with identities.
@@ -22,7 +22,17 @@ Picture = tuple[str, int]  # a person and the number of the picture
 
 @dataclass(frozen=True)
 class Pairs:
-    """images: uint8 [M, c, H, W]; first, second: int64 [P], places in the images; same: bool [P]; fold: int64 [P]."""
+    """Pairs of face pictures in folds.
+
+    Attributes:
+        name: of the data set.
+        images: uint8 [M, c, H, W].
+        first: int64 [P], index of the first picture.
+        second: int64 [P], index of the second picture.
+        same: bool [P], whether both show one person.
+        fold: int64 [P].
+        source: where the pictures and pairs come from.
+    """
 
     name: str
     images: Tensor
@@ -45,9 +55,12 @@ def lfw_pairs(
 ) -> Pairs:
     """LFW's `pairs.txt` and the pictures that it names, `<Person>/<Person>_0001.jpg`.
 
-    Looked for in the folders of `faces.lfw` and in those under `<root>/lfw-py`, where torchvision has them; the file may lie in the
-    folder of the people or above it. Raises DataNotFound (a ValueError) where there is no such file, and ValueError where a line of it
-    cannot be read or where pictures that it names are missing, which lists all of them.
+    Looked for in the folders of `faces.lfw` and in those under `<root>/lfw-py`, where torchvision has them; the file may be in the
+    folder of the people or above it.
+
+    Raises:
+        DataNotFound: where there is no such file (a ValueError).
+        ValueError: where a line of it cannot be read, or where pictures that it names are missing, which lists all of them.
     """
     base = data_root(root)
     looked = [*lfw_folders(base), *lfw_folders(base / "lfw-py")]
@@ -85,8 +98,11 @@ def lfw_pairs(
 def read_pairs(file: Path) -> list[tuple[Picture, Picture, int]]:
     """The pairs of LFW's file, each with the number of its fold.
 
-    The first line has the folds and the pairs of each kind in a fold; then for each fold `person 1 4`, two pictures of one person, and
-    `person 1 other 2`, pictures of two. Raises ValueError for the first line that is otherwise.
+    The first line has the folds and the pairs of each kind in a fold; then for each fold `person 1 4`, two pictures of one person,
+    and `person 1 other 2`, pictures of two.
+
+    Raises:
+        ValueError: for the first line of another form.
     """
     rows = [line.split() for line in read_lines(file) if line.strip()]
     if not rows or len(rows[0]) != 2 or not all(word.isdigit() and int(word) for word in rows[0]):
@@ -114,7 +130,10 @@ def unseen_pairs(data: ImageData, *, num_folds: int = 10, pairs_per_fold: int = 
     """Folds of random pairs of the people in `data`, no person in two folds.
 
     Each fold has as many pairs of one person as of two, drawn without replacement: `pairs_per_fold` of each, or all that there are
-    where they are fewer. Raises ValueError where people or pictures do not suffice.
+    where they are fewer.
+
+    Raises:
+        ValueError: where people or pictures do not suffice.
     """
     people = data.classes[data.classes >= 0].unique()
     if len(people) < 2 * num_folds:

@@ -14,11 +14,13 @@ SCENE_DRAWS = 6
 class SceneAugmentation:
     """Random changes of scenes that take the boxes with them.
 
-    flip: mirror left and right with probability one half; scale: make larger (a crop) or smaller (what is beyond the border repeats it)
-    by up to this fraction; shift: move by up to this fraction of height and width; brightness: change the gain by up to this fraction and
-    the offset by up to half of it.
-
     A face whose centre leaves the picture no longer counts; the boxes of the others end at its border.
+
+    Args:
+        flip: mirror left and right with probability one half.
+        scale: make larger (a crop) or smaller (what is beyond the border repeats it) by up to this fraction.
+        shift: move by up to this fraction of height and width.
+        brightness: change the gain by up to this fraction and the offset by up to half of it.
     """
 
     flip: bool = True
@@ -32,8 +34,13 @@ class SceneAugmentation:
                 raise ValueError(f"scene_augmentation.{name} must be in [0, {end:g}], got {getattr(self, name)}")
 
     def __call__(self, images: Tensor, boxes: Tensor, valid: Tensor, draw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """images: float [B, c, H, W] in 0..1; boxes: [B, M, 4]; valid: bool [B, M]; draw: uniform [B, SCENE_DRAWS] in 0..1; returns the
-        three of the same shapes.
+        """Change a batch of scenes, and return images, boxes and valid of the same shapes.
+
+        Args:
+            images: float [B, c, H, W] in 0..1.
+            boxes: [B, M, 4].
+            valid: bool [B, M], False for padding.
+            draw: uniform [B, SCENE_DRAWS] in 0..1.
         """
         height, width = images.shape[2:]
         extent = boxes.new_tensor([width, height])

@@ -1,8 +1,8 @@
-"""Pictures with faces in them, and where the faces are.
+"""Pictures with faces in them, and the boxes of the faces.
 
 `orl_scenes` composes such pictures from the AT&T faces, so that detection needs no download: each face is turned, scaled, brightened and
 blended by a soft oval, or with its surroundings, into a background of noise, shapes and stripes. Decoys, faces with their parts shuffled,
-stand beside them, so that neither skin nor a soft edge gives a face away. Test scenes show photographs that no training scene shows.
+are also pasted, so that neither skin nor a soft edge gives a face away. Test scenes show photographs that no training scene shows.
 """
 
 import dataclasses
@@ -29,9 +29,16 @@ TRAIN, VAL, TEST = range(3)
 
 @dataclass(frozen=True)
 class SceneSet:
-    """images: uint8 [N, c, H, W]; boxes: float [N, M, 4], (left, top, right, bottom) in pixels, the first counts[i] of scene i count;
-    counts: int64 [N]; identity: int64 [N, M], -1 where not known; class_names: one name per identity; split: int8 [N], 0 train,
-    1 validation, 2 test; source: where they come from.
+    """Scenes of one size, with the boxes of their faces.
+
+    Attributes:
+        images: uint8 [N, c, H, W].
+        boxes: float [N, M, 4], (left, top, right, bottom) in pixels, the first counts[i] of scene i count.
+        counts: int64 [N].
+        identity: int64 [N, M], -1 where not known.
+        class_names: one name per identity.
+        split: int8 [N], 0 train, 1 validation, 2 test.
+        source: where they come from.
     """
 
     name: str
@@ -48,12 +55,12 @@ class SceneSet:
 
     @property
     def valid(self) -> Tensor:
-        """bool [N, M], false where a box is padding."""
+        """Which boxes count, bool [N, M], False for padding."""
         return torch.arange(self.boxes.shape[1], device=self.boxes.device) < self.counts[:, None]
 
     @property
     def size(self) -> Size:
-        """(height, width) of every scene."""
+        """The size of every scene: (height, width)."""
         return self.images.shape[2], self.images.shape[3]
 
     def part(self, which: int) -> Tensor:
@@ -61,6 +68,7 @@ class SceneSet:
         return torch.nonzero(self.split == which).flatten()
 
     def to(self, device: torch.device) -> Self:
+        """A copy on `device`."""
         names = ("images", "boxes", "counts", "identity", "split")
         return dataclasses.replace(self, **{name: getattr(self, name).to(device) for name in names})
 
@@ -68,11 +76,13 @@ class SceneSet:
 def scene_faces(scenes: SceneSet, *, image_size: Sequence[int] = (56, 46), margin: float = 0.15) -> ImageData:
     """The faces of the scenes in `scenes`, each cut out at its true box.
 
-    What the subtasks train on beside the detection in the same scenes. images: uint8 [F, c, *image_size]; official_split: that of the
+    What the subtasks train on, next to the detection in the same scenes. images: uint8 [F, c, *image_size]; official_split: that of the
     scenes.
 
-    scenes: the scenes; image_size: (height, width) of a face; margin: how much longer than the box a face is cut out; see
-    `crop_placement`.
+    Args:
+        scenes: the scenes.
+        image_size: (height, width) of a face.
+        margin: how much longer than the box a face is cut out; see `crop_placement`.
     """
     check_integers("data.image_size", image_size, {"height": 1, "width": 1})
     scene, place = scenes.valid.nonzero(as_tuple=True)
@@ -109,11 +119,20 @@ def orl_scenes(
 
     uint8 [N, 1, *image_size]. Scene i of a part depends on (seed, part, i) alone. A box is the smallest around the oval of a face.
 
-    root: folder of data sets; image_size: (height, width) of a scene; scenes: scenes for training, validation and test; photographs:
-    photographs of each person for training, validation and test, which are disjoint and drawn by the seed; people: number of the forty
-    people that appear, the first ones; max_faces: a scene has from none to this many faces, each number as likely, where there is room;
-    face_height: least and greatest height of a face in pixels, log-uniform; rotation: turn faces by up to this many degrees; seed: seed
-    of the scenes. Raises as `orl` does, and ValueError.
+    Args:
+        root: folder of data sets.
+        image_size: (height, width) of a scene.
+        scenes: scenes for training, validation and test.
+        photographs: photographs of each person for training, validation and test, which are disjoint and drawn by the seed.
+        people: number of the forty people that appear, the first ones.
+        max_faces: a scene has from none to this many faces, each number as likely, where there is room.
+        face_height: least and greatest height of a face in pixels, log-uniform.
+        rotation: turn faces by up to this many degrees.
+        seed: seed of the scenes.
+
+    Raises:
+        DataNotFound: where `orl` does.
+        ValueError: for an option out of range.
     """
     check_integers("scenes.image_size", image_size, {"height": 16, "width": 16})
     check_integers("scenes.scenes", scenes, {"train": 1, "val": 0, "test": 1})
@@ -178,7 +197,7 @@ def _orl_scenes(
 
 
 class _Draws:
-    """Uniform numbers of n scenes, each from a hash of its scene's key; no call repeats another's."""
+    """Uniform numbers of n scenes, each a hash of its scene's key; no call repeats another's."""
 
     def __init__(self, key: Tensor) -> None:
         self.key, self.used = key, 0
@@ -199,8 +218,12 @@ class _Draws:
 
 
 def _draw(key: Tensor, photographs: Tensor, style: _Style) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """key: int32 [n, 2]; photographs: [P, 1, 112, 92]; returns images uint8 [n, 1, H, W], boxes [n, M, 4], which count [n, M], and the
-    photograph of each [n, M].
+    """Draw n scenes: images uint8 [n, 1, H, W], boxes [n, M, 4], which count [n, M], and the photograph of each [n, M].
+
+    Args:
+        key: int32 [n, 2].
+        photographs: [P, 1, 112, 92].
+        style: what scenes look like.
     """
     draws = _Draws(key)
     canvas = _background(draws, style.size)
@@ -227,7 +250,7 @@ def _draw(key: Tensor, photographs: Tensor, style: _Style) -> tuple[Tensor, Tens
 
 
 def _background(draws: _Draws, size: Size) -> Tensor:
-    """[n, 1, H, W]: noise of five octaves under shapes of even or striped grey."""
+    """Noise of five octaves under shapes of even or striped grey, [n, 1, H, W]."""
     canvas = torch.zeros(1)
     for cells in OCTAVES:
         octave = F.interpolate(draws(1, cells, cells, low=-1, high=1), size=size, mode="bilinear")
@@ -251,8 +274,9 @@ def _background(draws: _Draws, size: Size) -> Tensor:
 
 
 def _place(draws: _Draws, style: _Style, slots: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Centres [n, S, 2], heights and angles [n, S], boxes [n, S, 4] and whether there was room [n, S]: the first of some random places
-    that lies in the picture and touches none before.
+    """Place S faces in each scene, at the first of some random places that is in the picture and touches no other face.
+
+    Centres [n, S, 2], heights and angles [n, S], boxes [n, S, 4] and whether there was room [n, S].
     """
     low, high = (math.log(side) for side in style.face_height)
     extent = torch.tensor([style.size[1], style.size[0]], dtype=torch.float32)
@@ -291,7 +315,7 @@ def _shuffle(pictures: Tensor, draw: Tensor) -> Tensor:
 
 
 def _paste(canvas: Tensor, pictures: Tensor, centre: Tensor, height: Tensor, angle: Tensor, whole: Tensor) -> Tensor:
-    """Blend each picture into its canvas, its oval `height` pixels high. whole: bool [n, 1, 1], with its surroundings."""
+    """Blend each picture into its canvas, its oval `height` pixels high; where `whole`, bool [n, 1, 1], with its surroundings."""
     rows, columns = canvas.shape[-2:]
     y, x = torch.arange(rows)[:, None] + 0.5, torch.arange(columns) + 0.5
     cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]

@@ -39,9 +39,15 @@ def synthetic(
 
     images: float32 [N, dimension, 1, 1]; owners: the client of each sample.
 
-    alpha: how far the clients' models differ; beta: how far their inputs differ; iid: the paper's Synthetic-IID; alpha and beta play no
-    part. num_clients: clients; num_classes: classes; dimension: numbers in a vector; samples_per_client: None draws the paper's
-    log-normal sizes; seed: seed of the data.
+    Args:
+        alpha: how far the clients' models differ.
+        beta: how far their inputs differ.
+        iid: the paper's Synthetic-IID; alpha and beta play no part.
+        num_clients: clients.
+        num_classes: classes.
+        dimension: numbers in a vector.
+        samples_per_client: None draws the paper's log-normal sizes.
+        seed: seed of the data.
     """
     for field, dial in (("alpha", alpha), ("beta", beta)):
         if not 0 <= dial < math.inf:

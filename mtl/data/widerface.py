@@ -40,12 +40,20 @@ def widerface(
 ) -> SceneSet:
     """WIDER FACE: photographs of crowds with the boxes of their faces.
 
-    Scenes of `<root>/widerface/{WIDER_train,WIDER_val,WIDER_test,wider_face_split}`, as torchvision lays them out. The official training
-    part trains, the official validation part tests (the boxes of the official test part are not public).
+    Scenes of `<root>/widerface/{WIDER_train,WIDER_val,WIDER_test,wider_face_split}`, as torchvision lays them out. The official
+    training part trains, the official validation part tests (the boxes of the official test part are not public).
 
-    root: folder of data sets; image_size: (height, width) of a scene; grey: convert to one channel; val: random fraction of the training
-    part that is left for validation; max_images: images of each part, the first ones, None for all; seed: seed of the draw of validation
-    images. Raises DataNotFound (a ValueError), and ValueError for an image that cannot be decoded.
+    Args:
+        root: folder of data sets.
+        image_size: (height, width) of a scene.
+        grey: convert to one channel.
+        val: random fraction of the training part that is left for validation.
+        max_images: images of each part, the first ones, None for all.
+        seed: seed of the draw of validation images.
+
+    Raises:
+        DataNotFound: where the data are not there (a ValueError).
+        ValueError: for an image that cannot be decoded.
     """
     check_integers("scenes.image_size", image_size, {"height": 16, "width": 16})
     if not 0 <= val < 1:
@@ -101,8 +109,13 @@ def _read(info: dict[str, Any], size: tuple[int, int], grey: bool) -> tuple[Any,
 
 
 def usable_boxes(bbox: Tensor, invalid: Tensor, scale: Tensor, size: tuple[int, int]) -> Tensor:
-    """bbox: [n, 4] as (left, top, width, height) in pixels of the picture; invalid: bool [n]; scale: (x, y); size: (height, width) of the
-    scaled picture; returns [m, 4] as (left, top, right, bottom), cut off at its border, those of a pixel and more.
+    """The boxes of a picture that count, [m, 4] as (left, top, right, bottom), scaled and cut off at its border.
+
+    Args:
+        bbox: [n, 4] as (left, top, width, height) in pixels of the picture.
+        invalid: bool [n].
+        scale: (x, y).
+        size: (height, width) of the scaled picture.
     """
     corner, sides = bbox[:, :2] * scale, bbox[:, 2:] * scale
     extent = torch.tensor([size[1], size[0]], dtype=torch.float32)

@@ -29,8 +29,14 @@ MIN_OVERLAP = 0.7
 
 @dataclass(frozen=True)
 class CentreTargets:
-    """heat: [B, h, w], the splats, 1 at centres; cell: int64 [B, M], where a centre lies, row by row; offset, log_size: [B, M, 2], as
-    (x, y), in cells; valid: bool [B, M].
+    """What the maps of a batch of scenes are trained on.
+
+    Attributes:
+        heat: [B, h, w], the splats, 1 at centres.
+        cell: int64 [B, M], the cell of each centre, counted row by row.
+        offset: [B, M, 2], (x, y) of the centre in its cell, in cells.
+        log_size: [B, M, 2], logarithm of width and height in cells.
+        valid: bool [B, M], False for padding.
     """
 
     heat: Tensor
@@ -41,7 +47,7 @@ class CentreTargets:
 
 
 def splat_radius(size: Tensor, overlap: float = MIN_OVERLAP) -> Tensor:
-    """The largest r such that a box of size [..., 2] and one with its corners moved by r, each way, still overlap by `overlap`: [...]."""
+    """The largest shift r of all corners that leaves an intersection over union of `overlap`, [...], for boxes of size [..., 2]."""
     total, area = size.sum(-1), size.prod(-1)
     # Both corners the same way; both inwards; both outwards.
     shifted = (total - (total.square() - 4 * area * (1 - overlap) / (1 + overlap)).sqrt()) / 2
@@ -51,7 +57,14 @@ def splat_radius(size: Tensor, overlap: float = MIN_OVERLAP) -> Tensor:
 
 
 def centre_targets(boxes: Tensor, valid: Tensor, map_size: tuple[int, int], stride: int) -> CentreTargets:
-    """boxes: [B, M, 4] in pixels; valid: bool [B, M]; map_size: (h, w) in cells of `stride` pixels."""
+    """The targets of a batch of boxes.
+
+    Args:
+        boxes: [B, M, 4] in pixels.
+        valid: bool [B, M], False for padding.
+        map_size: (h, w) in cells.
+        stride: pixels to a cell.
+    """
     height, width = map_size
     corners = boxes / stride
     centre = ((corners[..., :2] + corners[..., 2:]) / 2).clamp_min(0)
@@ -71,7 +84,12 @@ def centre_targets(boxes: Tensor, valid: Tensor, map_size: tuple[int, int], stri
 
 
 def centre_losses(maps: Tensor, targets: CentreTargets) -> PairLosses:
-    """maps: [B, 5, h, w], of heat logit, offset (x, y) and log size (w, h); returns the positive and negative parts [3] of `TERMS`."""
+    """Positive and negative parts, [3] each, of the losses in `TERMS`.
+
+    Args:
+        maps: [B, 5, h, w], heat logit, offset (x, y) and log size (w, h).
+        targets: of the same scenes.
+    """
     maps = maps.float()
     logits, heat = maps[:, 0], targets.heat
     faces = targets.valid.sum().clamp_min(1)

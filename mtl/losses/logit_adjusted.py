@@ -20,7 +20,8 @@ from mtl.losses.pairs import PairLoss, PerTask, TaskCounts, constant, per_task
 class LogitAdjusted(PairLoss):
     """Cross-entropy of logits plus the log-ratio of positives to negatives (Menon et al. 2021).
 
-    tau: factor of the log-ratio, >= 0, for all subtasks or one for each; 0 is cross-entropy.
+    Args:
+        tau: factor of the log-ratio, >= 0, for all subtasks or one for each; 0 is cross-entropy.
     """
 
     def __init__(self, num_tasks: int, *, tau: PerTask = 1.0) -> None:
@@ -28,5 +29,6 @@ class LogitAdjusted(PairLoss):
         self.tau = constant(per_task("tau", tau, num_tasks=num_tasks, must_be=">= 0"))
 
     def terms(self, logits: Tensor, counts: TaskCounts) -> tuple[Tensor, Tensor]:
+        """See `PairLoss`."""
         adjusted = logits + self.tau * (counts.positives.clamp_min(1) / counts.negatives.clamp_min(1)).log()
         return F.softplus(-adjusted), F.softplus(adjusted)

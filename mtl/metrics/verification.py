@@ -18,8 +18,14 @@ FARS = (1e-1, 1e-2, 1e-3)
 
 @dataclass(frozen=True)
 class Roc:
-    """All points of the curve, float64, from the strictest threshold, which accepts nothing, to the laxest: far, tar, threshold [V].
+    """All points of a ROC curve, float64 [V], from the strictest threshold, which accepts nothing, to the laxest.
+
     A pair is accepted at a point where its score is at least the threshold.
+
+    Attributes:
+        far: share of the pairs of two people that are accepted.
+        tar: share of the pairs of one person that are accepted.
+        threshold: the threshold of the point.
     """
 
     far: Tensor
@@ -28,15 +34,17 @@ class Roc:
 
     @property
     def frr(self) -> Tensor:
+        """Share of the pairs of one person that are refused, 1 - TAR."""
         return 1 - self.tar
 
     @property
     def auc(self) -> float:
+        """Area under the curve."""
         return float(torch.trapezoid(self.tar, self.far))
 
     @property
     def eer(self) -> float:
-        """The rate at which FAR and FRR are equal, on the straight line between the two points about it."""
+        """The rate at which FAR and FRR are equal, interpolated linearly between the two points around it."""
         gap = self.far - self.frr
         after = int((gap >= 0).nonzero()[0])
         before = after - 1
@@ -46,8 +54,15 @@ class Roc:
 
 @dataclass(frozen=True)
 class Verification:
-    """accuracy, threshold: float64 [F], of each fold with the threshold of the others; tar, far: float64 [F], by the FAR that the
-    threshold was made for on the others; only those that the others can measure, which is one false accept or more; roc: of all pairs.
+    """Accuracy and rates of each fold, with thresholds made on the other folds.
+
+    Attributes:
+        accuracy: float64 [F], of each fold with the threshold of the others.
+        threshold: float64 [F], the thresholds of these accuracies.
+        tar: TAR of each fold, float64 [F], by the FAR that the threshold was made for; only FARs that the other folds can measure, which
+            is one false accept or more.
+        far: FAR of each fold, float64 [F], by the same FARs.
+        roc: of all pairs.
     """
 
     accuracy: Tensor
@@ -72,13 +87,27 @@ class Verification:
 
 
 def pair_scores(embeddings: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """The cosine of the embeddings [N, h] of each pair, float64 [P]; first, second: int64 [P]. A zero embedding has cosine 0."""
+    """Cosine of the embeddings of each pair, float64 [P]; a zero embedding has cosine 0.
+
+    Args:
+        embeddings: [N, h].
+        first: int64 [P], the row of the first picture.
+        second: int64 [P], the row of the second picture.
+    """
     unit = F.normalize(embeddings.double(), dim=-1)
     return (unit[first] * unit[second]).sum(-1)
 
 
 def roc_curve(scores: Tensor, same: Tensor) -> Roc:
-    """scores: [P]; same: bool [P]. Raises ValueError where a kind of pair is missing or a score is not finite."""
+    """The ROC curve of scored pairs.
+
+    Args:
+        scores: [P].
+        same: bool [P], whether a pair shows one person.
+
+    Raises:
+        ValueError: where a kind of pair is missing or a score is not finite.
+    """
     _check(scores, same)
     order = scores.double().argsort(descending=True)
     ranked, positive = scores.double()[order], same[order]
@@ -90,7 +119,7 @@ def roc_curve(scores: Tensor, same: Tensor) -> Roc:
 
 
 def best_threshold(scores: Tensor, same: Tensor) -> float:
-    """The one that decides most pairs rightly: half way between two neighbouring scores, the middle one of those equally good."""
+    """The threshold that decides most pairs rightly, half way between two neighbouring scores; the middle one of those equally good."""
     roc = roc_curve(scores, same)
     right = roc.tar * same.sum() + (1 - roc.far) * (~same).sum()
     best = (right.round() == right.round().max()).nonzero().flatten()
@@ -107,14 +136,24 @@ def best_threshold(scores: Tensor, same: Tensor) -> float:
 
 
 def far_threshold(scores: Tensor, same: Tensor, far: float) -> float | None:
-    """The lowest with which no larger share than `far` of the pairs of two people scores above it; None where that is not one pair."""
+    """The lowest threshold with at most a share `far` of the pairs of two people above it; None where that share is less than one pair."""
     negatives = scores[~same].double().sort(descending=True).values
     allowed = math.floor(far * len(negatives) + 1e-9)
     return float(negatives[allowed]) if 0 < allowed < len(negatives) else None
 
 
 def verify(scores: Tensor, same: Tensor, fold: Tensor, *, fars: tuple[float, ...] = FARS) -> Verification:
-    """scores: [P]; same: bool [P]; fold: int64 [P]. Raises ValueError where a fold lacks a kind of pair, or there is but one fold."""
+    """Verify pairs in folds: thresholds are made on all folds but one and tried on that one.
+
+    Args:
+        scores: [P].
+        same: bool [P], whether a pair shows one person.
+        fold: int64 [P], the fold of each pair.
+        fars: false accept rates for which TAR is measured.
+
+    Raises:
+        ValueError: where a fold lacks a kind of pair, or there is but one fold.
+    """
     scores = scores.double()
     folds = fold.unique().tolist()
     if len(folds) < 2:

@@ -1,4 +1,4 @@
-"""Several modules of one kind side by side, each with parameters of its own: one call runs them all."""
+"""Several modules of one kind, each with its own parameters: one call runs them all."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from mtl.models.dropout import KeyedDropout
 
 
 class Branches(nn.Module):
-    """`modules`, which differ in nothing but their parameters, as one module of them.
+    """Several modules that differ in nothing but their parameters, as one module.
 
     A parameter of `module` has those of all branches one after the other along its first axis (not on an axis of their own, which
     would make filters of five dimensions, for which torch has no channels-last format).
@@ -35,15 +35,24 @@ class Branches(nn.Module):
         return {name: params[name].view(self.number, *shape) for name, shape in self.shapes.items()}
 
     def forward(self, inputs: Tensor, *, same: bool = False) -> Tensor:
-        """inputs: [branches, B, ...] or, with `same`, [B, ...] for all; returns [branches, B, ...]."""
+        """[branches, B, ...] or, with `same`, [B, ...] for all -> [branches, B, ...]."""
         return run_branches(self.module, self.number, self.params_of_branches(), inputs, same=same)
 
 
 def run_branches(module: nn.Module, number: int, params: Params, inputs: Tensor, *, same: bool) -> Tensor:
-    """`module` once for each of `number` branches.
+    """Run `module` once for each branch.
 
-    params: its parameters, with the branches as their first axis; inputs: [branches, B, ...] or, with `same`, [B, ...] for all; returns
-    [branches, B, ...]. Each branch has dropout masks of its own; all other buffers are the same for all.
+    Each branch has its own dropout masks; all other buffers are the same for all.
+
+    Args:
+        module: the module, whose own parameters are not read.
+        number: of branches.
+        params: parameters of `module`, with the branches as their first axis.
+        inputs: [branches, B, ...] or, with `same`, [B, ...] for all.
+        same: whether all branches have the same inputs.
+
+    Returns:
+        [branches, B, ...].
     """
     own = dict(params)
     for name, layer in module.named_modules():

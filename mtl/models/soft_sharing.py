@@ -1,11 +1,11 @@
-"""Soft sharing learned by a tensor factorisation (Yang & Hospedales, "Deep multi-task representation learning: a tensor factorisation
-approach", ICLR 2017, the LAF variant): a trunk for each group of subtasks, whose every layer is a mixture of the same few bases,
+"""Soft sharing by a tensor factorisation: a trunk for each group of subtasks, whose layers are mixtures of the same few bases.
 
     W_a = sum_k S_ak L_k        W: the layer's parameters in trunk a; S: [groups, bases], of the layer's own
 
-so that each layer learns how much the groups share: equal rows of S are hard sharing, as many bases as groups and S = 1 are trunks on
-their own. Departures: bases start as trunks at random and S near one basis for each group (the paper factorises trained networks); a
-layer's bias and norm are mixed by the same S as its filters. The rows of S sum to one at the start, so that norms start at theirs.
+Yang & Hospedales, "Deep multi-task representation learning: a tensor factorisation approach", ICLR 2017, the LAF variant. Each layer learns
+how much the groups share: equal rows of S are hard sharing, as many bases as groups and S = 1 are separate trunks. Departures: bases start
+as trunks at random and S near one basis for each group (the paper factorises trained networks); a layer's bias and norm are mixed by the
+same S as its filters. The rows of S sum to one at the start, so that norms start at theirs.
 
 Shared: the bases and S. Of a subtask: its head.
 """
@@ -26,8 +26,10 @@ OWN = 0.9  # share of the basis that a group starts near
 def soft_sharing(parts: Parts, *, groups: Groups = 4, num_bases: int = 2) -> tuple[nn.Module, nn.Module]:
     """A trunk for each group of subtasks, every layer a learned mixture of shared bases (Yang & Hospedales 2017).
 
-    groups: a number of groups of neighbouring subtasks, or lists of the names or numbers (from 0) of the subtasks in each; num_bases:
-    trunks that are mixed.
+    Args:
+        parts: how the trunk and the heads are made, and the subtasks.
+        groups: a number of groups of neighbouring subtasks, or lists of the names or numbers (from 0) of the subtasks in each.
+        num_bases: trunks that are mixed.
     """
     at_least_one(num_bases=num_bases)
     group = group_of_each(groups, parts.tasks)
@@ -38,7 +40,11 @@ def soft_sharing(parts: Parts, *, groups: Groups = 4, num_bases: int = 2) -> tup
 
 
 class SoftSharing(nn.Module):
-    """mixing: for each layer of the trunk [groups, bases], named as the layer with _ for the dots."""
+    """Trunks whose layers are mixtures of the same bases.
+
+    Attributes:
+        mixing: S of each layer, [groups, bases], named as the layer with _ for the dots.
+    """
 
     def __init__(self, bases: Branches, groups: int, held: int) -> None:
         super().__init__()
@@ -50,7 +56,7 @@ class SoftSharing(nn.Module):
         self.mixing = nn.ParameterDict({layer: nn.Parameter(start.clone()) for layer in layers})
 
     def forward(self, images: Tensor) -> Tensor:
-        """images: [B, c, H, W]; returns [B, groups, h]."""
+        """[B, c, H, W] -> [B, groups, h]."""
         return run_branches(self.bases.module, self.groups, self.params_of_groups(), images, same=True).movedim(0, 1)
 
     def params_of_groups(self) -> Params:

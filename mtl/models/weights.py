@@ -25,12 +25,17 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def load_weights(trunk: Trunk, weights: str) -> None:
-    """Overwrite the parameters and buffers of `trunk`, whose BatchNorm has been replaced or not.
+    """Overwrite the parameters and buffers of a trunk.
 
-    weights: a run directory (its best checkpoint, else its last), a checkpoint file, a file of torchvision's state dict, or the name of
-    published weights, which torchvision downloads unless they lie in torch's cache. An embedding behind torchvision's layers, which
-    published weights do not have, stays as it is. Raises ValueError where there are no such weights, where they cannot be read or
-    fetched, and where they do not fit, listing every parameter that does not.
+    Args:
+        trunk: the trunk, whose BatchNorm has been replaced or not.
+        weights: a run directory (its best checkpoint, else its last), a checkpoint file, a file of torchvision's state dict, or the
+            name of published weights, which torchvision downloads unless they are in torch's cache. An embedding behind torchvision's
+            layers, which published weights do not have, does not change.
+
+    Raises:
+        ValueError: where there are no such weights, where they cannot be read or fetched, and where they do not fit, listing every
+            parameter that does not.
     """
     path = Path(weights).expanduser()
     if path.is_dir():
@@ -46,7 +51,7 @@ def load_weights(trunk: Trunk, weights: str) -> None:
 
 
 def adapt_channels(filters: Tensor, channels: int) -> Tensor:
-    """filters: [out, k, height, width] to [out, channels, height, width]; see above."""
+    """Filters for another number of channels, [out, k, height, width] to [out, channels, height, width]; see above."""
     return (filters.sum(1, keepdim=True) / channels).expand(-1, channels, -1, -1).contiguous()
 
 
