@@ -38,7 +38,7 @@ def softmax(logits: Tensor, active: Tensor) -> Tensor:
 
 def share(values: Tensor, active: Tensor) -> Tensor:
     """Scale the values >= 0 of the active tasks to sum 1; equal shares where they are all 0."""
-    kept = only_active(values, active)
-    total = kept.sum(-1, keepdim=True)
+    masked = only_active(values, active)
+    total = masked.sum(-1, keepdim=True)
     equal = active / count(active)
-    return torch.where(total > 0, kept / torch.where(total > 0, total, 1), equal.to(values.dtype))
+    return torch.where(total > 0, masked / torch.where(total > 0, total, 1), equal.to(values.dtype))

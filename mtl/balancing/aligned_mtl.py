@@ -44,12 +44,12 @@ class AlignedMTL(PreferringBalancer):
         square = restrict(gramian, active)
         preference = self.preferences(active)
         values, vectors = eigen(square)
-        kept = significant(values, rounding(losses))
-        there = torch.where(kept, values, torch.nan)
+        nonzero = significant(values, rounding(losses))
+        there = torch.where(nonzero, values, torch.nan)
         if self.scale == "min":
-            scale = torch.where(kept, values, torch.inf).amin(-1, keepdim=True)
+            scale = torch.where(nonzero, values, torch.inf).amin(-1, keepdim=True)
         else:
             scale = (there.nanmedian(-1, keepdim=True).values) if self.scale == "median" else there.nanmean(-1, keepdim=True)
-        factors = torch.where(kept, (scale / values).sqrt(), 0)
+        factors = torch.where(nonzero, (scale / values).sqrt(), 0)
         weights = (vectors @ (factors[..., None] * (vectors.mT @ preference[..., None]))).squeeze(-1)
-        return (torch.where(kept.any(-1, keepdim=True), weights, preference) * active).to(losses.dtype), state
+        return (torch.where(nonzero.any(-1, keepdim=True), weights, preference) * active).to(losses.dtype), state

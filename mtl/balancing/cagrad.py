@@ -100,8 +100,8 @@ class CAGrad(PreferringBalancer):
     def _root(self, square: Tensor, along: Tensor, free: Tensor) -> Tensor:
         """The logarithm of |g_w|, [..., 1], at the optimum, if the tasks with weight are the free ones.
 
-        For these g_w . g_i c / |g_w| + along_i = nu. Solved for nu by |g_w| = 1 up to scale, then for the scale by sum w = 1; not finite where
-        these tasks have no optimum.
+        For these g_w . g_i c / |g_w| + along_i = nu. Solved for nu by |g_w| = 1 up to scale, then for the scale by sum w = 1; not finite
+        where these tasks have no optimum.
         """
         matrix = restrict(square, free)
         matrix = matrix + torch.diag_embed((matrix.diagonal(dim1=-2, dim2=-1) == 0).double())

@@ -43,7 +43,10 @@ class Balancer(ABC):
     @property
     @abstractmethod
     def needs(self) -> Needs:
-        """What the method reads: `losses` (`weigh` without a Gramian), `gramian` (`weigh` with one, or `combine`) or `gradients` (`combine`)."""
+        """What the method reads of the tasks.
+
+        `losses`: `weigh` is called without a Gramian; `gramian`: `weigh` with one, or `combine`; `gradients`: `combine` only.
+        """
 
     def for_run(self, *, steps_per_round: float, num_rounds: float) -> "Balancer":
         """The same balancer with what depends on the length of the run, such as a warm-up, filled in.

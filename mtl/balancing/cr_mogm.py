@@ -58,7 +58,7 @@ class CRMOGM(Balancer):
 
     def init(self, like: Tensor) -> State:
         """State: `weights` and `started`, whether a task has had its first step, [..., T], and the state of `of`."""
-        return self._named(self.of.init(like)) | {"weights": torch.zeros_like(like), "started": torch.zeros_like(like)}
+        return self._with_prefix(self.of.init(like)) | {"weights": torch.zeros_like(like), "started": torch.zeros_like(like)}
 
     def draw_shape(self, num_tasks: int, num_coordinates: int) -> tuple[int, ...]:
         """See `Balancer`."""
@@ -66,18 +66,18 @@ class CRMOGM(Balancer):
 
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
         """See `Balancer`."""
-        newest, own = self.of.weigh(self._own(state), losses, gramian, active, draw)
+        newest, state_of_method = self.of.weigh(self._state_of_method(state), losses, gramian, active, draw)
         before = torch.where(state["started"] > 0, state["weights"], newest)
         weights = torch.where(active, torch.lerp(newest, before, self.decay), state["weights"])
         started = torch.where(active, 1, state["started"])
-        return only_active(weights, active), state | self._named(own) | {"weights": weights, "started": started}
+        return only_active(weights, active), state | self._with_prefix(state_of_method) | {"weights": weights, "started": started}
 
     def observe(self, state: State, losses: Tensor, active: Tensor) -> State:
         """See `Balancer`."""
-        return state | self._named(self.of.observe(self._own(state), losses, active))
+        return state | self._with_prefix(self.of.observe(self._state_of_method(state), losses, active))
 
-    def _own(self, state: State) -> State:
+    def _state_of_method(self, state: State) -> State:
         return {name.removeprefix(OF): value for name, value in state.items() if name.startswith(OF)}
 
-    def _named(self, own: State) -> State:
-        return {OF + name: value for name, value in own.items()}
+    def _with_prefix(self, state_of_method: State) -> State:
+        return {OF + name: value for name, value in state_of_method.items()}

@@ -72,8 +72,8 @@ class DBMTL(PreferringBalancer):
         weight = log_loss_weight(losses, active)
         newest = only_active(gradients, active[..., None]) * weight[..., None]
         step = state["step"] + active.any(-1, keepdim=True)
-        kept = self.beta / step.clamp_min(1) ** self.decay
-        smooth = torch.where(active[..., None], newest + kept[..., None] * (state["smooth"] - newest), state["smooth"])
+        rate = self.beta / step.clamp_min(1) ** self.decay
+        smooth = torch.where(active[..., None], newest + rate[..., None] * (state["smooth"] - newest), state["smooth"])
         taken = only_active(smooth, active[..., None])
         factor = to_longest(taken.norm(dim=-1)) * self._emphasis(losses, active)
         direction = (factor[..., None] * taken).sum(-2)

@@ -45,6 +45,6 @@ class GradDrop(Balancer):
         total, size = gradients.sum(-2), gradients.abs().sum(-2)
         purity = (1 + torch.where(size > 0, total / size, 0)) / 2
         positive = (draw < purity)[..., None, :]
-        kept = torch.where(positive, gradients.clamp_min(0), gradients.clamp_max(0))
-        direction = torch.lerp(kept.sum(-2), total, self.leak)
+        same_sign = torch.where(positive, gradients.clamp_min(0), gradients.clamp_max(0))
+        direction = torch.lerp(same_sign.sum(-2), total, self.leak)
         return direction, active.to(losses.dtype), state

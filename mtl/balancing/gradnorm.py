@@ -62,5 +62,5 @@ class GradNorm(PreferringBalancer):
         target = over.mean(lengths, active) * rate**self.alpha * (self.preferences(active) * number).to(rate.dtype)
         slope = (lengths - target).sign() * norm
         learned = over.share((weights - self.learning_rate * slope).clamp_min(LEAST), active)
-        held = over.only_active(state["weights"], active).sum(-1, keepdim=True)
-        return weights, {"weights": torch.where(active, learned * held, state["weights"]), "first": first}
+        total = over.only_active(state["weights"], active).sum(-1, keepdim=True)
+        return weights, {"weights": torch.where(active, learned * total, state["weights"]), "first": first}

@@ -62,10 +62,10 @@ class GradVac(PreferringBalancer):
         )
         dots, square = cosine.clone(), there[..., None].double()
         added, before = [], []
-        for (visited, rows), wanted in zip(visits(cosine, order), cot, strict=True):
+        for (visited, rows), target in zip(visits(cosine, order), cot, strict=True):
             along = dots.gather(-1, visited)
             across = torch.addcmul(square, along, along, value=-1).clamp_min_(0).sqrt_()
-            amount = (wanted * across).sub_(along).clamp_min_(0)
+            amount = (target * across).sub_(along).clamp_min_(0)
             before.append(along / square.clamp_min(SMALLEST).sqrt())
             added.append(amount)
             square = square + amount * (2 * along + amount)

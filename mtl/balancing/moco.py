@@ -72,11 +72,11 @@ class MoCo(Balancer):
         before = over.share(state["weights"], active)
         pull = (gramian_of(taken) @ before[..., None].double()).squeeze(-1).to(before.dtype) + self.rho * before
         weights = project_to_simplex(before - self.gamma / often**self.gamma_decay * pull, active)
-        held = over.only_active(state["weights"], active).sum(-1, keepdim=True)
+        total = over.only_active(state["weights"], active).sum(-1, keepdim=True)
         return (
             weighted_sum(weights, taken),
             weights,
-            {"smooth": smooth, "weights": torch.where(active, weights * held, state["weights"]), "step": step},
+            {"smooth": smooth, "weights": torch.where(active, weights * total, state["weights"]), "step": step},
         )
 
 

@@ -48,8 +48,8 @@ class PCGrad(PreferringBalancer):
 
 def visiting_order(draw: Tensor) -> Tensor:
     """In row i all tasks but i, in the order of the numbers in row i of `draw` [..., T, T]; [..., T, T - 1]."""
-    own = torch.eye(draw.shape[-1], dtype=torch.bool, device=draw.device)
-    return torch.where(own, torch.inf, draw).argsort(-1)[..., :-1]
+    diagonal = torch.eye(draw.shape[-1], dtype=torch.bool, device=draw.device)
+    return torch.where(diagonal, torch.inf, draw).argsort(-1)[..., :-1]
 
 
 def visits(cosine: Tensor, order: Tensor) -> list[tuple[Tensor, Tensor]]:

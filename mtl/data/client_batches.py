@@ -106,7 +106,7 @@ def part_of_key(key: Tensor, part: int) -> Tensor:
 
 
 def plan_batches(
-    held: Ragged, clients: Sequence[int], work: LocalWork, *, seed: int, round: int, max_steps: int | None = None
+    client_images: Ragged, clients: Sequence[int], work: LocalWork, *, seed: int, round: int, max_steps: int | None = None
 ) -> CohortBatches:
     """The batches of some clients in a round.
 
@@ -118,9 +118,9 @@ def plan_batches(
         round: from 0.
         max_steps: stop after so many steps; None for all.
     """
-    device = held.values.device
-    largest = min(work.batch_size, max((held.size(client) for client in clients), default=1))
-    steps = [work.num_steps(held.size(client)) for client in clients]
+    device = client_images.values.device
+    largest = min(work.batch_size, max((client_images.size(client) for client in clients), default=1))
+    steps = [work.num_steps(client_images.size(client)) for client in clients]
     if max_steps is not None:
         steps = [min(count, max_steps) for count in steps]
     assert all(before >= after for before, after in itertools.pairwise(steps))
@@ -128,11 +128,11 @@ def plan_batches(
     # One plan for all clients of a size: their shapes are the same.
     same_size: dict[int, list[int]] = {}
     for place, client in enumerate(clients):
-        same_size.setdefault(held.size(client), []).append(place)
+        same_size.setdefault(client_images.size(client), []).append(place)
     parts, filled, places = [], [], []
     for group in same_size.values():
         count = steps[group[0]]
-        images = torch.stack([held[clients[place]] for place in group])
+        images = torch.stack([client_images[clients[place]] for place in group])
         index, full = _plan(images, part_of_key(key[group], ORDER), count, work.batch_size)
         parts.append(index.reshape(-1, work.batch_size)[:, :largest])
         filled.append(full.repeat(len(group)))

@@ -15,7 +15,7 @@ from mtl.base.types import ImageData
 from mtl.data.images import check_size, data_root, list_folders, list_images, load_images, no_attributes, not_found, read_images
 from mtl.data.lists import check_matches, read_lines
 
-# Where two of the damaged ORL files held a 13 before a 10 from the start: the place that leaves each row likest to the next.
+# Where two of the damaged ORL files held a 13 before a 10 from the start: the place that makes each row most similar to the next.
 TRUE_PAIRS = {"s8/10.pgm": 14 + 78 * 92 + 5, "s9/8.pgm": 14 + 55 * 92 + 80}
 JPEG = frozenset({".jpg", ".jpeg"})
 PARTS = {"train": 0, "val": 1, "test": 2}  # of CelebA's partition
@@ -117,13 +117,13 @@ def celeba(
     )
     paths = list_images(folder / "img_align_celeba", JPEG) if (folder / "img_align_celeba").is_dir() else []
     if not paths or not (attribute_file.is_file() or identity_file.is_file()):
-        layout = "CelebA as [celeba/]img_align_celeba/*.jpg beside list_attr_celeba.txt or identity_CelebA.txt (better both)"
+        layout = "CelebA as [celeba/]img_align_celeba/*.jpg next to list_attr_celeba.txt or identity_CelebA.txt (better both)"
         obtain = "Get it from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html (non-commercial research only)."
         raise not_found(root, looked, layout, obtain)
     if part != "all":
         every = _read_partition(split_file, [path.name for path in paths])
         if every is None:
-            raise ValueError(f"data.part={part} needs {split_file.name} beside the pictures, and {folder} has none")
+            raise ValueError(f"data.part={part} needs {split_file.name} next to the pictures, and {folder} has none")
         paths = [path for path, number in zip(paths, every.tolist(), strict=True) if number == PARTS[part]]
         if not paths:
             raise ValueError(f"data.part={part} must have pictures, and none in {folder} is of that part")
@@ -148,10 +148,10 @@ def _read_numbers(
     lines: list[str], list_file: Path, files: list[str], count: int, allowed: set[int] | None
 ) -> dict[str, list[int]]:
     """`count` integers for each of `files` that a line `file integer ...` names; see `check_matches` for those that none names."""
-    wanted = set(files)
+    known_files = set(files)
     rows: dict[str, list[int]] = {}
     for fields in map(str.split, lines):
-        if not fields or fields[0] not in wanted:
+        if not fields or fields[0] not in known_files:
             continue
         try:
             numbers = [int(field) for field in fields[1:]]

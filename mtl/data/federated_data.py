@@ -132,7 +132,7 @@ def federate(
     present = data.classes[split.train].unique()
     if not data.attribute_names and len(present) < 2:
         raise ValueError(f"data {data.name} must hold at least 2 classes in the training images, got {len(present)}")
-    _check_watched(subtasks, split)
+    _check_monitored(subtasks, split)
     places = partition(_labels(data, partition_by)[split.train], seed)
     clients = Ragged.of([split.train[place] for place in places])
     left_over = len(split.train) - len(clients.values)
@@ -172,7 +172,7 @@ def sum_by_client(clients: Ragged, labels: Tensor) -> Tensor:
     return sums.index_add_(0, owner, labels[clients.values].long())
 
 
-def _check_watched(subtasks: Subtasks, split: Split) -> None:
+def _check_monitored(subtasks: Subtasks, split: Split) -> None:
     """The validation and test images must define the metric that a run is judged by, or there is nothing to see."""
     for name, index in (("val", split.val), ("test", split.test)):
         targets, known = subtasks.targets[index], subtasks.known[index]

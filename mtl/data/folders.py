@@ -57,15 +57,15 @@ def list_class_folders(root: Path) -> tuple[list[Path], Tensor, tuple[str, ...],
     classes: list[int] = []
     splits: list[int] = []
     for folder, split in folders:
-        found = list_images(folder)
-        if not found:
+        images_of_class = list_images(folder)
+        if not images_of_class:
             raise ValueError(
                 f"data.root must hold class folders with images in each, got {folder} with none ({' '.join(sorted(EXTENSIONS))})"
             )
-        paths += found
+        paths += images_of_class
         others += list_others(folder, folders=False)
-        classes += [names.index(folder.name)] * len(found)
-        splits += [split] * len(found)
+        classes += [names.index(folder.name)] * len(images_of_class)
+        splits += [split] * len(images_of_class)
     _log_others(root, others)
     return paths, torch.tensor(classes), names, torch.tensor(splits, dtype=torch.int8) if has_splits else None
 
@@ -77,8 +77,8 @@ def _log_others(root: Path, others: list[Path]) -> None:
         kind = "hidden" if path.name.startswith(".") else "folders" if path.is_dir() else path.suffix.lower() or "no extension"
         kinds.setdefault(kind, []).append(path)
     if others:
-        told = (f"{len(kinds[kind])} {kind} ({printable(kinds[kind][0].relative_to(root))})" for kind in sorted(kinds))
-        log.info("passed over in %s, with the first of each kind: %s", printable(root), ", ".join(told))
+        counts = (f"{len(kinds[kind])} {kind} ({printable(kinds[kind][0].relative_to(root))})" for kind in sorted(kinds))
+        log.info("ignored in %s, with the first of each kind: %s", printable(root), ", ".join(counts))
 
 
 def warn_of_copies(paths: Sequence[Path], images: Tensor, classes: Tensor, split: Tensor | None) -> None:
@@ -86,11 +86,11 @@ def warn_of_copies(paths: Sequence[Path], images: Tensor, classes: Tensor, split
 
     Files are compared only where their decoded images, uint8 [N, ...], are equal.
     """
-    seen: dict[bytes, list[int]] = {}
+    places_by_digest: dict[bytes, list[int]] = {}
     for place, image in enumerate(images.numpy()):
-        seen.setdefault(hashlib.blake2b(image.data, digest_size=16).digest(), []).append(place)
+        places_by_digest.setdefault(hashlib.blake2b(image.data, digest_size=16).digest(), []).append(place)
     copies: dict[str, list[tuple[int, int]]] = {"under two classes": [], "in two parts": [], "in one class": []}
-    for places in seen.values():
+    for places in places_by_digest.values():
         firsts: list[int] = []
         for place in places:
             first = next((one for one in firsts if filecmp.cmp(paths[one], paths[place], shallow=False)), None)

@@ -36,7 +36,7 @@ Pixels = npt.NDArray[np.uint8]
 CACHE_VERSION = 1  # raise it when the same files and options come to decode to other pixels
 HEIC = frozenset({".heic", ".heif"})
 EXTENSIONS = HEIC | {".png", ".jpg", ".jpeg", ".jfif", ".pgm", ".ppm", ".bmp", ".webp", ".tif", ".tiff"}
-FOREIGN = frozenset({"__MACOSX"})  # folders that a system or an archiver adds beside the user's own
+FOREIGN = frozenset({"__MACOSX"})  # folders that a system or an archiver adds to the user's own
 # What Pillow raises on damaged bytes, as seen by flipping some in files of each kind.
 PILLOW_ERRORS = (
     *(OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, ArithmeticError),

@@ -78,26 +78,28 @@ def add_instances(
     if not len(index):
         raise ValueError("transfer.source must have training images that are positives of its subtasks, got none")
     hidden = {_bytes(image) for image in data.images[torch.cat([data.split.val, data.split.test])]}
-    seen = sum(_bytes(image) in hidden for image in images[index])
-    if seen:
+    hidden_count = sum(_bytes(image) in hidden for image in images[index])
+    if hidden_count:
         raise ValueError(
-            f"transfer.source must hold no image of validation or test, and {seen} of its training images are of them"
+            f"transfer.source must hold no image of validation or test, and {hidden_count} of its training images are of them"
         )
 
-    theirs = F.normalize(embed(images[index]), dim=1)
+    source_embeddings = F.normalize(embed(images[index]), dim=1)
     drawn = []
-    for client, held in enumerate(data.clients):
+    for client, client_images in enumerate(data.clients):
         rng = generator(seed, "instances", client=client)
-        weights = density_ratio(F.normalize(embed(data.images[held]), dim=1), theirs, rng)
+        weights = density_ratio(F.normalize(embed(data.images[client_images]), dim=1), source_embeddings, rng)
         start = float(torch.rand((), generator=rng, dtype=torch.float64))
-        drawn.append(index[draw_systematically(weights, max(round(ratio * len(held)), 1), start)])
+        drawn.append(index[draw_systematically(weights, max(round(ratio * len(client_images)), 1), start)])
     used, places = torch.cat(drawn).unique(return_inverse=True)
     chosen = (subtasks.targets & subtasks.known)[used].any(0)
     names = [f"{PREFIX}{name}" for name, is_chosen in zip(subtasks.names, chosen.tolist(), strict=True) if is_chosen]
-    logger.info("%d images of the source with %d subtasks are trained along", len(used), len(names))
+    logger.info("%d images of the source with %d subtasks are added to the clients", len(used), len(names))
 
-    parts = places.split([len(own) for own in drawn])
-    clients = Ragged.of([torch.cat([held, len(data.images) + own]) for held, own in zip(data.clients, parts, strict=True)])
+    parts = places.split([len(part) for part in drawn])
+    clients = Ragged.of(
+        [torch.cat([client_images, len(data.images) + part]) for client_images, part in zip(data.clients, parts, strict=True)]
+    )
     targets = torch.block_diag(data.targets, subtasks.targets[used][:, chosen]).bool()
     known = torch.block_diag(data.known, subtasks.known[used][:, chosen]).bool()
     if disjoint:
@@ -119,7 +121,7 @@ def add_instances(
     )
 
 
-def density_ratio(own: Tensor, source: Tensor, rng: torch.Generator) -> Tensor:
+def density_ratio(client: Tensor, source: Tensor, rng: torch.Generator) -> Tensor:
     """The ratio of densities w of the source's rows, float64 [m], above zero.
 
     With a single image on a side none can be left out, and the width is the median distance.
@@ -129,47 +131,47 @@ def density_ratio(own: Tensor, source: Tensor, rng: torch.Generator) -> Tensor:
         source: embeddings of the source's images, [m, h].
         rng: for the centres, and for the pairs of images that are left out.
     """
-    own, others = (part.double()[torch.randperm(len(part), generator=rng)] for part in (own, source))
-    centres = own[:CENTRES]
-    typical = torch.cdist(others, centres).median().clamp_min(TINY)
+    client, foreign = (part.double()[torch.randperm(len(part), generator=rng)] for part in (client, source))
+    centres = client[:CENTRES]
+    typical = torch.cdist(foreign, centres).median().clamp_min(TINY)
     best = (torch.inf, 1.0, 1.0)
-    if min(len(own), len(others)) > 1:
+    if min(len(client), len(foreign)) > 1:
         for width in WIDTHS:
-            ours, theirs = (_kernels(part, centres, width * typical) for part in (own, others))
-            best = min(best, *((left_out_error(ours, theirs, ridge), width, ridge) for ridge in RIDGES))
+            client_kernels, source_kernels = (_kernels(part, centres, width * typical) for part in (client, foreign))
+            best = min(best, *((left_out_error(client_kernels, source_kernels, ridge), width, ridge) for ridge in RIDGES))
     _, width, ridge = best
-    ours, theirs = (_kernels(part, centres, width * typical) for part in (own, source.double()))
-    gram = theirs.T @ theirs / len(theirs)
-    strengths: Tensor = torch.linalg.solve(gram + ridge * torch.eye(len(gram)), ours.mean(0))
-    return theirs @ strengths.clamp_min(0)
+    client_kernels, source_kernels = (_kernels(part, centres, width * typical) for part in (client, source.double()))
+    gram = source_kernels.T @ source_kernels / len(source_kernels)
+    strengths: Tensor = torch.linalg.solve(gram + ridge * torch.eye(len(gram)), client_kernels.mean(0))
+    return source_kernels @ strengths.clamp_min(0)
 
 
-def left_out_error(ours: Tensor, theirs: Tensor, ridge: float) -> float:
+def left_out_error(client_kernels: Tensor, source_kernels: Tensor, ridge: float) -> float:
     """The error of a fit, with one image of each side left out.
 
-    The mean over i of w_i(source_i)^2 / 2 - w_i(client_i), w_i being fitted without client image i and source image i, for as many i as there
-    are pairs; by the inverse of a matrix less one dyad.
+    The mean over i of w_i(source_i)^2 / 2 - w_i(client_i), w_i being fitted without client image i and source image i, for as many i as
+    there are pairs; by the inverse of a matrix less one dyad.
 
     Args:
-        ours: [n, b], k of the client's images.
-        theirs: [m, b], k of the source's images.
+        client_kernels: [n, b], k of the client's images.
+        source_kernels: [m, b], k of the source's images.
         ridge: r.
     """
-    n, m = len(ours), len(theirs)
-    one, other = ours[: min(n, m)], theirs[: min(n, m)]
-    matrix = theirs.T @ theirs / m + ridge * (m - 1) / m * torch.eye(theirs.shape[1])
-    solved = torch.linalg.solve(matrix, torch.cat([(n * ours.mean(0) - one) / (n - 1), other]).T).T
-    without_own, dyad = solved.split(len(one))
-    correction = (other * without_own).sum(1) / (m - (other * dyad).sum(1))
-    weights = ((m - 1) / m * (without_own + correction[:, None] * dyad)).clamp_min(0)
-    return float(((weights * other).sum(1).square() / 2 - (weights * one).sum(1)).mean())
+    n, m = len(client_kernels), len(source_kernels)
+    client_rows, source_rows = client_kernels[: min(n, m)], source_kernels[: min(n, m)]
+    matrix = source_kernels.T @ source_kernels / m + ridge * (m - 1) / m * torch.eye(source_kernels.shape[1])
+    solved = torch.linalg.solve(matrix, torch.cat([(n * client_kernels.mean(0) - client_rows) / (n - 1), source_rows]).T).T
+    without_client, dyad = solved.split(len(client_rows))
+    correction = (source_rows * without_client).sum(1) / (m - (source_rows * dyad).sum(1))
+    weights = ((m - 1) / m * (without_client + correction[:, None] * dyad)).clamp_min(0)
+    return float(((weights * source_rows).sum(1).square() / 2 - (weights * client_rows).sum(1)).mean())
 
 
 def draw_systematically(weights: Tensor, count: int, start: float) -> Tensor:
     """Draw `count` places by weight, sorted, each as often as its share to within one.
 
-    With the share s_i = count weights_i / sum, place i is drawn floor(s_i) or ceil(s_i) times, and s_i times in the mean over a start that is
-    uniform in [0, 1).
+    With the share s_i = count weights_i / sum, place i is drawn floor(s_i) or ceil(s_i) times, and s_i times in the mean over a start that
+    is uniform in [0, 1).
     """
     ends = weights.cumsum(0) * (count / weights.sum())
     return torch.searchsorted(ends, torch.arange(count, dtype=torch.float64) + start, right=True).clamp_max(len(weights) - 1)

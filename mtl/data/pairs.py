@@ -64,26 +64,28 @@ def lfw_pairs(
     """
     base = data_root(root)
     looked = [*lfw_folders(base), *lfw_folders(base / "lfw-py")]
-    held = [(folder, file) for folder in looked for file in (folder / "pairs.txt", folder.parent / "pairs.txt") if file.is_file()]
-    if not held:
+    lists = [
+        (folder, file) for folder in looked for file in (folder / "pairs.txt", folder.parent / "pairs.txt") if file.is_file()
+    ]
+    if not lists:
         obtain = "Get both from https://vis-www.cs.umass.edu/lfw/ (for research; its authors state no licence)."
-        raise not_found(root, looked, "LFW's pairs.txt beside [lfw/]<Person>/<Person>_0001.jpg", obtain)
-    lines = read_pairs(held[0][1])
+        raise not_found(root, looked, "LFW's pairs.txt next to [lfw/]<Person>/<Person>_0001.jpg", obtain)
+    lines = read_pairs(lists[0][1])
     names = sorted({picture for first, second, _ in lines for picture in (first, second)})
-    found = {folder: [_path(folder, name) for name in names] for folder, _ in held if folder.is_dir()}
-    missing = {folder: [path for path in paths if not path.is_file()] for folder, paths in found.items()}
+    paths_by_folder = {folder: [_path(folder, name) for name in names] for folder, _ in lists if folder.is_dir()}
+    missing = {folder: [path for path in paths if not path.is_file()] for folder, paths in paths_by_folder.items()}
     folder = min(missing, key=lambda folder: len(missing[folder]), default=None)
     if folder is None or missing[folder]:
-        lost = [] if folder is None else [str(path.relative_to(folder)) for path in missing[folder]]
-        if len(lost) == len(names):
+        absent = [] if folder is None else [str(path.relative_to(folder)) for path in missing[folder]]
+        if len(absent) == len(names):
             raise ValueError(
-                f"{held[0][1]} names {len(names)} pictures, and none of them is in {folder}: the first is {lost[0]}, letter case counts"
+                f"{lists[0][1]} names {len(names)} pictures, and none of them is in {folder}: the first is {absent[0]}, letter case counts"
             )
         raise ValueError(
-            f"{held[0][1]} names {len(names)} pictures, and {len(lost)} of them are missing in {folder}: {', '.join(lost)}"
+            f"{lists[0][1]} names {len(names)} pictures, and {len(absent)} of them are missing in {folder}: {', '.join(absent)}"
         )
     place = {name: number for number, name in enumerate(names)}
-    images, _ = load_images("lfw-pairs", base, found[folder], image_size=image_size, crop=crop, grey=grey)
+    images, _ = load_images("lfw-pairs", base, paths_by_folder[folder], image_size=image_size, crop=crop, grey=grey)
     return Pairs(
         name="lfw",
         images=images,
@@ -91,7 +93,7 @@ def lfw_pairs(
         second=torch.tensor([place[second] for _, second, _ in lines]),
         same=torch.tensor([first[0] == second[0] for first, second, _ in lines]),
         fold=torch.tensor([fold for *_, fold in lines]),
-        source=str(held[0][1]),
+        source=str(lists[0][1]),
     )
 
 

@@ -179,9 +179,9 @@ def _orl_scenes(
         key = client_keys(derive_seed(seed, "scenes", part), "scene", 0, range(number))
         for some in key.split(CHUNK) if number else ():
             parts.append((*_draw(some, faces.images[own].float() / 255, style), own))
-    images, boxes, valid, chosen, own_photographs = zip(*parts, strict=True)
+    images, boxes, valid, chosen, photographs_of = zip(*parts, strict=True)
     present = torch.cat(valid)
-    identity = torch.cat([faces.classes[own[pick]] for pick, own in zip(chosen, own_photographs, strict=True)])
+    identity = torch.cat([faces.classes[own[pick]] for pick, own in zip(chosen, photographs_of, strict=True)])
     # Slots without room for a face are empty: those that count come first.
     front = (~present).int().argsort(dim=1, stable=True)
     return SceneSet(
@@ -228,11 +228,11 @@ def _draw(key: Tensor, photographs: Tensor, style: _Style) -> tuple[Tensor, Tens
     draws = _Draws(key)
     canvas = _background(draws, style.size)
     slots = style.max_faces + DECOYS
-    wanted = (draws(1) * (style.max_faces + 1)).long()
+    num_faces = (draws(1) * (style.max_faces + 1)).long()
     centre, height, angle, boxes, valid = _place(draws, style, slots)
     chosen = (draws(slots) * len(photographs)).long()
     is_face = torch.arange(slots) < style.max_faces
-    valid = valid & (~is_face | (torch.arange(slots) < wanted))
+    valid = valid & (~is_face | (torch.arange(slots) < num_faces))
     for slot in range(slots):
         pictures = photographs[chosen[:, slot]]
         if slot >= style.max_faces:
@@ -294,11 +294,11 @@ def _place(draws: _Draws, style: _Style, slots: int) -> tuple[Tensor, Tensor, Te
             free &= ((boxes[..., 2:] <= before[:, None, :2]) | (boxes[..., :2] >= before[:, None, 2:])).any(-1)
         first = free.int().argmax(1)
         rows = torch.arange(len(first))
-        found = free.any(1)
-        places.append((centre[rows, first], height[rows, first], angle[rows, first], boxes[rows, first], found))
-        taken.append(boxes[rows, first].where(found[:, None], -1.0))
-    centre, height, angle, boxes, found = (torch.stack(each, 1) for each in zip(*places, strict=True))
-    return centre, height, angle, boxes, found
+        has_room = free.any(1)
+        places.append((centre[rows, first], height[rows, first], angle[rows, first], boxes[rows, first], has_room))
+        taken.append(boxes[rows, first].where(has_room[:, None], -1.0))
+    centre, height, angle, boxes, has_room = (torch.stack(each, 1) for each in zip(*places, strict=True))
+    return centre, height, angle, boxes, has_room
 
 
 def _reach(along: Tensor, across: Tensor, angle: Tensor) -> Tensor:

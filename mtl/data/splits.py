@@ -37,11 +37,11 @@ def auto(data: ImageData, seed: int, *, train: int | None = None, val: int | Non
     """
     if data.official_split is None or len(data.official_split.unique()) < 2:
         return per_class(data, seed, train=5 if train is None else train, val=0 if val is None else val, test=test)
-    given = {name: number for name, number in (("train", train), ("val", val), ("test", test)) if number is not None}
-    if given:
+    numbers = {name: number for name, number in (("train", train), ("val", val), ("test", test)) if number is not None}
+    if numbers:
         raise ValueError(
-            f"split.{' split.'.join(given)} must be null, as {data.name} comes in parts of its own, got "
-            f"{', '.join(map(str, given.values()))}; say split=per_class to mix them and draw anew, or split=official"
+            f"split.{' split.'.join(numbers)} must be null, as {data.name} comes in parts of its own, got "
+            f"{', '.join(map(str, numbers.values()))}; use split=per_class to mix them and draw anew, or split=official"
         )
     return official(data, seed)
 

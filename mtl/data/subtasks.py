@@ -128,12 +128,12 @@ def _known_classes(data: ImageData, num_tasks: int) -> Tensor:
     return (data.classes >= 0)[:, None].expand(-1, num_tasks).clone()
 
 
-def _as_names(field: str, given: Sequence[str | int]) -> tuple[str, ...]:
+def _as_names(field: str, values: Sequence[str | int]) -> tuple[str, ...]:
     """Names as text: whole numbers are names too; what YAML reads as another type must be in quotes."""
-    for name in given:
+    for name in values:
         if not isinstance(name, str | int) or isinstance(name, bool):
             raise ValueError(f"{field} must hold names, got {name} ({type(name).__name__}); as a name it needs quotes")
-    return tuple(map(str, given))
+    return tuple(map(str, values))
 
 
 def _positions(field: str, names: Sequence[str], choices: Sequence[str]) -> list[int]:

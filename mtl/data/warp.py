@@ -43,9 +43,9 @@ def warp(images: Tensor, placement: Tensor, size: Size, *, max_samples: int = 8)
     points = torch.stack(
         [x.expand(height, width), y[:, None].expand(height, width), torch.ones_like(x).expand(height, width)], -1
     )
-    seen = torch.einsum("bij,hwj->bhwi", placement.to(images.dtype), points)
+    sources = torch.einsum("bij,hwj->bhwi", placement.to(images.dtype), points)
     extent = torch.tensor([images.shape[3], images.shape[2]], dtype=images.dtype, device=images.device)
-    output = F.grid_sample(images, 2 * seen / extent - 1, padding_mode="border", align_corners=False)
+    output = F.grid_sample(images, 2 * sources / extent - 1, padding_mode="border", align_corners=False)
     return F.avg_pool2d(output, by) if by > 1 else output
 
 

@@ -66,7 +66,7 @@ class Inference:
         images = data.images[index]
         if state.bank.layout.keep == "all":
             at_once = min(len(images), images_at_once(self.model, BATCH))
-            size = min(PIXELS // max(images[0].numel() * at_once, 1), NUMBERS // max(self.model.held * at_once, 1))
+            size = min(PIXELS // max(images[0].numel() * at_once, 1), NUMBERS // max(self.model.activation_numel * at_once, 1))
             for clients in _blocks(whom, max(size, 1) if stacked else 1):
                 params = state.bank.load(clients, {"params": state.params})["params"]
                 yield (
@@ -80,13 +80,13 @@ class Inference:
         # The trunk is the same everywhere: what it makes of the images is computed once.
         shared = {name: value for name, value in state.params.items() if not is_head(name)}
         heads = {name: value for name, value in state.params.items() if is_head(name)}
-        part = max(len(images), 1) if self.model.held == 1 else images_at_once(self.model, BATCH)
+        part = max(len(images), 1) if self.model.activation_numel == 1 else images_at_once(self.model, BATCH)
         for start in range(0, len(images), part):
             now = slice(start, start + part)
             views = zip(*(self._features(shared, few) for few in images[now].split(BATCH)), strict=True)
             features = [_join(parts) for parts in views]
             count = len(images[now])
-            size = min(SCORES // (count * data.num_tasks), NUMBERS // (count * self.model.held))
+            size = min(SCORES // (count * data.num_tasks), NUMBERS // (count * self.model.activation_numel))
             for clients in _blocks(whom, max(size, 1)):
                 own = state.bank.load(clients, {"params": heads})["params"]
                 # Heads without parameters are the same everywhere too.

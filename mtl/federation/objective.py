@@ -116,7 +116,7 @@ class Objective:
 
 def images_at_once(model: MultiTaskModel, most: int) -> int:
     """How many images are scored at once, at most `most`."""
-    return max(min(NUMBERS // model.held, most), 1)
+    return max(min(NUMBERS // model.activation_numel, most), 1)
 
 
 def pair_loss(model: MultiTaskModel) -> PairLoss:

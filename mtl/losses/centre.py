@@ -97,9 +97,9 @@ def centre_losses(maps: Tensor, targets: CentreTargets) -> PairLosses:
     positive = ((1 - probability).square() * F.softplus(-logits))[heat == 1].sum()
     negative = ((1 - heat).pow(4) * probability.square() * F.softplus(logits)).sum()
     at = targets.cell[:, None].expand(-1, 4, -1)
-    found = maps[:, 1:].flatten(2).gather(2, at).transpose(1, 2)
-    wanted = torch.cat([targets.offset, targets.log_size], 2)
-    errors = torch.where(targets.valid[..., None], (found - wanted).abs(), 0).sum((0, 1))
+    predicted = maps[:, 1:].flatten(2).gather(2, at).transpose(1, 2)
+    expected = torch.cat([targets.offset, targets.log_size], 2)
+    errors = torch.where(targets.valid[..., None], (predicted - expected).abs(), 0).sum((0, 1))
     zero = torch.zeros_like(negative)
     return PairLosses(
         positive=torch.stack([positive, errors[:2].sum(), errors[2:].sum()]) / faces,

@@ -43,9 +43,9 @@ def evaluate_scores(
         defined = [value for value in of_tasks if value == value]
         metrics[name] = sum(defined) / len(defined) if defined else None
         metrics[f"worst_task_{name}"] = min(defined, default=None)
-        beside = [value for value in of_tasks[num_exclusive:] if value == value]
-        if num_exclusive and beside:
-            metrics[f"attributes_{name}"] = sum(beside) / len(beside)
+        of_attributes = [value for value in of_tasks[num_exclusive:] if value == value]
+        if num_exclusive and of_attributes:
+            metrics[f"attributes_{name}"] = sum(of_attributes) / len(of_attributes)
         metrics |= {f"{task}/{name}": value if value == value else None for task, value in zip(names, of_tasks, strict=True)}
     return metrics
 
@@ -63,9 +63,9 @@ def worst_clients(metrics: Metrics, tasks: Sequence[str], assignment: Tensor) ->
     areas = [metrics[f"{task}/auroc"] for task in tasks]
     of_clients = []
     for trained in assignment.tolist():
-        own = [area for area, mine in zip(areas, trained, strict=True) if mine and area is not None]
-        if own:
-            of_clients.append(sum(own) / len(own))
+        target = [area for area, is_trained in zip(areas, trained, strict=True) if is_trained and area is not None]
+        if target:
+            of_clients.append(sum(target) / len(target))
     worst = sorted(of_clients)[: max(len(of_clients) // 10, 1)]
     return sum(worst) / len(worst) if worst else None
 
@@ -87,7 +87,7 @@ def rank1(scores: Tensor, identity: Tensor) -> float:
     return float(share_of_highest(scores[at_hand], identity[at_hand]).mean())
 
 
-def share_of_highest(scores: Tensor, own: Tensor) -> Tensor:
+def share_of_highest(scores: Tensor, target: Tensor) -> Tensor:
     """For each row, 1/n where the score of its target column is one of the n equal highest, else 0; float64 [N].
 
     Args:
@@ -99,7 +99,7 @@ def share_of_highest(scores: Tensor, own: Tensor) -> Tensor:
     """
     _refuse_nan(scores)
     highest = scores == scores.amax(1, keepdim=True)
-    return highest.gather(1, own[:, None])[:, 0].double() / highest.sum(1)
+    return highest.gather(1, target[:, None])[:, 0].double() / highest.sum(1)
 
 
 def auroc(scores: Tensor, targets: Tensor, known: Tensor) -> Tensor:
@@ -178,8 +178,8 @@ def _refuse_nan(scores: Tensor, names: Sequence[str] | None = None) -> None:
     missing = scores.isnan().sum(0)
     if bool(missing.any()):
         wrong = missing.nonzero().flatten().tolist()
-        told = ", ".join(names[t] if names else str(t) for t in wrong[:5]) + (f" and {len(wrong) - 5} more" if wrong[5:] else "")
-        raise ValueError(f"scores must be numbers, got NaN for {int(missing.max())} of {len(scores)} images in subtask {told}")
+        shown = ", ".join(names[t] if names else str(t) for t in wrong[:5]) + (f" and {len(wrong) - 5} more" if wrong[5:] else "")
+        raise ValueError(f"scores must be numbers, got NaN for {int(missing.max())} of {len(scores)} images in subtask {shown}")
 
 
 def _two_sided(targets: Tensor, known: Tensor) -> Tensor:

@@ -80,9 +80,9 @@ class Verification:
             "auc": self.roc.auc,
             "eer": self.roc.eer,
         }
-        for wanted, tar in self.tar.items():
-            values[f"tar@far={wanted:g}"] = float(tar.mean())
-            values[f"far@far={wanted:g}"] = float(self.far[wanted].mean())
+        for rate, tar in self.tar.items():
+            values[f"tar@far={rate:g}"] = float(tar.mean())
+            values[f"far@far={rate:g}"] = float(self.far[rate].mean())
         return values
 
 
@@ -167,18 +167,18 @@ def verify(scores: Tensor, same: Tensor, fold: Tensor, *, fars: tuple[float, ...
         threshold = best_threshold(scores[~here], same[~here])
         thresholds.append(threshold)
         accuracy.append(((scores[here] > threshold) == same[here]).double().mean())
-        for wanted in fars:
-            limit = far_threshold(scores[~here], same[~here], wanted)
+        for rate in fars:
+            limit = far_threshold(scores[~here], same[~here], rate)
             if limit is not None:
                 accepted = (scores[here] > limit).double()
-                tar.setdefault(wanted, []).append(accepted[same[here]].mean())
-                achieved.setdefault(wanted, []).append(accepted[~same[here]].mean())
-    measured = [wanted for wanted in fars if len(tar.get(wanted, ())) == len(folds)]
+                tar.setdefault(rate, []).append(accepted[same[here]].mean())
+                achieved.setdefault(rate, []).append(accepted[~same[here]].mean())
+    measured = [rate for rate in fars if len(tar.get(rate, ())) == len(folds)]
     return Verification(
         accuracy=torch.stack(accuracy),
         threshold=torch.tensor(thresholds, dtype=torch.float64),
-        tar={wanted: torch.stack(tar[wanted]) for wanted in measured},
-        far={wanted: torch.stack(achieved[wanted]) for wanted in measured},
+        tar={rate: torch.stack(tar[rate]) for rate in measured},
+        far={rate: torch.stack(achieved[rate]) for rate in measured},
         roc=roc_curve(scores, same),
     )
 

@@ -80,19 +80,19 @@ def group_of_each(groups: Groups, tasks: Sequence[str]) -> Tensor:
             raise ValueError(f"architecture.groups must be in [1, {len(tasks)}], the number of subtasks, got {groups}")
         sizes = torch.tensor([len(run) for run in torch.arange(len(tasks)).tensor_split(groups)])
         return torch.arange(groups).repeat_interleave(sizes)
-    found = torch.full((len(tasks),), -1)
+    group_of_task = torch.full((len(tasks),), -1)
     for number, group in enumerate(groups):
         if not group:
             raise ValueError(f"architecture.groups must hold a subtask in each group, and group {number} is empty")
         for task in group:
             place = _place_of(task, tasks)
-            if found[place] >= 0:
+            if group_of_task[place] >= 0:
                 raise ValueError(f"architecture.groups must hold every subtask once, and {tasks[place]} is there twice")
-            found[place] = number
-    if (found < 0).any():
-        missing = ", ".join(tasks[place] for place in (found < 0).nonzero().flatten().tolist())
+            group_of_task[place] = number
+    if (group_of_task < 0).any():
+        missing = ", ".join(tasks[place] for place in (group_of_task < 0).nonzero().flatten().tolist())
         raise ValueError(f"architecture.groups must hold every subtask once, and these are missing: {missing}")
-    return found
+    return group_of_task
 
 
 def _place_of(task: int | str, tasks: Sequence[str]) -> int:

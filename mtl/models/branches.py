@@ -23,10 +23,10 @@ class Branches(nn.Module):
         self.number = len(modules)
         self.module = modules[0]
         self.shapes = {name: parameter.shape for name, parameter in self.module.named_parameters()}
-        own = [dict(module.named_parameters()) for module in modules]
+        params_of_modules = [dict(module.named_parameters()) for module in modules]
         for name in self.shapes:
             path, _, last = name.rpartition(".")
-            stacked = torch.stack([params[name].detach() for params in own])
+            stacked = torch.stack([params[name].detach() for params in params_of_modules])
             setattr(self.module.get_submodule(path), last, nn.Parameter(stacked.flatten(0, 1) if stacked.ndim > 1 else stacked))
 
     def params_of_branches(self) -> Params:
@@ -54,22 +54,22 @@ def run_branches(module: nn.Module, number: int, params: Params, inputs: Tensor,
     Returns:
         [branches, B, ...].
     """
-    own = dict(params)
+    stacked = dict(params)
     for name, layer in module.named_modules():
         if isinstance(layer, KeyedDropout):
             places = torch.arange(number, dtype=torch.int32, device=layer.key.device)
-            own[f"{name}.key" if name else "key"] = split_key(layer.key, places)
-    if same and not own:
+            stacked[f"{name}.key" if name else "key"] = split_key(layer.key, places)
+    if same and not stacked:
         outputs: Tensor = module(inputs)
         return outputs.expand(number, *outputs.shape)
 
-    def run(own: Params, inputs: Tensor) -> Tensor:
-        outputs: Tensor = functional_call(module, own, (inputs,))
+    def run(branch: Params, inputs: Tensor) -> Tensor:
+        outputs: Tensor = functional_call(module, branch, (inputs,))
         return outputs
 
     if torch.compiler.is_exporting():
         # Inside vmap, norms fix the number of images.
-        each = [run({name: value[b] for name, value in own.items()}, inputs if same else inputs[b]) for b in range(number)]
+        each = [run({name: value[b] for name, value in stacked.items()}, inputs if same else inputs[b]) for b in range(number)]
         return torch.stack(each)
-    branches: Tensor = vmap(run, in_dims=(0, None if same else 0))(own, inputs)
+    branches: Tensor = vmap(run, in_dims=(0, None if same else 0))(stacked, inputs)
     return branches

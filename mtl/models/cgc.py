@@ -40,7 +40,7 @@ class CGCHeads(nn.Module):
         self.experts = Experts(inputs, num_tasks, num_own, width)
         self.gates = SoftmaxGates(inputs, num_tasks, num_own + num_shared)
         self.last = heads
-        self.held = num_tasks * num_own * width
+        self.activation_numel = num_tasks * num_own * width
 
     def forward(self, representation: Representation) -> Tensor:
         """Features [B, h] or [B, T, h] and the shared experts' [B, E, width] -> logits [B, T]."""
@@ -49,7 +49,7 @@ class CGCHeads(nn.Module):
         return logits
 
 
-def mix(gates: Tensor, own: Tensor, shared: Tensor) -> Tensor:
+def mix(gates: Tensor, task_experts: Tensor, shared: Tensor) -> Tensor:
     """Mix a subtask's own experts and the shared ones by its gate, [B, T, width].
 
     Args:
@@ -57,5 +57,5 @@ def mix(gates: Tensor, own: Tensor, shared: Tensor) -> Tensor:
         task_experts: [B, T, own, width].
         shared: [B, shared, width].
     """
-    number = own.shape[2]
-    return (gates[..., :number, None] * own).sum(2) + torch.bmm(gates[..., number:], shared)
+    number = task_experts.shape[2]
+    return (gates[..., :number, None] * task_experts).sum(2) + torch.bmm(gates[..., number:], shared)

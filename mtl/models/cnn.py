@@ -58,7 +58,7 @@ class Trunk(nn.Module):
             features: Tensor = self.features(images)
             return features
         layers = [layer for _, layer in self.chain()]
-        # Features of no place are held as images of one.
+        # Features without places are stored as images of one pixel.
         flat = any(isinstance(layer, nn.Flatten) for layer in layers[: self.passed_over])
         values = images.flatten(1) if flat else images
         for layer in layers[self.passed_over :]:

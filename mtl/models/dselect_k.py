@@ -63,7 +63,7 @@ def dselect_k(
     inputs = trunk.width if per_image else 0
     gates = DSelectGates(inputs, num_tasks, num_experts, num_selected, gamma)
     experts = Experts(trunk.width, 1, num_experts, width)
-    heads = DSelectHeads(gates, parts.make_heads(width), entropy, held=num_tasks * width)
+    heads = DSelectHeads(gates, parts.make_heads(width), entropy, activation_numel=num_tasks * width)
     return ExpertTrunk(trunk, experts), heads
 
 
@@ -123,8 +123,8 @@ class DSelectHeads(GatedHeads):
 
     gates: DSelectGates
 
-    def __init__(self, gates: DSelectGates, heads: nn.Module, entropy: float, *, held: int) -> None:
-        super().__init__(gates, heads, held=held)
+    def __init__(self, gates: DSelectGates, heads: nn.Module, entropy: float, *, activation_numel: int) -> None:
+        super().__init__(gates, heads, activation_numel=activation_numel)
         self.entropy = entropy
 
     def penalty(self, representation: Representation) -> Tensor:

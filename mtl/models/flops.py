@@ -88,12 +88,14 @@ FORMULAS = {torch.ops.aten.convolution_backward: _convolution_backward}
 def count_once(model: nn.Module, loss: Loss, images: int) -> tuple[int, int, int]:
     """FLOPs forward, FLOPs of the step, bytes saved, of one step on some images."""
     # The storages themselves are kept: a place in memory may be given out again once its first owner is gone.
-    own = {s._cdata: s for s in (tensor.untyped_storage() for tensor in itertools.chain(model.parameters(), model.buffers()))}
+    model_storages = {
+        s._cdata: s for s in (tensor.untyped_storage() for tensor in itertools.chain(model.parameters(), model.buffers()))
+    }
     saved: dict[int, torch.UntypedStorage] = {}
 
     def save(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in own:
+        if storage._cdata not in model_storages:
             saved[storage._cdata] = storage
         return tensor
 

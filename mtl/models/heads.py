@@ -43,8 +43,8 @@ class CosineHeads(nn.Module):
 
     Logit of subtask t: the cosine between w_t and the features; comparable across subtasks that never met.
 
-    The weights start orthogonal, so that people on different clients begin in different directions, and with a small head learning rate stay
-    there, although no client ever sees another's people (fixed codes are the limit: Hoffer et al. 2018, "Fix your classifier", ICLR).
+    The weights start orthogonal, so that people on different clients begin in different directions, and with a small head learning rate
+    stay there, although no client ever sees another's people (fixed codes are the limit: Hoffer et al. 2018, "Fix your classifier", ICLR).
     """
 
     cosine = True

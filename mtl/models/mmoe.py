@@ -28,7 +28,7 @@ def mmoe(parts: Parts, *, num_experts: int = 4, width: int = 128) -> tuple[nn.Mo
     at_least_one(num_experts=num_experts, width=width)
     trunk = parts.make_trunk()
     gates = SoftmaxGates(trunk.width, len(parts.tasks), num_experts)
-    heads = GatedHeads(gates, parts.make_heads(width), held=len(parts.tasks) * width)
+    heads = GatedHeads(gates, parts.make_heads(width), activation_numel=len(parts.tasks) * width)
     return ExpertTrunk(trunk, Experts(trunk.width, 1, num_experts, width)), heads
 
 
@@ -61,9 +61,9 @@ class SoftmaxGates(nn.Module):
 class GatedHeads(nn.Module):
     """Each subtask's head on its gate's mixture of the experts."""
 
-    def __init__(self, gates: nn.Module, heads: nn.Module, *, held: int) -> None:
+    def __init__(self, gates: nn.Module, heads: nn.Module, *, activation_numel: int) -> None:
         super().__init__()
-        self.gates, self.last, self.held = gates, heads, held
+        self.gates, self.last, self.activation_numel = gates, heads, activation_numel
 
     def forward(self, representation: Representation) -> Tensor:
         """Features [B, h] and the experts' outputs [B, E, width] -> logits [B, T]."""

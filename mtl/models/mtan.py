@@ -37,9 +37,9 @@ def mtan(parts: Parts, *, groups: Groups | None = None, squeeze: int = 4) -> tup
     trunk = parts.staged_trunk("mtan")
     shapes = shapes_of(trunk.stages, parts.image_shape)
     if any(len(shape) not in (1, 3) for shape in shapes):
-        told = ", ".join(str(["B", *shape]) for shape in shapes)
+        shown = ", ".join(str(["B", *shape]) for shape in shapes)
         raise ValueError(
-            f"architecture=mtan needs stages that give [B, c, H, W] or [B, h], and trunk={parts.trunk_name} gives {told}"
+            f"architecture=mtan needs stages that give [B, c, H, W] or [B, h], and trunk={parts.trunk_name} gives {shown}"
         )
     group = None if groups is None else group_of_each(groups, parts.tasks)
     attention = Attention(shapes, len(parts.tasks) if group is None else int(group.max()) + 1, squeeze)
@@ -75,7 +75,7 @@ class Attention(nn.Module):
         super().__init__()
         before = [0, *(shape[0] for shape in shapes[:-1])]
         self.masks = nn.ModuleList(Mask(own, then, number, squeeze) for (own, *_), then in zip(shapes, before, strict=True))
-        self.held = number * sum(math.prod(shape) for shape in shapes)
+        self.activation_numel = number * sum(math.prod(shape) for shape in shapes)
 
     def forward(self, stages: Sequence[Tensor]) -> Tensor:
         """The last stage as each of A subtasks or groups sees it, [B, A, h].
@@ -139,7 +139,7 @@ class AttendingHeads(nn.Module):
 
     def __init__(self, attention: Attention, heads: nn.Module) -> None:
         super().__init__()
-        self.attention, self.last, self.held = attention, heads, attention.held
+        self.attention, self.last, self.activation_numel = attention, heads, attention.activation_numel
 
     def forward(self, stages: Representation) -> Tensor:
         """The output of each stage -> logits [B, T]."""
@@ -153,7 +153,7 @@ class AttendingTrunk(nn.Module):
 
     def __init__(self, stages: Stages, attention: Attention) -> None:
         super().__init__()
-        self.stages, self.attention, self.held = stages, attention, attention.held
+        self.stages, self.attention, self.activation_numel = stages, attention, attention.activation_numel
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, c, H, W] -> [B, groups, h]."""

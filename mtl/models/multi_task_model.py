@@ -27,7 +27,7 @@ class MultiTaskModel(nn.Module):
         detector: a head that finds faces on the trunk's feature map (see `centre`); None for none.
 
     Attributes:
-        held: activation values per image when scoring; bounds the batch size; 1 where they need not be counted.
+        activation_numel: activation values per image when scoring; bounds the batch size; 1 where they need not be counted.
         dropouts: names of the dropout layers.
         local_norms: names of the layers that normalise with the statistics of the batch.
     """
@@ -38,7 +38,7 @@ class MultiTaskModel(nn.Module):
         self.heads = heads
         self.loss = loss
         self.detector = detector
-        self.held: int = max(getattr(part, "held", 1) for part in (trunk, heads))
+        self.activation_numel: int = max(getattr(part, "activation_numel", 1) for part in (trunk, heads))
         refuse_batch_norm(self)
         use_keyed_dropout(self)
         self.dropouts = [name for name, layer in self.named_modules() if isinstance(layer, KeyedDropout)]

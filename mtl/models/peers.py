@@ -42,9 +42,9 @@ class Peers(Trunk):
     def peer(self, name: str) -> Trunk:
         """One of the trunks."""
         assert isinstance(self.features, nn.ModuleDict)
-        found = self.features[name]
-        assert isinstance(found, Trunk)
-        return found
+        trunk = self.features[name]
+        assert isinstance(trunk, Trunk)
+        return trunk
 
     def alone(self, name: str) -> "Peers":
         """A copy with one of the trunks: the same parameters under the same names."""

@@ -35,8 +35,8 @@ def soft_sharing(parts: Parts, *, groups: Groups = 4, num_bases: int = 2) -> tup
     group = group_of_each(groups, parts.tasks)
     bases = [parts.make_trunk() for _ in range(num_bases)]
     number = int(group.max()) + 1
-    held = number * sum(math.prod(shape) for shape in shapes_of(bases[0].stages or bases[:1], parts.image_shape))
-    return SoftSharing(Branches(bases), number, held), HeadsOfGroups(group, parts.make_heads(bases[0].width))
+    activation_numel = number * sum(math.prod(shape) for shape in shapes_of(bases[0].stages or bases[:1], parts.image_shape))
+    return SoftSharing(Branches(bases), number, activation_numel), HeadsOfGroups(group, parts.make_heads(bases[0].width))
 
 
 class SoftSharing(nn.Module):
@@ -46,9 +46,9 @@ class SoftSharing(nn.Module):
         mixing: S of each layer, [groups, bases], named as the layer with _ for the dots.
     """
 
-    def __init__(self, bases: Branches, groups: int, held: int) -> None:
+    def __init__(self, bases: Branches, groups: int, activation_numel: int) -> None:
         super().__init__()
-        self.bases, self.groups, self.held = bases, groups, held
+        self.bases, self.groups, self.activation_numel = bases, groups, activation_numel
         nearest = torch.arange(groups)[:, None] % bases.number == torch.arange(bases.number)
         others = max(bases.number - 1, 1)
         start = torch.where(nearest, OWN if bases.number > 1 else 1.0, (1 - OWN) / others)

@@ -153,17 +153,17 @@ def frozen_features(trunk: Trunk, count: int, inputs: Tensor) -> Tensor:
 
 def stages(trunk: Trunk) -> list[list[tuple[str, nn.Module]]]:
     """The layers of each stage, from the input. A frozen stage is still one."""
-    found: list[list[tuple[str, nn.Module]]] = []
+    result: list[list[tuple[str, nn.Module]]] = []
     before: list[tuple[str, nn.Module]] = []
     for path, layer in trunk.chain():
         if any(value.dim() > 1 for value in layer.state_dict().values()):
-            found.append([*before, (path, layer)])
+            result.append([*before, (path, layer)])
             before = []
-        elif found:
-            found[-1].append((path, layer))
+        elif result:
+            result[-1].append((path, layer))
         else:
             before.append((path, layer))
-    return found
+    return result
 
 
 def _names(stage: list[tuple[str, nn.Module]]) -> list[str]:

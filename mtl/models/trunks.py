@@ -159,7 +159,7 @@ def efficientnet(
     Args:
         image_shape: (channels, height, width) of an image.
         variant: b0 to b7 (1280 to 2560 features), v2_s, v2_m or v2_l (1280).
-        stochastic_depth: the probability with which the last block is passed over for an image in training, less for those before it.
+        stochastic_depth: the probability with which the last block is skipped for an image in training, less for those before it.
         width: features of a linear layer behind the trunk, None takes the trunk's own features.
     """
     _one_of("variant", variant, EFFICIENTNET)
@@ -189,7 +189,7 @@ def _trunk(layers: Mapping[str, nn.Module], image_shape: ImageShape, width: int 
     first = next(layer for layer in chain.values() for layer in layer.modules() if isinstance(layer, nn.Conv2d))
     if image_shape[0] != first.in_channels:
         with torch.no_grad():
-            # Filters of colours stand for those of other channels: torchvision draws them with one deviation for any number of them.
+            # Filters of other channels start like those of colours: torchvision draws them with one deviation for any number of them.
             repeats = math.ceil(image_shape[0] / first.in_channels)
             first.weight = nn.Parameter(first.weight.repeat(1, repeats, 1, 1)[:, : image_shape[0]].clone())
         first.in_channels = image_shape[0]

@@ -20,7 +20,7 @@ from mtl.models.cnn import Trunk
 
 TRUNK = "model.trunk."  # of the names in a run's checkpoint
 CHECKPOINTS = ("checkpoints/best.ckpt", "checkpoints/last.ckpt")
-# What a BatchNorm has beside its parameters; a trunk may have put something in its place.
+# The buffers of a BatchNorm, which a trunk may have replaced.
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -39,10 +39,10 @@ def load_weights(trunk: Trunk, weights: str) -> None:
     """
     path = Path(weights).expanduser()
     if path.is_dir():
-        found = [path / name for name in CHECKPOINTS if (path / name).is_file()]
-        if not found:
+        checkpoints = [path / name for name in CHECKPOINTS if (path / name).is_file()]
+        if not checkpoints:
             raise ValueError(f"weights={weights} must be a run directory with {' or '.join(CHECKPOINTS)}, and it has neither")
-        source = _named(trunk, _read(found[0], weights), weights)
+        source = _named(trunk, _read(checkpoints[0], weights), weights)
     elif path.is_file():
         source = _named(trunk, _read(path, weights), weights)
     else:
@@ -78,8 +78,8 @@ def _named(trunk: Trunk, content: Mapping[str, Any], weights: str) -> Params:
 def _from_torchvision(trunk: Trunk, state: Mapping[str, Any]) -> Params:
     dropped = () if trunk.published is None else trunk.published.dropped
     named = {f"features.{name}": value for name, value in state.items() if name.partition(".")[0] not in dropped}
-    kept = {name: value for name, value in trunk.state_dict().items() if name.startswith("features.embedding.")}
-    return kept | named
+    embedding = {name: value for name, value in trunk.state_dict().items() if name.startswith("features.embedding.")}
+    return embedding | named
 
 
 def _fetch(trunk: Trunk, name: str) -> Mapping[str, Any]:

@@ -64,9 +64,9 @@ def test_cutout_greys_a_square_and_nothing_else() -> None:
 def test_an_image_is_changed_the_same_in_any_company() -> None:
     change = Augmentation(rotation=15, scale=0.1, shift=0.1, brightness=0.2, cutout=0.2)
     draw = torch.rand(3, DRAWS)
-    together = change(PICTURE, draw)
+    batched = change(PICTURE, draw)
     for i in range(3):
-        assert torch.allclose(change(PICTURE[i : i + 1], draw[i : i + 1])[0], together[i], atol=1e-6)
+        assert torch.allclose(change(PICTURE[i : i + 1], draw[i : i + 1])[0], batched[i], atol=1e-6)
 
 
 def test_normalise_by_constants_and_by_image() -> None:

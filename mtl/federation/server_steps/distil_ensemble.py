@@ -156,7 +156,7 @@ class Ensemble:
         params = scores.own(trained.slots["params"])
         # Not by the clients beside one: where images are normalised by their batch, a score depends on it.
         part = images_at_once(scores.model, min(self.options.batch_size, len(self.images)))
-        size = max(min(PIXELS // (part * self.images[0].numel()), NUMBERS // (scores.model.held * part)), 1)
+        size = max(min(PIXELS // (part * self.images[0].numel()), NUMBERS // (scores.model.activation_numel * part)), 1)
         like = next(iter(params.values()))
         total = like.new_zeros(len(self.images), tasks.shape[1])
         for start in range(0, len(self.images), part):
