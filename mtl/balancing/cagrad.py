@@ -89,7 +89,7 @@ class CAGrad(PreferringBalancer):
             at = radius.log()
             low, high = torch.where(excess > 0, at, low), torch.where(excess > 0, high, at)
             guess = self._root(square, along, free).clamp_min(math.log(SMALLEST))
-            # Where rounding keeps |g_w| from r the closed form comes back to the same r: that is as good as it gets.
+            # Where rounding keeps |g_w| from r the closed form returns the same r: it cannot get closer.
             done = done | ((guess - at).abs() < TOLERANCE)
             if done.all():
                 break

@@ -54,7 +54,7 @@ class ExcessMTL(Balancer):
         first, before = state["first"], state["log_weights"]
         known = active & (first > 0)
         raised = torch.where(known, before + self.step_size * excess / torch.where(known, first, 1), before)
-        # The active tasks keep the weight that they have in all.
+        # The summed weight of the active tasks does not change.
         after = raised + log_total(before, active) - log_total(raised, active)
         weights = over.softmax(raised, active) * over.count(active)
         return (

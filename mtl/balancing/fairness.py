@@ -55,8 +55,8 @@ def solve_fairness(
         step = torch.where(there, step, 0).clamp(-LONGEST, LONGEST)
         tried = log_b[..., None, :] + lengths[:, None] * step[..., None, :]
         best = objective(tried, cosine, gain[..., None, :] * there[..., None, :], power).argmin(-1)
-        # Close to the minimum the objective no longer tells lengths apart: a whole step is right there, and its error squared. One
-        # that is not then much shorter than the last is rounding, as near opposite gradients.
+        # Close to the minimum the objective no longer distinguishes lengths: there a whole step is right, and its error squared. A
+        # step that is not then much shorter than the last is rounding, as near opposite gradients.
         largest = step.abs().amax(-1, keepdim=True)
         best = torch.where(largest < NEAR, 0, best[..., None])
         log_b = torch.where(done, log_b, tried.take_along_dim(best[..., None], -2).squeeze(-2))

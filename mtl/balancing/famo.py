@@ -7,8 +7,8 @@ Liu et al., "FAMO: Fast Adaptive Multitask Optimization", NeurIPS 2023, algorith
 Without it the weights do not learn.
 
 Weights sum to 1 over the active tasks. 1e-8 is added to L - b, which must not be negative; a task at its bound is solved: it has no weight
-and its logit stands still. Departures: the moments of Adam and
-its bias correction are per task and stand still while a task is not active; no clipping of the model's gradient at 1.
+and its logit does not change. Departures: the moments of Adam and its bias correction are per task and do not change while a task is not
+active; no clipping of the model's gradient at 1.
 """
 
 from dataclasses import dataclass

@@ -5,7 +5,7 @@
     c^ <- (1 - beta) c^ + beta c
 
 Wang et al., "Gradient Vaccine: Investigating and Improving Multi-task Optimization in Massively Multilingual Models", ICLR 2021,
-algorithm 1. Targets start at 0, where this is PCGrad. Rows are moved side by side on the cosines, as in `pcgrad`. Departures: one
+algorithm 1. Targets start at 0, where this is PCGrad. All rows are moved at once on the cosines, as in `pcgrad`. Departures: one
 target per pair of tasks and not per layer. Weights sum to T or more: d = sum_i T p_i g_i', with a preference p.
 """
 

@@ -5,8 +5,8 @@
 scaled to the length of g_p; v_i is the bias-corrected moving average of |g_i|^2 with decay beta. Priority-Constrained Descent, "Not All
 Objectives Are Born Equal", TMLR 2026, arXiv 2606.29521, with their defaults. d = h_p + sum_j mu_j h_j, mu >= 0 the solution of a linear
 complementarity problem, so the Gramian is enough. Constraints that cannot all hold are dropped: d = g_p. A primary task without a
-gradient gives no update, as in the paper. Departure: where no label of the primary task is known, the first active task after it, in the
-order of the tasks and around their end, stands in for it.
+gradient gives no update, as in the paper. Departure: where no label of the primary task is known, the first active task after it replaces
+it, in the order of the tasks and around their end.
 """
 
 from dataclasses import dataclass

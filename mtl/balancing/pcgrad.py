@@ -4,7 +4,7 @@
 
 Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020, algorithm 1. p: preference, 1 / T each unless given.
 
-All rows i are projected side by side, each in an order of its own, on the cosines: for unit gradients g_i' . g_k is kept for every k,
+All rows i are projected at once, each in its own order, on the cosines: for unit gradients g_i' . g_k is stored for every k,
 so a projection adds a multiple of one row. Weights sum to T or more.
 
 Where the authors' code departs from their algorithm, the algorithm is followed: the code drops the losses that it shuffles, so that every

@@ -1,6 +1,6 @@
 """Preferences among the tasks: a vector p > 0, one number per task, that tilts what a method aims at; equal without it.
 
-What a preference means is part of each method (its docstring says where p stands), and it is not a factor of the losses: methods that do
+What a preference means is part of each method (its docstring has the formula), and it is not a factor of the losses: methods that do
 not depend on the tasks' scales, such as Nash-MTL, would undo that.
 """
 

@@ -94,7 +94,7 @@ class LogSTCH(PreferringBalancer):
         there = unsolved(losses, active)
         positive = only_active(losses, there) + SMALLEST
         preference = self.preferences(there).to(losses.dtype) * count(there)
-        # The nadir of a task that had no label while it was taken is 1.
+        # A task that had no label while the nadir was measured has nadir 1.
         nadir = torch.where(number > 0, total / number.clamp_min(1), 1).clamp_min(SMALLEST)
         soft = count(there) * softmax(preference * (positive / nadir).log() / self.mu, there)
         weights = preference * torch.where(step < self.warmup, there.to(losses.dtype), soft) / positive

@@ -1,4 +1,4 @@
-"""UW and IMTL-L: a scale per task, learned along with the model.
+"""UW and IMTL-L: a scale per task, learned with the model.
 
     UW        sum_i exp(-s_i) L_i / 2 + s_i / 2        w_i = exp(-s_i) / 2
     IMTL-L    sum_i exp(s_i) L_i - s_i                 w_i = exp(s_i)
@@ -6,8 +6,8 @@
 Kendall et al., "Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and Semantics", CVPR 2018; Liu et al.,
 "Towards Impartial Multi-task Learning", ICLR 2021. The scales follow their own gradient, one plain step at a time after the
 weights are taken, whatever optimiser the model has; both start at s = 0. They are the same method up to a factor 2 and the sign
-of s, and rest where w_i is 1 / (2 L_i) or 1 / L_i: SI is their limit. The scale of a task whose loss is 0 stands still, where it would grow
-without end. The weights sum to anything.
+of s, and rest where w_i is 1 / (2 L_i) or 1 / L_i: SI is their limit. The scale of a task whose loss is 0 does not change; it would grow
+without bounds. The weights sum to anything.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from mtl.balancing.contract import Balancer, State
 
 @dataclass(frozen=True)
 class UW(Balancer):
-    """UW: weights learned along with the model from the tasks' uncertainty (Kendall et al. 2018).
+    """UW: weights learned with the model from the tasks' uncertainty (Kendall et al. 2018).
 
     Args:
         learning_rate: step size of the log-variances s.

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 SLOW_GUARDS = "Guards may run slower on Python 3.13.0"
-# Elsewhere nothing is touched: to change the filters makes Python forget which warnings it has shown already.
+# On other versions the filters do not change: a change makes Python forget which warnings it has shown already.
 AFFECTED = sys.version_info[:3] == (3, 13, 0)
 
 

@@ -66,7 +66,7 @@ def cifar10(
 def _from_batches(root: str, folder: Path, download: bool, image_size: tuple[int, int] | None, grey: bool) -> ImageData:
     try:
         with warnings.catch_warnings():
-            # The files are pickles of numpy 1, of whose dtypes numpy 2.4.0 to 2.4.4 warns; later ones do not.
+            # The files are pickles of numpy 1; numpy 2.4.0 to 2.4.4 warn of their dtypes, later ones do not.
             warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")
             from torchvision.datasets import CIFAR10
 

@@ -59,7 +59,7 @@ class CohortBatches:
 
     Attributes:
         active: how many clients take step s, always the first ones; the rows of step s follow those of step s - 1.
-        index: int64 [rows, B] into the images, padded with an image of the client's own.
+        index: int64 [rows, B] into the images, padded with an image of the same client.
         filled: int64 [rows], how many of a batch count, the first ones.
         client: int64 [rows], which of the K.
         step: int32 [rows].
@@ -168,7 +168,7 @@ def _plan(images: Tensor, key: Tensor, steps: int, size: int) -> tuple[Tensor, T
     place = torch.arange(epochs * num_images, dtype=torch.int32, device=images.device).view(epochs, num_images)
     order = random_bits(key[:, None, None], place).argsort(stable=True, dim=-1)
     chosen = images[:, None].expand(-1, epochs, -1).gather(-1, order)
-    # Padding repeats an image of the client's own: nothing of others can enter, not even by a number that is not finite.
+    # Padding repeats an image of the client: no other client's numbers can enter, not even one that is not finite.
     padded = torch.cat([chosen, chosen[..., :1].expand(-1, -1, per_epoch * size - num_images)], -1)
     filled = (num_images - torch.arange(per_epoch) * size).clamp(max=size).repeat(epochs)
     return padded.view(len(images), -1, size)[:, :steps], filled[:steps]

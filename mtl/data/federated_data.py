@@ -173,7 +173,7 @@ def sum_by_client(clients: Ragged, labels: Tensor) -> Tensor:
 
 
 def _check_monitored(subtasks: Subtasks, split: Split) -> None:
-    """The validation and test images must define the metric that a run is judged by, or there is nothing to see."""
+    """Raise ValueError unless validation and test images define the metrics that a run is judged by."""
     for name, index in (("val", split.val), ("test", split.test)):
         targets, known = subtasks.targets[index], subtasks.known[index]
         two_sided = ((targets & known).any(0) & (~targets & known).any(0)).any()

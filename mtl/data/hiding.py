@@ -18,7 +18,7 @@ class KnownLabels:
 
     Args:
         share: share of the training labels that are known, in (0, 1].
-        by: what is hidden together: label (each label by itself) or image (all labels of an image, which then is left out of
+        by: what is hidden: label (each label independently) or image (all labels of an image, which then is left out of
             training). Validation and test images keep theirs.
     """
 

@@ -33,7 +33,7 @@ from mtl.data.cache import load_cache, store_cache
 log = logging.getLogger(__name__)
 
 Pixels = npt.NDArray[np.uint8]
-CACHE_VERSION = 1  # raise it when the same files and options come to decode to other pixels
+CACHE_VERSION = 1  # raise it when the same files and options decode to other pixels than before
 HEIC = frozenset({".heic", ".heif"})
 EXTENSIONS = HEIC | {".png", ".jpg", ".jpeg", ".jfif", ".pgm", ".ppm", ".bmp", ".webp", ".tif", ".tiff"}
 FOREIGN = frozenset({"__MACOSX"})  # folders that a system or an archiver adds to the user's own
@@ -165,7 +165,7 @@ def decode(
         image = Image.open(io.BytesIO(content))
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
-        # What TIFF holds besides pictures: measurements, whose range nobody states.
+        # TIFF also stores measurements, whose range is not stated.
         if image.mode == "F" or (image.mode == "I" and not 0 <= np.asarray(image).min() <= np.asarray(image).max() <= 65535):
             raise ValueError
     except PILLOW_ERRORS as error:

@@ -47,7 +47,7 @@ class SceneAugmentation:
         signed = draw * 2 - 1
         mirror = torch.where(draw[:, 0] < 0.5, -1.0, 1.0) if self.flip else torch.ones_like(draw[:, 0])
         scale = 1 + self.scale * signed[:, 1]
-        # A point p of the old picture comes to lie at (p - middle) * along + middle + shift.
+        # A point p of the old picture moves to (p - middle) * along + middle + shift.
         along = torch.stack([mirror * scale, scale], 1)
         shift = self.shift * signed[:, 2:4] * extent
         if self.flip or self.scale or self.shift:

@@ -323,7 +323,7 @@ def _paste(canvas: Tensor, pictures: Tensor, centre: Tensor, height: Tensor, ang
     half = (height / (2 * OVAL[1]))[:, None, None]
     u, v = (right * cos + below * sin) / (half * 92 / 112), (below * cos - right * sin) / half
     grid, shrunk = torch.stack([u, v], -1), torch.zeros_like(canvas)
-    # A face much smaller than its photograph is sampled from one that has been averaged, or it would be ragged.
+    # A face much smaller than its photograph is sampled from an averaged photograph, or it would alias.
     level = (56 / half.flatten()).log2().floor().clamp(0, 2).long()
     for power in level.unique().tolist():
         at = (level == power).nonzero().flatten()

@@ -26,7 +26,7 @@ class Split:
 
 
 def auto(data: ImageData, seed: int, *, train: int | None = None, val: int | None = None, test: int | None = None) -> Split:
-    """`official` where the data come in parts of their own, else `per_class`.
+    """`official` where the data come in parts, else `per_class`.
 
     Args:
         data: the images with their classes and attributes.
@@ -40,8 +40,8 @@ def auto(data: ImageData, seed: int, *, train: int | None = None, val: int | Non
     numbers = {name: number for name, number in (("train", train), ("val", val), ("test", test)) if number is not None}
     if numbers:
         raise ValueError(
-            f"split.{' split.'.join(numbers)} must be null, as {data.name} comes in parts of its own, got "
-            f"{', '.join(map(str, numbers.values()))}; use split=per_class to mix them and draw anew, or split=official"
+            f"split.{' split.'.join(numbers)} must be null, as {data.name} has an official split, got "
+            f"{', '.join(map(str, numbers.values()))}; use split=per_class to draw a new split of all images, or split=official"
         )
     return official(data, seed)
 
@@ -107,15 +107,13 @@ def official(data: ImageData, seed: int, *, val: float = 0.1) -> Split:
         val: where they have no validation images, this fraction of each training class becomes them.
     """
     if data.official_split is None:
-        raise ValueError(
-            f"split=official needs a data set with a partition of its own, and {data.name} has none; use split=fractions"
-        )
+        raise ValueError(f"split=official needs a data set with an official split, and {data.name} has none; use split=fractions")
     if not 0 <= val < 1:
         raise ValueError(f"split.val must be in [0, 1), got {val}")
     train, val_part, test = (torch.nonzero(data.official_split == part).flatten() for part in range(3))
     if not len(test):
         raise ValueError(
-            f"split=official needs test images, and {data.name} has none of its own; use split=fractions to draw them"
+            f"split=official needs test images, and the official split of {data.name} has none; use split=fractions to draw them"
         )
     if not len(val_part):
         train, val_part = _stratified(data.classes, train, val, generator(seed, "split-val"))

@@ -1,9 +1,9 @@
 """WIDER FACE: S. Yang, P. Luo, C. C. Loy and X. Tang, "WIDER FACE: A Face Detection Benchmark", CVPR 2016.
 
-The annotations are read by torchvision's WIDERFace. Each picture is scaled to fit the scene, in its true proportions, and lies in its top
-left corner on grey; the boxes follow. A box is cut off at the border of its picture; one that the annotators call invalid, that lies
-outside, or that is left with less than a pixel is dropped and counted. Nobody's identity is known. The published average precision is
-another one than COCO's, by three levels of difficulty, and is not computed here.
+The annotations are read by torchvision's WIDERFace. Each picture is scaled to fit the scene, in its true proportions, and placed in its
+top left corner on grey; the boxes move with it. A box is cut off at the border of its picture; one that the annotators call invalid, that
+is outside, or that is left with less than a pixel is dropped and counted. No identities are known. The published average precision
+differs from COCO's, has three levels of difficulty, and is not computed here.
 """
 
 import logging
@@ -24,7 +24,7 @@ from mtl.data.scenes import SceneSet
 
 logger = logging.getLogger(__name__)
 GREY = 128
-# A line is left, top, width, height, blur, expression, illumination, invalid, occlusion, pose, says the data set's readme; torchvision
+# A line is left, top, width, height, blur, expression, illumination, invalid, occlusion, pose, as the data set's readme has it; torchvision
 # (0.26 to 0.29) takes the last three to be occlusion, pose, invalid.
 INVALID = "occlusion"
 

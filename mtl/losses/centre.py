@@ -1,6 +1,6 @@
 """What a map of centres is trained on: X. Zhou, D. Wang and P. Kraehenbuehl, "Objects as Points", 2019 (CenterNet).
 
-For a face whose centre lies at p in units of cells, in cell floor(p), of w x h cells, with Y the splat of all faces and P the map:
+For a face whose centre is at p in units of cells, in cell floor(p), of w x h cells, with Y the splat of all faces and P the map:
 
     heatmap   -1/N sum (1 - P)^2 log P          where a face is centred      (the positive part)
               -1/N sum (1 - Y)^4 P^2 log(1 - P) elsewhere                    (the negative part)
@@ -68,12 +68,12 @@ def centre_targets(boxes: Tensor, valid: Tensor, map_size: tuple[int, int], stri
     height, width = map_size
     corners = boxes / stride
     centre = ((corners[..., :2] + corners[..., 2:]) / 2).clamp_min(0)
-    # Of a box that reaches beyond the last cell the middle may lie there too.
+    # The middle of a box that reaches beyond the last cell may be there too.
     cell = torch.minimum(centre.floor(), boxes.new_tensor([width - 1, height - 1]))
     size = (corners[..., 2:] - corners[..., :2]).clamp_min(1e-3)
     sigma = (2 * splat_radius(size) + 1) / 6
     x, y = torch.arange(width, device=boxes.device), torch.arange(height, device=boxes.device)
-    # The exponential of a sum is a product: of a row and a column, which are few, not of every cell.
+    # The exponential of a sum is the product of a row and a column: fewer exponentials than one for every cell.
     spread = 2 * sigma.square()[..., None]
     column = torch.exp(-(x - cell[..., :1]).square() / spread) * valid[..., None]
     row = torch.exp(-(y - cell[..., 1:]).square() / spread)

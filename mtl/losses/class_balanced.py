@@ -7,7 +7,7 @@ beta = 0 weighs nothing (it is BCE), beta towards 1 weighs by 1/n. The weights s
 subtask is here a problem of two classes, whereas the paper weighs all binary terms of an image by its one class. Where a kind of
 label is missing there is nothing to balance: both weights are 1.
 
-The default beta is .999, one of the four that the paper tries (.9 to .9999); the authors' code has 0 unless told, and .9999 in its
+The default beta is .999, one of the four that the paper tries (.9 to .9999); the authors' code has 0 by default, and .9999 in its
 scripts. Departure: they start the bias of the last layer where p = 1/C and do not decay it, which here is the heads' matter and is
 not done.
 """

@@ -9,7 +9,7 @@ each subtask, where the paper has one over all its classes. A missing kind count
 weights at 1.
 
 Defaults are those of the authors' CIFAR training (margin .5, s 30, beta .9999, re-weighting from epoch 160 of 200). Departures:
-their softmax compares two cosines, here one stands against zero, which halves the range of s z; their re-weighted loss is divided
+their softmax compares two cosines, here one is compared with zero, which halves the range of s z; their re-weighted loss is divided
 by the weights of the batch (torch's `cross_entropy`), here by its images. As in the paper s stays in the gradient: the learning
 rate has to be smaller than for BCE by about as much.
 """

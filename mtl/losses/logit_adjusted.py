@@ -3,7 +3,7 @@
     L+ = softplus(-(z + a))    L- = softplus(z + a)    a = tau log(n+ / n-)
 
 n+ and n- are the labels of a subtask in the client's own training data. While training, each client's prior is added to the score;
-the score itself is then that of a world with as many positives as negatives, whichever the clients' priors were, and it alone
+the score itself is then that of data with as many positives as negatives, whatever the clients' priors are, and it alone
 decides. With tau = 0 it is BCE. A missing kind counts as one label: such a client, whose prior alone explains most of its labels,
 learns little from them, and one without any label has a = 0.
 

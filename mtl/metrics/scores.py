@@ -74,7 +74,7 @@ def rank1(scores: Tensor, identity: Tensor) -> float:
     """Share of the images of known identity that score highest on their own subtask.
 
     Of n equal highest scores each counts as 1/n, what a draw by lot would give on average: constant scores give 1/P, wherever a person
-    stands in the list.
+    is in the list.
 
     Args:
         scores: [N, P].
@@ -140,7 +140,7 @@ def balanced_accuracy(scores: Tensor, targets: Tensor, known: Tensor) -> Tensor:
 def best_thresholds(scores: Tensor, targets: Tensor, known: Tensor) -> Tensor:
     """The threshold of each subtask with the highest balanced accuracy, float [T]; a score above it says yes.
 
-    It lies half way between neighbouring scores. Of several equally good ones it is the nearest to zero, and it is zero where a kind of
+    It is half way between neighbouring scores. Of several equally good ones it is the nearest to zero, and it is zero where a kind of
     label is missing. It is finite, also where scores are not.
 
     Args:

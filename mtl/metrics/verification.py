@@ -1,7 +1,7 @@
 """Face verification: how well a score of two pictures says whether they show the same person.
 
 A pair is accepted where its score is above a threshold. TAR and FAR are the shares of the pairs of one person and of two that are
-accepted; FRR is 1 - TAR. Thresholds that make an accuracy or a rate are found on the other folds and never on the fold that they are
+accepted; FRR is 1 - TAR. Thresholds that make an accuracy or a rate are chosen on the other folds and never on the fold that they are
 tried on, as LFW's protocol has it (Huang et al. 2007; Huang & Learned-Miller 2014): mean over the folds, with the standard error of
 that mean.
 """
@@ -111,7 +111,7 @@ def roc_curve(scores: Tensor, same: Tensor) -> Roc:
     _check(scores, same)
     order = scores.double().argsort(descending=True)
     ranked, positive = scores.double()[order], same[order]
-    # Equal scores are accepted together: the curve has a point after the last of them.
+    # Equal scores are accepted at once: the curve has a point after the last of them.
     ends = torch.cat([ranked[1:] != ranked[:-1], torch.ones(1, dtype=torch.bool, device=ranked.device)])
     zero = torch.zeros(1, dtype=torch.float64, device=ranked.device)
     tar, far = (torch.cat([zero, kind.cumsum(0)[ends] / kind.sum()]) for kind in (positive.double(), (~positive).double()))
@@ -131,7 +131,7 @@ def best_threshold(scores: Tensor, same: Tensor) -> float:
     if math.isinf(below):
         return here - max(1.0, abs(here))
     middle = here / 2 + below / 2
-    # Between neighbouring numbers there is none: `below` itself still parts them, `here` would not.
+    # Between neighbouring numbers there is none: `below` itself still separates them, `here` would not.
     return middle if middle < here else below
 
 

@@ -53,7 +53,7 @@ Architecture = Callable[[Parts], tuple[nn.Module, nn.Module]]
 
 
 def shapes_of(stages: Sequence[nn.Module], image_shape: ImageShape) -> list[torch.Size]:
-    """What each stage makes of one image: [c, H, W] or [h]."""
+    """The output shape of each stage for one image: [c, H, W] or [h]."""
     shapes, inputs = [], torch.zeros(1, *image_shape)
     with torch.no_grad():
         for stage in stages:

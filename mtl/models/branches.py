@@ -68,7 +68,7 @@ def run_branches(module: nn.Module, number: int, params: Params, inputs: Tensor,
         return outputs
 
     if torch.compiler.is_exporting():
-        # Inside vmap, norms fix the number of images.
+        # An export through vmap would fix the number of images in norms.
         each = [run({name: value[b] for name, value in stacked.items()}, inputs if same else inputs[b]) for b in range(number)]
         return torch.stack(each)
     branches: Tensor = vmap(run, in_dims=(0, None if same else 0))(stacked, inputs)

@@ -16,7 +16,7 @@ from mtl.models.cnn import DepthwiseSeparable, Trunk
 from mtl.models.group_norm import GroupNorm
 
 STRIDES = (2, 4, 8, 16)
-PRIOR = 0.1  # what the heatmap says everywhere at the start (Lin et al., "Focal Loss for Dense Object Detection", 2017)
+PRIOR = 0.1  # the probability in every cell at the start (Lin et al., "Focal Loss for Dense Object Detection", 2017)
 
 
 def map_layers(trunk: nn.Module) -> nn.Sequential:
@@ -33,7 +33,7 @@ def map_layers(trunk: nn.Module) -> nn.Sequential:
 
 
 def map_stride(layers: nn.Sequential, channels: int) -> tuple[int, int]:
-    """Channels of the map that `layers` make of pictures, and pixels to a cell of it.
+    """Channels of the feature map that `layers` compute, and pixels to a cell of it.
 
     Args:
         layers: see `map_layers`.

@@ -85,7 +85,7 @@ class Trunk(nn.Module):
 
 
 def _chain(path: str, layer: nn.Module) -> list[tuple[str, nn.Module]]:
-    # A subclass of Sequential is a block of a network, and may do more than pass on.
+    # A subclass of Sequential is a block of a network, and may do more than call its layers in order.
     if type(layer) is not nn.Sequential:
         return [(path, layer)]
     return [pair for name, child in layer.named_children() for pair in _chain(f"{path}.{name}", child)]

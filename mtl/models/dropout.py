@@ -49,7 +49,7 @@ class KeyedDropout(nn.Module):
         places = torch.arange(inputs.numel(), dtype=torch.int32, device=inputs.device)
         if inputs.dim() != 4:
             return places.view(inputs.shape)
-        # Numbered with the channels last, as the images mostly lie in memory.
+        # Numbered channels-last, the usual memory layout of the images.
         batch, channels, height, width = inputs.shape
         return places.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
@@ -60,7 +60,7 @@ class KeyedDropout(nn.Module):
 
 def use_keyed_dropout(module: nn.Module) -> None:
     """Replace every dropout layer inside `module` by a `KeyedDropout`, stochastic depth (Huang et al. 2016) too."""
-    # Where torchvision, which takes long to import, has not been imported there is no such layer.
+    # torchvision takes long to import; where it has not been imported, there is no such layer.
     stochastic_depth = getattr(sys.modules.get("torchvision.ops"), "StochasticDepth", ())
     for path, layer in list(module.named_modules()):
         if isinstance(layer, nn.AlphaDropout | nn.FeatureAlphaDropout) or (

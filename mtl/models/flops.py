@@ -87,7 +87,7 @@ FORMULAS = {torch.ops.aten.convolution_backward: _convolution_backward}
 
 def count_once(model: nn.Module, loss: Loss, images: int) -> tuple[int, int, int]:
     """FLOPs forward, FLOPs of the step, bytes saved, of one step on some images."""
-    # The storages themselves are kept: a place in memory may be given out again once its first owner is gone.
+    # Keep the storages alive: the address of a freed one may be used again.
     model_storages = {
         s._cdata: s for s in (tensor.untyped_storage() for tensor in itertools.chain(model.parameters(), model.buffers()))
     }

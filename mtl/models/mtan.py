@@ -2,7 +2,7 @@
 
     a_tj = sigmoid( h_tj( relu( g_tj( [p_j ; pool(x_t(j-1))] ) ) ) )        x_tj = a_tj * p_j
 
-Liu, Johns & Davison, "End-to-End Multi-Task Learning with Attention". p_j is what stage j of the trunk makes of the image, and g, h are 1x1
+Liu, Johns & Davison, "End-to-End Multi-Task Learning with Attention". p_j is the output of stage j of the trunk, and g, h are 1x1
 convolutions, which squeeze the channels by `squeeze` between them. The head of subtask t reads the last x_t. Departures: there is no
 BatchNorm in the attention; the shared 3x3 convolution between x_t(j-1) and g is folded into g, so that all of the attention belongs to its
 subtask, and x is averaged, not max-pooled, to the size of the stage; the mask looks at the end of a stage, where in the paper it looks at
@@ -68,7 +68,9 @@ class Attention(nn.Module):
     """The attention of A subtasks or groups at every stage.
 
     Args:
-        shapes: what each stage makes of an image, [c, H, W] or [h].
+        shapes: the output of each stage for one image, [c, H, W] or [h].
+        number: A.
+        squeeze: factor by which the attention reduces the channels.
     """
 
     def __init__(self, shapes: Sequence[torch.Size], number: int, squeeze: int) -> None:

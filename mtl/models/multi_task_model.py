@@ -50,7 +50,7 @@ class MultiTaskModel(nn.Module):
         return logits
 
     def penalty(self, representation: Representation) -> Tensor | None:
-        """What each image costs a subtask besides its loss, [B, T] or [1, T]; None where that is nothing."""
+        """A term added to each image's loss, [B, T] or [1, T]; None where the heads have none."""
         penalty = getattr(self.heads, "penalty", None)
         return None if penalty is None else penalty(representation)
 

@@ -103,10 +103,9 @@ class FrozenBatchNorm(_ChannelNorm):
 class LocalBatchNorm(_ChannelNorm):
     """Always normalises by the statistics of the batch, and tracks nothing.
 
-    `valid`, [B] or a scalar for all, is false where an image is padding. It is a buffer so that a caller can put the mask of a step in
-    its place before each training step; as built, and in evaluation mode, all images are valid. Padding has no influence on the others,
-    and comes out as the bias whatever it was: normalised by the statistics of others, it could grow from layer to layer beyond all
-    bounds.
+    `valid`, [B] or a scalar for all, is false where an image is padding. It is a buffer so that a caller can replace it
+    by the mask of each training step; as built, and in evaluation mode, all images are valid. Padding has no influence on the others,
+    and its output is always the bias: normalised by the statistics of others, it could grow from layer to layer without bounds.
     """
 
     valid: Tensor

@@ -65,7 +65,7 @@ def peers(image_shape: ImageShape, *, trunks: dict[str, Any], server: str, share
 
     Args:
         image_shape: (channels, height, width) of an image.
-        trunks: at least two members of `trunk` by names of one's own (+trunk@trunk.trunks.NAME=MEMBER).
+        trunks: at least two members of `trunk`, by names that you choose (+trunk@trunk.trunks.NAME=MEMBER).
         server: name of the trunk that is evaluated.
         shares: how many clients, or which share of them, train each trunk, by name; null where `fleet.memory=shrink` gives each
             client the largest that its device holds.
@@ -76,5 +76,5 @@ def peers(image_shape: ImageShape, *, trunks: dict[str, Any], server: str, share
         raise ValueError(f"trunk.server must be one of trunk.trunks, {', '.join(trunks)}, got {server}")
     if shares is not None and not set(shares) <= set(trunks):
         raise ValueError(f"trunk.shares must be of trunk.trunks, {', '.join(trunks)}, got {', '.join(shares)}")
-    # In an order that does not depend on how the configuration was written down.
+    # In an order that does not depend on the order in the configuration.
     return Peers({name: trunks[name](image_shape) for name in sorted(trunks)}, server, shares)

@@ -32,8 +32,8 @@ def sphereface_cnn(
 ) -> Trunk:
     """SphereFace's residual CNN with 4 to 64 layers, then a linear embedding (Liu et al. 2017).
 
-    Four stages, each a 3x3 convolution of stride 2 and then residual units. GroupNorm, which the paper does without, stands before
-    each PReLU: small batches and large rates are safe with it.
+    Four stages, each a 3x3 convolution of stride 2 and then residual units. Each PReLU follows a GroupNorm, which the paper does
+    not have: small batches and large learning rates are safe with it.
 
     Args:
         image_shape: (channels, height, width) of an image.

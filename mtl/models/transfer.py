@@ -38,7 +38,7 @@ class Transfer:
         distance: weight of the loss that preserves the distances between images.
         angle: weight of the loss that preserves the angles between images.
         source: a run directory, whose training images and subtasks are trained too, null for none.
-        ratio: images of the source that a client draws for each of its own.
+        ratio: images of the source that a client draws for each of its images.
         disjoint: no person of the source is in the target, so that the images of each are negatives of the other's subtasks.
     """
 

@@ -214,7 +214,7 @@ def _num_features(features: nn.Module, image_shape: ImageShape) -> int | None:
     state = {name: value.to("meta") for name, value in features.state_dict().items()}
     training = features.training
     try:
-        # In training BatchNorm wants more than one place.
+        # In training BatchNorm needs more than one place.
         return int(functional_call(features.eval(), state, (torch.zeros(1, *image_shape, device="meta"),)).shape[1])
     except RuntimeError:
         return None

@@ -1,7 +1,7 @@
 """Weights to start a trunk from: published ones of torchvision, a file of them, or the trunk of a run.
 
 Where the images have c channels and the weights were trained on k of them, each filter of the first convolution becomes its sum over
-the k channels divided by c, on every channel: what it makes of an image whose channels are all the same stays as it was. For grey images
+the k channels divided by c, on every channel: its output for an image whose channels are all the same does not change. For grey images
 that is the sum over red, green and blue.
 """
 

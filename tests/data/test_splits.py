@@ -58,7 +58,7 @@ def test_the_default_split_is_the_official_one_where_there_is_one(images: ImageD
     assert split.val.tolist() == [i for i in range(24) if i % 6 == 3]
     assert "split=official of made: 12 images to train, 4 for validation, 8 to test" in caplog.text
     with pytest.raises(
-        ValueError, match=r"split.train split.val must be null, as made comes in parts .* got 3, 0; use split=per_class"
+        ValueError, match=r"split.train split.val must be null, as made has an official split, .* got 3, 0; use split=per_class"
     ):
         splits.auto(own, 0, train=3, val=0)
     assert len(splits.per_class(own, 0, train=5).train) == 20
@@ -71,7 +71,7 @@ def test_the_default_split_is_the_official_one_where_there_is_one(images: ImageD
 
 def test_parts_without_a_test_are_refused_and_not_mixed(images: ImageData) -> None:
     own = dataclasses.replace(images, official_split=torch.tensor([0, 0, 0, 0, 1, 1] * 4, dtype=torch.int8))
-    with pytest.raises(ValueError, match="split=official needs test images, and made has none of its own; use split=fractions"):
+    with pytest.raises(ValueError, match="split=official needs test images, and the official split of made has none; use split=fractions"):
         splits.auto(own, 0)
 
 
