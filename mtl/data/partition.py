@@ -19,7 +19,7 @@ def iid(labels: Tensor, seed: int, *, num_clients: int = 8) -> Partition:
     """Images shuffled and dealt out evenly.
 
     Args:
-        labels: int64 [N], see above.
+        labels: int64 [N], the class of each image, -1 where not known.
         seed: of the random draws.
         num_clients: clients.
     """
@@ -34,7 +34,7 @@ def by_class(labels: Tensor, seed: int, *, num_clients: int = 8) -> Partition:
     The classes are shuffled first.
 
     Args:
-        labels: int64 [N], see above.
+        labels: int64 [N], the class of each image, -1 where not known.
         seed: of the random draws.
         num_clients: clients.
     """
@@ -50,7 +50,7 @@ def sizes(labels: Tensor, seed: int, *, sizes: Sequence[float]) -> Partition:
     """Random images in given numbers, one number for each client.
 
     Args:
-        labels: int64 [N], see above.
+        labels: int64 [N], the class of each image, -1 where not known.
         seed: of the random draws.
         sizes: whole numbers, or shares that add up to 1. Numbers may leave images over.
     """
@@ -80,7 +80,7 @@ def dirichlet(labels: Tensor, seed: int, *, num_clients: int = 8, alpha: float =
     small alphas neither loop nor leave a client empty.
 
     Args:
-        labels: int64 [N], see above.
+        labels: int64 [N], the class of each image, -1 where not known.
         seed: of the random draws.
         num_clients: clients.
         alpha: concentration, > 0; the smaller, the more uneven.
@@ -112,7 +112,7 @@ def dirichlet_clients(labels: Tensor, seed: int, *, num_clients: int = 8, alpha:
     there is one with enough images; with a large one every client has p.
 
     Args:
-        labels: int64 [N], see above.
+        labels: int64 [N], the class of each image, -1 where not known.
         seed: of the random draws.
         num_clients: clients.
         alpha: concentration, > 0; the smaller, the fewer classes a client has.
@@ -144,9 +144,9 @@ def shards(labels: Tensor, seed: int, *, num_clients: int = 8, shards_per_client
     decentralized data"): mostly k classes a client, seldom fewer, and more where a shard lies across the border of two classes.
 
     Args:
-        labels: int64 [N], see above.
+        labels: int64 [N], the class of each image, -1 where not known.
         seed: of the random draws.
-        num_clients: C.
+        num_clients: clients.
         shards_per_client: k.
     """
     _check_clients(num_clients, len(labels))
@@ -179,7 +179,7 @@ def log_normal_labels(
     where they round down and leave out a share that goes beyond the end.
 
     Args:
-        labels: int64 [N], see above.
+        labels: int64 [N], the class of each image, -1 where not known.
         seed: of the random draws.
         num_clients: clients.
         classes_per_client: k.
@@ -224,7 +224,7 @@ def quantity_skew(labels: Tensor, seed: int, *, num_clients: int = 8, sigma: flo
     Amounts are proportional to exp(sigma N(0, 1)).
 
     Args:
-        labels: int64 [N], see above.
+        labels: int64 [N], the class of each image, -1 where not known.
         seed: of the random draws.
         num_clients: clients.
         sigma: spread of the amounts; 0 gives equal ones.

@@ -22,9 +22,9 @@ class Asymmetric(PairLoss):
     """Asymmetric loss: easy negatives count much less than easy positives (Ridnik et al. 2021).
 
     Args:
-        gamma_positive: exponent of the positives, >= 0.
-        gamma_negative: exponent of the negatives, >= 0.
-        clip: negatives with a probability below it cost nothing, in [0, 1). Each for all subtasks or one for each.
+        gamma_positive: exponent of the positives, >= 0, for all subtasks or one for each.
+        gamma_negative: exponent of the negatives, >= 0, for all subtasks or one for each.
+        clip: negatives with a probability below it cost nothing, in [0, 1), for all subtasks or one for each.
     """
 
     def __init__(

@@ -26,10 +26,10 @@ class LDAM(PairLoss):
     """LDAM on cosines: a larger margin for the rarer kind of label, and late re-weighting (Cao et al. 2019).
 
     Args:
-        margin: the largest margin, >= 0.
-        scale: factor s of the cosines, > 0.
-        beta: as in class_balanced, for the late re-weighting, in [0, 1), 0 for none.
-        defer: share of the training after which these weights act, in [0, 1]. Each for all subtasks or one for each.
+        margin: the largest margin, >= 0, for all subtasks or one for each.
+        scale: factor s of the cosines, > 0, for all subtasks or one for each.
+        beta: as in class_balanced, for the late re-weighting, in [0, 1), 0 for none, for all subtasks or one for each.
+        defer: share of the training after which these weights act, in [0, 1], for all subtasks or one for each.
     """
 
     def __init__(

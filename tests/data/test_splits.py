@@ -71,7 +71,9 @@ def test_the_default_split_is_the_official_one_where_there_is_one(images: ImageD
 
 def test_parts_without_a_test_are_refused_and_not_mixed(images: ImageData) -> None:
     own = dataclasses.replace(images, official_split=torch.tensor([0, 0, 0, 0, 1, 1] * 4, dtype=torch.int8))
-    with pytest.raises(ValueError, match="split=official needs test images, and the official split of made has none; use split=fractions"):
+    with pytest.raises(
+        ValueError, match="split=official needs test images, and the official split of made has none; use split=fractions"
+    ):
         splits.auto(own, 0)
 
 
