@@ -157,7 +157,7 @@ def shards(labels: Tensor, seed: int, *, num_clients: int = 8, shards_per_client
     order = order[labels[order].sort(stable=True).indices]
     pieces = order.tensor_split(num_clients * shards_per_client)
     dealt = torch.randperm(len(pieces), generator=rng).view(num_clients, shards_per_client)
-    return _sorted([torch.cat([pieces[shard] for shard in own]) for own in dealt.tolist()])
+    return _sorted([torch.cat([pieces[shard] for shard in shards_of_client]) for shards_of_client in dealt.tolist()])
 
 
 def log_normal_labels(
@@ -252,8 +252,8 @@ def _at_least(owner: Tensor, num_clients: int, min_images: int, rng: torch.Gener
     sizes = owner.bincount(minlength=num_clients)
     while sizes.min() < min_images:
         poorest, richest = int(sizes.argmin()), int(sizes.argmax())
-        held = torch.nonzero(owner == richest).flatten()
-        owner[held[torch.randint(len(held), (1,), generator=rng)]] = poorest
+        images_of_richest = torch.nonzero(owner == richest).flatten()
+        owner[images_of_richest[torch.randint(len(images_of_richest), (1,), generator=rng)]] = poorest
         sizes[poorest] += 1
         sizes[richest] -= 1
     return [torch.nonzero(owner == client).flatten() for client in range(num_clients)]

@@ -175,13 +175,13 @@ def _orl_scenes(
     order = torch.rand(40, 10, generator=generator(seed, "scenes/photographs")).argsort(1) + torch.arange(0, 400, 10)[:, None]
     parts, first = [], 0
     for part, (number, count) in enumerate(zip(scenes, photographs, strict=True)):
-        own, first = order[:people, first : first + count].flatten(), first + count
+        pictures, first = order[:people, first : first + count].flatten(), first + count
         key = client_keys(derive_seed(seed, "scenes", part), "scene", 0, range(number))
         for some in key.split(CHUNK) if number else ():
-            parts.append((*_draw(some, faces.images[own].float() / 255, style), own))
+            parts.append((*_draw(some, faces.images[pictures].float() / 255, style), pictures))
     images, boxes, valid, chosen, photographs_of = zip(*parts, strict=True)
     present = torch.cat(valid)
-    identity = torch.cat([faces.classes[own[pick]] for pick, own in zip(chosen, photographs_of, strict=True)])
+    identity = torch.cat([faces.classes[pictures[pick]] for pick, pictures in zip(chosen, photographs_of, strict=True)])
     # Slots without room for a face are empty: those that count come first.
     front = (~present).int().argsort(dim=1, stable=True)
     return SceneSet(
@@ -204,10 +204,10 @@ class _Draws:
 
     def __call__(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Float [n, *shape] in [low, high)."""
-        own = split_key(self.key, torch.tensor(self.used, dtype=torch.int32))
+        key = split_key(self.key, torch.tensor(self.used, dtype=torch.int32))
         self.used += 1
         number = math.prod(shape)
-        uniform = random_uniform(own[:, None], torch.arange(number, dtype=torch.int32))
+        uniform = random_uniform(key[:, None], torch.arange(number, dtype=torch.int32))
         return (low + (high - low) * uniform).view(len(self.key), *shape)
 
     def noise(self, size: Size) -> Tensor:

@@ -74,7 +74,8 @@ def widerface(
     height, width = image_size
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         pixels, boxes = zip(*pool.map(lambda info: _read(info, (height, width), grey), every), strict=True)
-    total, counts = sum(len(info["annotations"]["bbox"]) for info in every), torch.tensor([len(own) for own in boxes])
+    total = sum(len(info["annotations"]["bbox"]) for info in every)
+    counts = torch.tensor([len(boxes_of_image) for boxes_of_image in boxes])
     logger.info("WIDER FACE: %d faces in %d images; %d boxes dropped", int(counts.sum()), len(every), total - int(counts.sum()))
     padded = torch.nn.utils.rnn.pad_sequence(list(boxes), batch_first=True)
     split = torch.tensor([0] * len(described[0]) + [2] * len(described[1]), dtype=torch.int8)

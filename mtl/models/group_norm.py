@@ -60,7 +60,7 @@ def normalise_groups(features: Tensor, num_groups: int, weight: Tensor | None, b
 def _stacks() -> bool:
     maps = torch.zeros(4, 2, 2, 2).contiguous(memory_format=torch.channels_last).unflatten(0, (2, 2))
     try:
-        vmap(lambda own: F.group_norm(own, 1))(maps)
+        vmap(lambda image: F.group_norm(image, 1))(maps)
     except RuntimeError as error:
         if REFUSAL not in str(error):
             raise

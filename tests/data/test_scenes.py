@@ -46,16 +46,16 @@ def test_a_scene_depends_on_the_seed_its_part_and_its_number_alone(scenes: Scene
 def test_no_photograph_of_a_test_scene_is_in_a_training_scene(monkeypatch: pytest.MonkeyPatch) -> None:
     from mtl.data import scenes as module
 
-    shown: list[torch.Tensor] = []
+    drawn: list[torch.Tensor] = []
     draw = module._draw
 
     def spy(key: torch.Tensor, photographs: torch.Tensor, style: object) -> object:
-        shown.append(photographs)
+        drawn.append(photographs)
         return draw(key, photographs, style)  # type: ignore[arg-type]
 
     monkeypatch.setattr(module, "_draw", spy)
     orl_scenes(scenes=(2, 2, 2), photographs=(4, 2, 4), seed=5, **SMALL)  # type: ignore[arg-type]
-    sets = [{photograph.numpy().tobytes() for photograph in part} for part in shown]
+    sets = [{photograph.numpy().tobytes() for photograph in part} for part in drawn]
     assert [len(part) for part in sets] == [160, 80, 160]
     assert not sets[0] & sets[1]
     assert not sets[0] & sets[2]
@@ -122,8 +122,8 @@ def test_unusable_scenes_are_refused() -> None:
 def marked(boxes: torch.Tensor, size: tuple[int, int] = (40, 60)) -> torch.Tensor:
     """[B, 1, H, W], one inside each box and zero elsewhere."""
     images = torch.zeros(len(boxes), 1, *size)
-    for image, own in zip(images, boxes, strict=True):
-        for left, top, right, bottom in own.int().tolist():
+    for image, boxes_of_image in zip(images, boxes, strict=True):
+        for left, top, right, bottom in boxes_of_image.int().tolist():
             image[0, top:bottom, left:right] = 1
     return images
 

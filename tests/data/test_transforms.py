@@ -71,9 +71,9 @@ def test_an_image_is_changed_the_same_in_any_company() -> None:
 
 def test_normalise_by_constants_and_by_image() -> None:
     assert torch.allclose(Normalise(mean=0.4, deviation=0.2)(PICTURE), (PICTURE - 0.4) / 0.2)
-    own = Normalise(per_image=True)(PICTURE)
-    assert torch.allclose(own.mean((1, 2, 3)), torch.zeros(3), atol=1e-5)
-    assert torch.allclose(own.std((1, 2, 3), correction=0), torch.ones(3), atol=1e-2)
+    normalised = Normalise(per_image=True)(PICTURE)
+    assert torch.allclose(normalised.mean((1, 2, 3)), torch.zeros(3), atol=1e-5)
+    assert torch.allclose(normalised.std((1, 2, 3), correction=0), torch.ones(3), atol=1e-2)
 
 
 def test_equalised_pictures_do_not_depend_on_light_and_contrast() -> None:

@@ -236,8 +236,8 @@ def test_stacked_clients_with_counts_of_their_own_get_what_each_gets_alone(name:
 
     both = vmap(grad(value, argnums=(0, 1)))(params, logits, positives, negatives, progress)
     for client in range(2):
-        own = {key: stacked[client] for key, stacked in params.items()}
-        alone = grad(value, argnums=(0, 1))(own, *(part[client] for part in (logits, positives, negatives, progress)))
+        client_params = {key: stacked[client] for key, stacked in params.items()}
+        alone = grad(value, argnums=(0, 1))(client_params, *(part[client] for part in (logits, positives, negatives, progress)))
         torch.testing.assert_close(both[1][client], alone[1])
         for key in params:
             torch.testing.assert_close(both[0][key][client], alone[0][key])

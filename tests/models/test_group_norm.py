@@ -63,8 +63,8 @@ def test_each_of_a_stack_is_as_one_alone(refusing: bool, form: Callable[[Tensor]
 
     result = vmap(grad(loss, argnums=(0, 1)))(maps, weight)
     for k in range(4):
-        own, scale = maps[k].clone().requires_grad_(), weight[k].clone().requires_grad_()
-        expected = torch.autograd.grad(F.group_norm(own, 2, scale, layer.bias).pow(3).sum(), (own, scale))
+        image, scale = maps[k].clone().requires_grad_(), weight[k].clone().requires_grad_()
+        expected = torch.autograd.grad(F.group_norm(image, 2, scale, layer.bias).pow(3).sum(), (image, scale))
         for one, other in zip(result, expected, strict=True):
             torch.testing.assert_close(one[k], other)
 

@@ -323,9 +323,9 @@ def test_every_trunk_can_be_stacked_and_then_trains_each_client_as_alone(
 
     result = vmap(grad(loss))(params, images, keys)
     for k in range(2):
-        own = {name: value[k].clone().requires_grad_() for name, value in params.items()}
-        expected = torch.autograd.grad(loss(own, images[k], keys[k]), list(own.values()))
-        for name, value in zip(own, expected, strict=True):
+        client_params = {name: value[k].clone().requires_grad_() for name, value in params.items()}
+        expected = torch.autograd.grad(loss(client_params, images[k], keys[k]), list(client_params.values()))
+        for name, value in zip(client_params, expected, strict=True):
             torch.testing.assert_close(result[name][k], value, rtol=1e-6, atol=1e-9, msg=name)
 
 
@@ -337,6 +337,6 @@ def test_stochastic_depth_drops_whole_images_with_its_probability() -> None:
     assert [layer.p for layer in drops] == pytest.approx([0.8 * i / 16 for i in range(16)])
     layer = KeyedDropout(0.3, whole="image")
     layer.key = torch.tensor([5, 6], dtype=torch.int32)
-    kept = layer(torch.ones(4000, 2, 3, 3)).flatten(1)
-    assert ((kept == 0).all(1) | (kept == torch.tensor(1.0) / 0.7).all(1)).all()
-    assert float((kept[:, 0] == 0).float().mean()) == pytest.approx(0.3, abs=0.03)  # deviation .007
+    outputs = layer(torch.ones(4000, 2, 3, 3)).flatten(1)
+    assert ((outputs == 0).all(1) | (outputs == torch.tensor(1.0) / 0.7).all(1)).all()
+    assert float((outputs[:, 0] == 0).float().mean()) == pytest.approx(0.3, abs=0.03)  # deviation .007
