@@ -121,12 +121,7 @@ def celeba(
         obtain = "Get it from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html (non-commercial research only)."
         raise not_found(root, looked, layout, obtain)
     if part != "all":
-        every = _read_partition(split_file, [path.name for path in paths])
-        if every is None:
-            raise ValueError(f"data.part={part} needs {split_file.name} next to the pictures, and {folder} has none")
-        paths = [path for path, number in zip(paths, every.tolist(), strict=True) if number == PARTS[part]]
-        if not paths:
-            raise ValueError(f"data.part={part} must have pictures, and none in {folder} is of that part")
+        paths = _paths_of_part(part, paths, split_file)
     files = [path.name for path in paths]
     classes, class_names = _read_identities(identity_file, files)
     attributes, attribute_names = _read_attributes(attribute_file, files)
@@ -142,6 +137,16 @@ def celeba(
         source=str(folder),
         official_split=split,
     )
+
+
+def _paths_of_part(part: str, paths: list[Path], split_file: Path) -> list[Path]:
+    every = _read_partition(split_file, [path.name for path in paths])
+    if every is None:
+        raise ValueError(f"data.part={part} needs {split_file.name} next to the pictures, and {split_file.parent} has none")
+    paths = [path for path, number in zip(paths, every.tolist(), strict=True) if number == PARTS[part]]
+    if not paths:
+        raise ValueError(f"data.part={part} must have pictures, and none in {split_file.parent} is of that part")
+    return paths
 
 
 def _read_numbers(

@@ -123,8 +123,7 @@ def federate(
         partition_by: class, owner or an attribute: what the images are dealt out by.
         assignment: positives of each client and seed to a bool matrix [C, T].
         seed: of the random draws.
-        pooled: whether the images of all clients are trained on together. Then the assignment only says which subtasks the metrics of
-            a client are about, and a client that could not train alone is no reason to refuse.
+        pooled: whether one model trains on all images; the assignment then only says which subtasks a client's metrics are about.
 
     Raises:
         ValueError: where something cannot be trained, with the reason.

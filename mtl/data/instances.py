@@ -22,7 +22,7 @@ embeddings are compared by direction, as cosine heads do.
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -69,28 +69,9 @@ def add_instances(
     Raises:
         ValueError: where the source's images are of another shape, positives of nothing, or images of validation or test.
     """
-    if images.shape[1:] != data.images.shape[1:] or images.dtype != data.images.dtype:
-        raise ValueError(
-            f"transfer.source must have images of {tuple(data.images.shape[1:])} in {data.images.dtype}, "
-            f"got {tuple(images.shape[1:])} in {images.dtype}"
-        )
     index = index[(subtasks.targets & subtasks.known)[index].any(1)]
-    if not len(index):
-        raise ValueError("transfer.source must have training images that are positives of its subtasks, got none")
-    hidden = {_bytes(image) for image in data.images[torch.cat([data.split.val, data.split.test])]}
-    hidden_count = sum(_bytes(image) in hidden for image in images[index])
-    if hidden_count:
-        raise ValueError(
-            f"transfer.source must hold no image of validation or test, and {hidden_count} of its training images are of them"
-        )
-
-    source_embeddings = F.normalize(embed(images[index]), dim=1)
-    drawn = []
-    for client, client_images in enumerate(data.clients):
-        rng = generator(seed, "instances", client=client)
-        weights = density_ratio(F.normalize(embed(data.images[client_images]), dim=1), source_embeddings, rng)
-        start = float(torch.rand((), generator=rng, dtype=torch.float64))
-        drawn.append(index[draw_systematically(weights, max(round(ratio * len(client_images)), 1), start)])
+    _check_source(data, images, index)
+    drawn = [index[places] for places in _draw_for_clients(data, images[index], embed=embed, ratio=ratio, seed=seed)]
     used, places = torch.cat(drawn).unique(return_inverse=True)
     chosen = (subtasks.targets & subtasks.known)[used].any(0)
     names = [f"{PREFIX}{name}" for name, is_chosen in zip(subtasks.names, chosen.tolist(), strict=True) if is_chosen]
@@ -119,6 +100,34 @@ def add_instances(
         negatives=negatives,
         num_source=len(names),
     )
+
+
+def _check_source(data: FederatedData, images: Tensor, index: Tensor) -> None:
+    if images.shape[1:] != data.images.shape[1:] or images.dtype != data.images.dtype:
+        raise ValueError(
+            f"transfer.source must have images of {tuple(data.images.shape[1:])} in {data.images.dtype}, "
+            f"got {tuple(images.shape[1:])} in {images.dtype}"
+        )
+    if not len(index):
+        raise ValueError("transfer.source must have training images that are positives of its subtasks, got none")
+    hidden = {_bytes(image) for image in data.images[torch.cat([data.split.val, data.split.test])]}
+    num_hidden = sum(_bytes(image) in hidden for image in images[index])
+    if num_hidden:
+        raise ValueError(
+            f"transfer.source must hold no image of validation or test, and {num_hidden} of its training images are of them"
+        )
+
+
+def _draw_for_clients(
+    data: FederatedData, source: Tensor, *, embed: Callable[[Tensor], Tensor], ratio: float, seed: int
+) -> Iterator[Tensor]:
+    """Places in the source's images, for each client."""
+    source_embeddings = F.normalize(embed(source), dim=1)
+    for client, client_images in enumerate(data.clients):
+        rng = generator(seed, "instances", client=client)
+        weights = density_ratio(F.normalize(embed(data.images[client_images]), dim=1), source_embeddings, rng)
+        start = float(torch.rand((), generator=rng, dtype=torch.float64))
+        yield draw_systematically(weights, max(round(ratio * len(client_images)), 1), start)
 
 
 def density_ratio(client: Tensor, source: Tensor, rng: torch.Generator) -> Tensor:

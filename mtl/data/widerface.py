@@ -61,15 +61,7 @@ def widerface(
     if max_images is not None and max_images < 1:
         raise ValueError(f"scenes.max_images must be null or >= 1, got {max_images}")
     base = data_root(root)
-    try:
-        from torchvision.datasets import WIDERFace
-
-        parts = [WIDERFace(str(base), split=split) for split in ("train", "val")]
-    except (RuntimeError, FileNotFoundError) as error:
-        layout = "WIDER FACE as widerface/{WIDER_train,WIDER_val,WIDER_test}/images and widerface/wider_face_split/*.txt"
-        obtain = "Get it from http://shuoyang1213.me/WIDERFACE/ (research only) and unpack its four archives there."
-        raise not_found(root, [base / "widerface"], layout, obtain) from error
-    described = [part.img_info[:max_images] for part in parts]
+    described = [annotations[:max_images] for annotations in _read_annotations(root)]
     every = [info for part in described for info in part]
     height, width = image_size
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -91,6 +83,18 @@ def widerface(
         split=split,
         source=f"{base / 'widerface'}, {total - int(counts.sum())} of {total} boxes dropped",
     )
+
+
+def _read_annotations(root: str) -> list[Any]:
+    base = data_root(root)
+    try:
+        from torchvision.datasets import WIDERFace
+
+        return [WIDERFace(str(base), split=split).img_info for split in ("train", "val")]
+    except (RuntimeError, FileNotFoundError) as error:
+        layout = "WIDER FACE as widerface/{WIDER_train,WIDER_val,WIDER_test}/images and widerface/wider_face_split/*.txt"
+        obtain = "Get it from http://shuoyang1213.me/WIDERFACE/ (research only) and unpack its four archives there."
+        raise not_found(root, [base / "widerface"], layout, obtain) from error
 
 
 def _read(info: dict[str, Any], size: tuple[int, int], grey: bool) -> tuple[Any, Tensor]:
