@@ -78,5 +78,11 @@ class FAMO(Balancer):
 
 
 def height(losses: Tensor, bounds: Tensor, active: Tensor) -> Tensor:
-    """How far the losses of the active tasks are above their bounds, [..., T], positive."""
+    """How far the losses of the active tasks are above their bounds, [..., T], positive.
+
+    Args:
+        losses: [..., T].
+        bounds: [..., T].
+        active: bool [..., T], the tasks with a known label.
+    """
     return only_active(losses - bounds, active).clamp_min(0) + SMALLEST

@@ -12,7 +12,14 @@ from torch import Tensor
 
 
 def derive_seed(seed: int, purpose: str, round: int = 0, client: int = 0) -> int:
-    """A 63-bit seed from the name of a draw."""
+    """A 63-bit seed from the name of a draw.
+
+    Args:
+        seed: of the run.
+        purpose: what is drawn.
+        round: the round, 0 where the draw does not depend on it.
+        client: the client, 0 where the draw does not depend on it.
+    """
     name = f"{seed}/{purpose}/{round}/{client}".encode()
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest()) >> 1
 

@@ -61,7 +61,17 @@ def random(positives: Tensor, seed: int, *, tasks_per_client: int = 10) -> Tenso
 
 
 def check_assignment(assignment: Tensor, positives: Tensor, images: Tensor, names: tuple[str, ...]) -> None:
-    """Refuse a client without images, subtasks or positives, and a subtask that nobody trains or has positives of."""
+    """Refuse a client without images, subtasks or positives, and a subtask that nobody trains or has positives of.
+
+    Args:
+        assignment: bool [C, T].
+        positives: int64 [C, T].
+        images: int64 [C], training images of each client.
+        names: of the subtasks.
+
+    Raises:
+        ValueError: with the first reasons.
+    """
     trained = assignment & (positives > 0)
     reasons = [
         *(f"client {c} holds no training image" for c in torch.nonzero(images == 0).flatten().tolist()),

@@ -84,7 +84,13 @@ def _log_others(root: Path, others: list[Path]) -> None:
 def warn_of_copies(paths: Sequence[Path], images: Tensor, classes: Tensor, split: Tensor | None) -> None:
     """Warn of files with the same content under two classes, in two parts, or, where the parts are not drawn yet, anywhere.
 
-    Files are compared only where their decoded images, uint8 [N, ...], are equal.
+    Files are compared only where their decoded images are equal.
+
+    Args:
+        paths: the files.
+        images: uint8 [N, ...], decoded.
+        classes: int64 [N].
+        split: int8 [N], None where the parts are not drawn yet.
     """
     places_by_digest: dict[bytes, list[int]] = {}
     for place, image in enumerate(images.numpy()):

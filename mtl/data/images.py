@@ -62,7 +62,7 @@ def data_root(root: str) -> Path:
 
 
 def not_found(root: str, looked: Iterable[Path], layout: str, obtain: str) -> DataNotFound:
-    """The error for a missing data set: where it was looked for, what was expected, how to get it."""
+    """The error for a missing data set: the folders that were looked in, the layout expected there, how to obtain the data."""
     folder = data_root(root)
     if folder.is_dir():
         names = [path.name for path in (*list_folders(folder), *list_images(folder))]
@@ -155,6 +155,13 @@ def decode(
 ) -> Pixels:
     """The pixels of one file, [1 or 3, height, width].
 
+    Args:
+        path: the file.
+        image_size: (height, width), None keeps that of the file.
+        grey: convert to one channel.
+        crop: (top, left, height, width), cut before resizing.
+        read: the bytes of a file.
+
     Raises:
         CorruptImage: where the file cannot be decoded (a ValueError).
         ValueError: where the crop leaves the picture.
@@ -202,6 +209,8 @@ def read_images(
     read: Callable[[Path], bytes] = Path.read_bytes,
 ) -> tuple[Tensor, Tensor]:
     """Images uint8 [M, channels, height, width] and their places in `paths`, int64 [M]; M < N only with skip_corrupt.
+
+    The options are those of `decode`; skip_corrupt leaves out files that cannot be decoded.
 
     Raises:
         CorruptImage: for a file that cannot be decoded (a ValueError).

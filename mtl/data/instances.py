@@ -179,8 +179,16 @@ def left_out_error(client_kernels: Tensor, source_kernels: Tensor, ridge: float)
 def draw_systematically(weights: Tensor, count: int, start: float) -> Tensor:
     """Draw `count` places by weight, sorted, each as often as its share to within one.
 
-    With the share s_i = count weights_i / sum, place i is drawn floor(s_i) or ceil(s_i) times, and s_i times in the mean over a start that
-    is uniform in [0, 1).
+    With the share s_i = count weights_i / sum, place i is drawn floor(s_i) or ceil(s_i) times, and s_i times in the mean over a uniform
+    start.
+
+    Args:
+        weights: float64 [m], >= 0.
+        count: places to draw.
+        start: in [0, 1).
+
+    Returns:
+        int64 [count].
     """
     ends = weights.cumsum(0) * (count / weights.sum())
     return torch.searchsorted(ends, torch.arange(count, dtype=torch.float64) + start, right=True).clamp_max(len(weights) - 1)

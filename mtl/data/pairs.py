@@ -58,6 +58,12 @@ def lfw_pairs(
     Looked for in the folders of `faces.lfw` and in those under `<root>/lfw-py`, where torchvision has them; the file may be in the
     folder of the people or above it.
 
+    Args:
+        root: folder of data sets.
+        image_size: (height, width), None keeps that of the files.
+        crop: (top, left, height, width), cut before resizing.
+        grey: convert to one channel.
+
     Raises:
         DataNotFound: where there is no such file (a ValueError).
         ValueError: where a line of it cannot be read, or where pictures that it names are missing, which lists all of them.
@@ -131,11 +137,16 @@ def read_pairs(file: Path) -> list[tuple[Picture, Picture, int]]:
 def unseen_pairs(data: ImageData, *, num_folds: int = 10, pairs_per_fold: int = 300, seed: int = 0) -> Pairs:
     """Folds of random pairs of the people in `data`, no person in two folds.
 
-    Each fold has as many pairs of one person as of two, drawn without replacement: `pairs_per_fold` of each, or all that there are
-    where they are fewer.
+    Each fold has as many pairs of one person as of two, drawn without replacement.
+
+    Args:
+        data: pictures with identities.
+        num_folds: number of folds.
+        pairs_per_fold: pairs of each kind in a fold, or all that there are where they are fewer.
+        seed: of the random draws.
 
     Raises:
-        ValueError: where people or pictures do not suffice.
+        ValueError: where there are not enough people or pictures.
     """
     people = data.classes[data.classes >= 0].unique()
     if len(people) < 2 * num_folds:

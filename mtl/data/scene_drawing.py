@@ -154,7 +154,16 @@ def shuffle_tiles(pictures: Tensor, draw: Tensor) -> Tensor:
 
 
 def paste(canvas: Tensor, pictures: Tensor, centre: Tensor, height: Tensor, angle: Tensor, whole: Tensor) -> Tensor:
-    """Blend each picture into its canvas, its oval `height` pixels high; where `whole`, bool [n, 1, 1], with its surroundings."""
+    """Blend each picture into its canvas.
+
+    Args:
+        canvas: [n, 1, H, W].
+        pictures: [n, 1, 112, 92].
+        centre: [n, 2], (x, y) in pixels.
+        height: [n], height of the face's oval in pixels.
+        angle: [n], in radians.
+        whole: bool [n, 1, 1], whether the surroundings of the oval are pasted too.
+    """
     rows, columns = canvas.shape[-2:]
     y, x = torch.arange(rows)[:, None] + 0.5, torch.arange(columns) + 0.5
     cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]

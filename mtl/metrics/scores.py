@@ -108,6 +108,11 @@ def auroc(scores: Tensor, targets: Tensor, known: Tensor) -> Tensor:
     The share of the pairs of a known positive and a known negative in which the positive scores higher, equal scores counting a half
     (Hanley & McNeil 1982). Only the order within a subtask matters, so any scale serves, infinities too.
 
+    Args:
+        scores: [N, T].
+        targets: bool [N, T].
+        known: bool [N, T], where the label is known.
+
     Raises:
         ValueError: where a score is NaN.
     """
@@ -124,6 +129,11 @@ def balanced_accuracy(scores: Tensor, targets: Tensor, known: Tensor) -> Tensor:
     """Mean of the true positive and true negative rate, float64 [T]; NaN where one kind of label is missing.
 
     Yes is above zero: a score of exactly zero says no.
+
+    Args:
+        scores: [N, T].
+        targets: bool [N, T].
+        known: bool [N, T], where the label is known.
 
     Raises:
         ValueError: where a score is NaN.

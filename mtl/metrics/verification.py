@@ -136,7 +136,13 @@ def best_threshold(scores: Tensor, same: Tensor) -> float:
 
 
 def far_threshold(scores: Tensor, same: Tensor, far: float) -> float | None:
-    """The lowest threshold with at most a share `far` of the pairs of two people above it; None where that share is less than one pair."""
+    """The lowest threshold with at most a share `far` of the pairs of two people above it; None where that share is less than one pair.
+
+    Args:
+        scores: [P].
+        same: bool [P], whether a pair shows one person.
+        far: the share.
+    """
     negatives = scores[~same].double().sort(descending=True).values
     allowed = math.floor(far * len(negatives) + 1e-9)
     return float(negatives[allowed]) if 0 < allowed < len(negatives) else None

@@ -110,7 +110,13 @@ def count_once(model: nn.Module, loss: Loss, images: int) -> tuple[int, int, int
 
 
 def count_forward(model: nn.Module, image_shape: Sequence[int], pixels: torch.dtype = torch.float32) -> int:
-    """FLOPs of one image of zeros."""
+    """FLOPs of a forward pass on one image of zeros.
+
+    Args:
+        model: images to outputs.
+        image_shape: (channels, height, width) of an image.
+        pixels: the type of the image.
+    """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, *image_shape, dtype=pixels))
     return int(counter.get_total_flops())
