@@ -222,7 +222,7 @@ def test_scores_that_depend_on_the_batch_are_the_same_on_any_number_of_ranks(
     trunk = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.Linear(144, 8))
     local = Trunk(replace_batch_norm(trunk, "local"), 8)
     model = MultiTaskModel(local, heads.LinearHeads(8, 4), BCE(4))
-    model.held = NUMBERS // 3  # three images at once
+    model.activation_numel = NUMBERS // 3  # three images at once
     fed = make_fed(federation, model, keep=keep)
     learner = FederatedLearning(model, fed, Inference(model, OBJECTIVE), start_of(fed).bank)
     expected = learner.scores(federation.split.test)
