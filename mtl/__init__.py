@@ -33,9 +33,10 @@ __version__ = "0.1.0"
 
 
 def _import_matplotlib() -> None:
-    """Import matplotlib where MPLBACKEND is set. A notebook leaves its own backend in there for the programs that it starts; where these
-    do not have it, matplotlib, which torchmetrics imports too, refuses to be imported. Such a backend is passed over: figures are drawn
-    by Agg.
+    """Import matplotlib where MPLBACKEND is set, without a backend that is not installed.
+
+    A notebook leaves its own backend in MPLBACKEND for the programs that it starts; where these do not have it, matplotlib, which
+    torchmetrics imports too, cannot be imported. Such a backend is ignored: figures are drawn by Agg.
     """
     backend = os.environ.get("MPLBACKEND")
     if not backend or "matplotlib" in sys.modules:

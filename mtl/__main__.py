@@ -1,3 +1,5 @@
+"""Lets `python -m mtl` run the command line."""
+
 import sys
 
 from mtl.cli.main import main

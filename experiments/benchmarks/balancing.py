@@ -36,8 +36,8 @@ from mtl.federation.objective import Objective
 from mtl.losses.bce import BCE
 from mtl.losses.pairs import TaskCounts
 from mtl.models.cnn import small_cnn
-from mtl.models.hard_sharing import HardSharing
 from mtl.models.heads import LinearHeads
+from mtl.models.multi_task_model import MultiTaskModel
 from mtl.run.members import WHOLE
 
 TASKS, BATCH, SIDE, WARM_UP = 40, 32, 32, 3
@@ -60,10 +60,10 @@ SOLVERS = (
 NEEDS_GRADIENTS = ("moco", "excess_mtl")  # at the level of parameters only
 
 
-def make_model() -> HardSharing:
+def make_model() -> MultiTaskModel:
     torch.manual_seed(0)
     trunk = small_cnn((3, SIDE, SIDE))
-    model = HardSharing(trunk, LinearHeads(trunk.width, TASKS), BCE(TASKS))
+    model = MultiTaskModel(trunk, LinearHeads(trunk.width, TASKS), BCE(TASKS))
     return model.to(memory_format=torch.channels_last).train()
 
 

@@ -12,8 +12,9 @@ def only_active(values: Tensor, active: Tensor) -> Tensor:
 
 
 def unsolved(losses: Tensor, active: Tensor) -> Tensor:
-    """The active tasks with a loss above SMALLEST, bool [..., T], or one that is NaN. The others have no gradient, and dividing by
-    their loss would give them all the weight.
+    """The active tasks with a loss above SMALLEST, bool [..., T], or one that is NaN.
+
+    The others have no gradient, and dividing by their loss would give them all the weight.
     """
     return active & ~(losses <= SMALLEST)
 
@@ -36,8 +37,8 @@ def softmax(logits: Tensor, active: Tensor) -> Tensor:
 
 
 def share(values: Tensor, active: Tensor) -> Tensor:
-    """values >= 0 of the active tasks, scaled to sum 1; equal shares where they are all 0."""
-    kept = only_active(values, active)
-    total = kept.sum(-1, keepdim=True)
+    """Scale the values >= 0 of the active tasks to sum 1; equal shares where they are all 0."""
+    masked = only_active(values, active)
+    total = masked.sum(-1, keepdim=True)
     equal = active / count(active)
-    return torch.where(total > 0, kept / torch.where(total > 0, total, 1), equal.to(values.dtype))
+    return torch.where(total > 0, masked / torch.where(total > 0, total, 1), equal.to(values.dtype))

@@ -25,7 +25,8 @@ Scale = Literal["min", "median", "mean"]
 class AlignedMTL(PreferringBalancer):
     """Aligned-MTL: turn and scale the gradients to be orthogonal and equally long (Senushkin et al. 2023).
 
-    scale: the eigenvalue that all components get: the smallest non-zero one (min, the paper), the median or the mean (its code).
+    Args:
+        scale: the eigenvalue that all components get: the smallest non-zero one (min, the paper), the median or the mean (its code).
     """
 
     scale: Scale = "min"
@@ -38,16 +39,17 @@ class AlignedMTL(PreferringBalancer):
             raise ValueError(f"balancer.scale must be one of {', '.join(get_args(Scale))}, got {self.scale}")
 
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
+        """See `Balancer`."""
         assert gramian is not None
         square = restrict(gramian, active)
         preference = self.preferences(active)
         values, vectors = eigen(square)
-        kept = significant(values, rounding(losses))
-        there = torch.where(kept, values, torch.nan)
+        nonzero = significant(values, rounding(losses))
+        there = torch.where(nonzero, values, torch.nan)
         if self.scale == "min":
-            scale = torch.where(kept, values, torch.inf).amin(-1, keepdim=True)
+            scale = torch.where(nonzero, values, torch.inf).amin(-1, keepdim=True)
         else:
             scale = (there.nanmedian(-1, keepdim=True).values) if self.scale == "median" else there.nanmean(-1, keepdim=True)
-        factors = torch.where(kept, (scale / values).sqrt(), 0)
+        factors = torch.where(nonzero, (scale / values).sqrt(), 0)
         weights = (vectors @ (factors[..., None] * (vectors.mT @ preference[..., None]))).squeeze(-1)
-        return (torch.where(kept.any(-1, keepdim=True), weights, preference) * active).to(losses.dtype), state
+        return (torch.where(nonzero.any(-1, keepdim=True), weights, preference) * active).to(losses.dtype), state

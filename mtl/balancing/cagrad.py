@@ -36,7 +36,8 @@ TOLERANCE = 1e-8
 class CAGrad(PreferringBalancer):
     """CAGrad: the update near the mean gradient that helps the worst-off task most (Liu et al. 2021).
 
-    c: how far the update may be from the mean gradient, in lengths of the mean gradient; from 1 on, no task is made worse.
+    Args:
+        c: how far the update may be from the mean gradient, in lengths of the mean gradient; from 1 on, no task is made worse.
     """
 
     c: float = 0.4
@@ -49,6 +50,7 @@ class CAGrad(PreferringBalancer):
             raise ValueError(f"balancer.c must be > 0, got {self.c}")
 
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
+        """See `Balancer`."""
         assert gramian is not None
         square = restrict(gramian, active)
         square = square / mean_square(square, active)
@@ -61,11 +63,15 @@ class CAGrad(PreferringBalancer):
         return (mean + self.c * mean_length / radius * worst).to(losses.dtype), state
 
     def _worst_off(self, square: Tensor, along: Tensor, one: Tensor) -> tuple[Tensor, Tensor]:
-        """The weights w [..., T] and r [..., 1], |g_w| or SMALLEST. along: component of each gradient along g_0, [..., T]; one: 1 for
-        the active tasks, 0 elsewhere, [..., T].
+        """The weights w [..., T] and r [..., 1], |g_w| or SMALLEST.
 
         While the tasks with weight stay the same, the root has a closed form: it is tried first, and the middle of what is left of
         the bracket where it is outside.
+
+        Args:
+            square: Gramian of gradients about 1 long, [..., T, T].
+            along: component of each gradient along g_0, [..., T].
+            one: 1 for the active tasks, 0 elsewhere, [..., T].
         """
         low = torch.full_like(along[..., :1], math.log(SMALLEST))
         high = square.diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True).log().div(2).clamp_min(math.log(SMALLEST))
@@ -83,7 +89,7 @@ class CAGrad(PreferringBalancer):
             at = radius.log()
             low, high = torch.where(excess > 0, at, low), torch.where(excess > 0, high, at)
             guess = self._root(square, along, free).clamp_min(math.log(SMALLEST))
-            # Where rounding keeps |g_w| from r the closed form comes back to the same r: that is as good as it gets.
+            # Where rounding keeps |g_w| from r the closed form returns the same r: it cannot get closer.
             done = done | ((guess - at).abs() < TOLERANCE)
             if done.all():
                 break
@@ -92,9 +98,10 @@ class CAGrad(PreferringBalancer):
         return weights, radius
 
     def _root(self, square: Tensor, along: Tensor, free: Tensor) -> Tensor:
-        """log |g_w| [..., 1] at the optimum if the tasks with weight are the free ones: g_w . g_i c / |g_w| + along_i = nu for these.
+        """The logarithm of |g_w|, [..., 1], at the optimum, if the tasks with weight are the free ones.
 
-        Solved for nu by |g_w| = 1 up to scale, then for the scale by sum w = 1; not finite where these tasks have no optimum.
+        For these g_w . g_i c / |g_w| + along_i = nu. Solved for nu by |g_w| = 1 up to scale, then for the scale by sum w = 1; not finite
+        where these tasks have no optimum.
         """
         matrix = restrict(square, free)
         matrix = matrix + torch.diag_embed((matrix.diagonal(dim1=-2, dim2=-1) == 0).double())

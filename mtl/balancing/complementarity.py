@@ -16,9 +16,15 @@ TOLERANCE = 1e-11
 
 
 def solve_complementarity(matrix: Tensor, offset: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
-    """matrix: float64 [..., T, T], symmetric, entries about 1; offset: [..., T], about 1; free: bool [..., T], the first guess.
+    """Solve a batch of linear complementarity problems.
 
-    Returns x [..., T] and the indices that are free in it. Rows of the matrix that are all zero with offset 0 give x = 0.
+    Args:
+        matrix: float64 [..., T, T], symmetric, entries about 1.
+        offset: [..., T], about 1.
+        free: bool [..., T], the first guess.
+
+    Returns:
+        x [..., T] and the indices that are free in it. Rows of the matrix that are all zero with offset 0 give x = 0.
     """
     num = matrix.shape[-1]
     identity = torch.eye(num, dtype=matrix.dtype, device=matrix.device)

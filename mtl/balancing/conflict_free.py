@@ -27,14 +27,15 @@ class ConFIG(PreferringBalancer):
     heads = False
 
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
+        """See `Balancer`."""
         assert gramian is not None
         cosine, norm = cosines(restrict(gramian, active))
-        wanted = self.preferences(active) * (norm > 0)
-        raw = apply_pseudo_inverse(cosine, wanted, rounding(losses))
+        projections = self.preferences(active) * (norm > 0)
+        raw = apply_pseudo_inverse(cosine, projections, rounding(losses))
         along = (cosine @ raw[..., None]).squeeze(-1)
         square = (raw * along).sum(-1, keepdim=True)
         length = (norm * along).sum(-1, keepdim=True)
         # Opposite gradients have no common direction: what is left of one is rounding.
-        some = ~(square <= rounding(losses) * (wanted**2).sum(-1, keepdim=True))
+        some = ~(square <= rounding(losses) * (projections**2).sum(-1, keepdim=True))
         weights = torch.where((norm > 0) & some, length * raw / (square * norm), 0)
         return weights.to(losses.dtype), state

@@ -25,7 +25,9 @@ from mtl.balancing.preference import PreferringBalancer
 class DBMTL(PreferringBalancer):
     """DB-MTL: gradients of the log-losses, all made as long as the longest (Lin et al. 2023).
 
-    beta: how much of the smoothed gradient stays at the first step, 0 for none; decay: how fast that falls with the steps.
+    Args:
+        beta: how much of the smoothed gradient stays at the first step, 0 for none.
+        decay: how fast that falls with the steps.
     """
 
     beta: float = 0.0
@@ -41,18 +43,21 @@ class DBMTL(PreferringBalancer):
 
     @property
     def needs(self) -> Needs:
+        """See `Balancer`."""
         return "gradients" if self.beta else "gramian"
 
     @property
     def levels(self) -> tuple[Level, ...]:
+        """See `Balancer`."""
         return ("parameters",) if self.beta else super().levels
 
     def init(self, like: Tensor) -> State:
-        """smooth: [..., T, P]; step: [..., 1], the steps done."""
+        """State: `smooth` [..., T, P] and `step` [..., 1], the steps done."""
         own = super().init(like)
         return own | {"smooth": torch.zeros_like(like), "step": torch.zeros_like(like[..., 0, :1])} if self.beta else own
 
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
+        """See `Balancer`."""
         assert gramian is not None
         weight = log_loss_weight(losses, active)
         factor = to_longest(norms(restrict(gramian, active)).to(losses.dtype) * weight)
@@ -61,29 +66,30 @@ class DBMTL(PreferringBalancer):
     def combine(
         self, state: State, losses: Tensor, gradients: Tensor, active: Tensor, draw: Tensor
     ) -> tuple[Tensor, Tensor, State]:
+        """See `Balancer`."""
         if not self.beta:
             return super().combine(state, losses, gradients, active, draw)
         weight = log_loss_weight(losses, active)
         newest = only_active(gradients, active[..., None]) * weight[..., None]
         step = state["step"] + active.any(-1, keepdim=True)
-        kept = self.beta / step.clamp_min(1) ** self.decay
-        smooth = torch.where(active[..., None], newest + kept[..., None] * (state["smooth"] - newest), state["smooth"])
+        rate = self.beta / step.clamp_min(1) ** self.decay
+        smooth = torch.where(active[..., None], newest + rate[..., None] * (state["smooth"] - newest), state["smooth"])
         taken = only_active(smooth, active[..., None])
         factor = to_longest(taken.norm(dim=-1)) * self._emphasis(losses, active)
         direction = (factor[..., None] * taken).sum(-2)
         return direction, factor * weight, {"smooth": smooth, "step": step}
 
     def _emphasis(self, losses: Tensor, active: Tensor) -> Tensor:
-        """T p, [..., T]."""
+        """T times the preference p, [..., T]."""
         return (self.preferences(active) * count(active)).to(losses.dtype)
 
 
 def log_loss_weight(losses: Tensor, active: Tensor) -> Tensor:
-    """1 / L of the active tasks whose loss is not 0, [..., T]."""
+    """1 / L of the active tasks whose loss is not 0, [..., T]; 0 elsewhere."""
     there = unsolved(losses, active)
     return there / (only_active(losses, there) + SMALLEST)
 
 
 def to_longest(length: Tensor) -> Tensor:
-    """length: [..., T]; returns the factors that make all as long as the longest, 0 for those without length."""
+    """Factors that make all lengths [..., T] as long as the longest, 0 for those without length."""
     return torch.where(length > 0, length.amax(-1, keepdim=True) / torch.where(length > 0, length, 1), length)

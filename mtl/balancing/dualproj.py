@@ -24,6 +24,7 @@ class DualProj(PreferringBalancer):
     heads = False
 
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
+        """See `Balancer`."""
         assert gramian is not None
-        wanted = self.preferences(active)[..., None, :]
-        return project_to_dual_cone(wanted, gramian, active, rounding(losses)).squeeze(-2).to(losses.dtype), state
+        preference = self.preferences(active)[..., None, :]
+        return project_to_dual_cone(preference, gramian, active, rounding(losses)).squeeze(-2).to(losses.dtype), state

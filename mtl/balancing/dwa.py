@@ -20,7 +20,9 @@ from mtl.balancing.contract import Balancer, State
 class DWA(Balancer):
     """DWA: more weight to tasks whose losses fall slowly (Liu et al. 2019).
 
-    temperature: higher is closer to equal weights; period: steps per epoch, null for those a client makes in a round.
+    Args:
+        temperature: higher is closer to equal weights.
+        period: steps per epoch, null for those a client makes in a round.
     """
 
     temperature: float = 2.0
@@ -35,16 +37,18 @@ class DWA(Balancer):
             raise ValueError(f"balancer.period must be >= 1, got {self.period}")
 
     def for_run(self, *, steps_per_round: float, num_rounds: float) -> "DWA":
+        """See `Balancer`."""
         return self if self.period is not None else replace(self, period=max(round(steps_per_round), 1))
 
     def init(self, like: Tensor) -> State:
-        """total, number: [..., T], of this epoch's losses; last, before: [..., T], means, 0 if none yet; step: [..., 1]."""
+        """State: `total`, `number` of this epoch's losses; `last`, `before`, means, 0 if none yet, [..., T] each; `step` [..., 1]."""
         if self.period is None:
             raise ValueError("balancer.period must be a number of steps where no run sets it, got null")
         names = ("total", "number", "last", "before")
         return {name: torch.zeros_like(like) for name in names} | {"step": torch.zeros_like(like[..., :1])}
 
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
+        """See `Balancer`."""
         assert self.period is not None
         last, before = state["last"], state["before"]
         ratio = torch.where((last > 0) & (before > 0), last / before, 1)

@@ -21,7 +21,8 @@ from mtl.balancing.contract import Balancer, State, weighted_sum
 class ExcessMTL(Balancer):
     """ExcessMTL: more weight to tasks that are further from their optimum (He et al. 2024).
 
-    step_size: step size of the weights, which follow an exponentiated gradient.
+    Args:
+        step_size: step size of the weights, which follow an exponentiated gradient.
     """
 
     step_size: float = 0.01
@@ -34,7 +35,7 @@ class ExcessMTL(Balancer):
             raise ValueError(f"balancer.step_size must be > 0, got {self.step_size}")
 
     def init(self, like: Tensor) -> State:
-        """squares: [..., T, P]; log_weights: [..., T]; first: [..., T], the excess at a task's first step, 0 before it."""
+        """State: `squares` [..., T, P], `log_weights` [..., T] and `first` [..., T], the excess at a task's first step, 0 before it."""
         tasks = like[..., 0]
         return {
             "squares": torch.zeros_like(like),
@@ -45,6 +46,7 @@ class ExcessMTL(Balancer):
     def combine(
         self, state: State, losses: Tensor, gradients: Tensor, active: Tensor, draw: Tensor
     ) -> tuple[Tensor, Tensor, State]:
+        """See `Balancer`."""
         gradients = over.only_active(gradients, active[..., None])
         square = gradients**2
         squares = state["squares"] + square
@@ -52,7 +54,7 @@ class ExcessMTL(Balancer):
         first, before = state["first"], state["log_weights"]
         known = active & (first > 0)
         raised = torch.where(known, before + self.step_size * excess / torch.where(known, first, 1), before)
-        # The active tasks keep the weight that they have in all.
+        # The summed weight of the active tasks does not change.
         after = raised + log_total(before, active) - log_total(raised, active)
         weights = over.softmax(raised, active) * over.count(active)
         return (

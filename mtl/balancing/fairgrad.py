@@ -25,7 +25,8 @@ from mtl.balancing.preference import PreferringBalancer
 class FairGrad(PreferringBalancer):
     """FairGrad: the update that is alpha-fair to the tasks (Ban & Ji 2024).
 
-    alpha: how fair, > 0: 1 is proportional fairness; towards infinity the worst-off task alone counts.
+    Args:
+        alpha: how fair, > 0: 1 is proportional fairness; towards infinity the worst-off task alone counts.
     """
 
     alpha: float = 1.0
@@ -38,10 +39,11 @@ class FairGrad(PreferringBalancer):
             raise ValueError(f"balancer.alpha must be > 0, got {self.alpha}")
 
     def init(self, like: Tensor) -> State:
-        """log_weights: [..., T], where the solver starts from."""
+        """State: `log_weights` [..., T], where the solver starts from."""
         return super().init(like) | {"log_weights": torch.zeros_like(like)}
 
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
+        """See `Balancer`."""
         assert gramian is not None
         start = state["log_weights"]
         weights, log_weights = solve_fairness(

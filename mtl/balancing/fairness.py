@@ -20,11 +20,18 @@ LONGEST = 2.0
 def solve_fairness(
     gramian: Tensor, preference: Tensor, *, alpha: float, start: Tensor, tolerance: float
 ) -> tuple[Tensor, Tensor]:
-    """gramian: [..., T, T]; preference: p [..., T], summing to 1, 0 for inactive tasks; start: [..., T], the second value of an earlier
-    solution, or zeros; tolerance: added to the diagonal of the Gramian of unit gradients.
+    """Solve G a = (a / (T p))^(-1 / alpha) for the weights a > 0.
 
-    Returns the weights, float64 [..., T], and the logarithm of the weights of unit gradients. Tasks without a gradient gain nothing
-    from any update: their weight is 0. Where opposite gradients leave nothing to gain, weights grow to what the tolerance allows.
+    Args:
+        gramian: [..., T, T].
+        preference: p [..., T], summing to 1, 0 for inactive tasks.
+        alpha: how fair, > 0.
+        start: [..., T], the second value of an earlier solution, or zeros.
+        tolerance: added to the diagonal of the Gramian of unit gradients.
+
+    Returns:
+        the weights, float64 [..., T], and the logarithm of the weights of unit gradients. Tasks without a gradient gain nothing from
+        any update: their weight is 0. Where opposite gradients leave nothing to gain, weights grow to what the tolerance allows.
     """
     active = preference > 0
     cosine, norm = cosines(restrict(gramian, active))
@@ -48,8 +55,8 @@ def solve_fairness(
         step = torch.where(there, step, 0).clamp(-LONGEST, LONGEST)
         tried = log_b[..., None, :] + lengths[:, None] * step[..., None, :]
         best = objective(tried, cosine, gain[..., None, :] * there[..., None, :], power).argmin(-1)
-        # Close to the minimum the objective no longer tells lengths apart: a whole step is right there, and its error squared. One
-        # that is not then much shorter than the last is rounding, as near opposite gradients.
+        # Close to the minimum the objective no longer distinguishes lengths: there a whole step is right, and its error squared. A
+        # step that is not then much shorter than the last is rounding, as near opposite gradients.
         largest = step.abs().amax(-1, keepdim=True)
         best = torch.where(largest < NEAR, 0, best[..., None])
         log_b = torch.where(done, log_b, tried.take_along_dim(best[..., None], -2).squeeze(-2))
@@ -62,7 +69,7 @@ def solve_fairness(
 
 
 def objective(log_b: Tensor, cosine: Tensor, gain: Tensor, power: float) -> Tensor:
-    """log_b: [..., S, T]; returns what the weights minimise, [..., S]."""
+    """What the weights minimise, [..., S], at S candidates log b, [..., S, T]."""
     b = log_b.exp()
     utility = log_b if power == 1 else b ** (1 - power) / (1 - power)
     return ((b @ cosine) * b / 2 - gain * utility).sum(-1)

@@ -7,8 +7,8 @@ Liu et al., "FAMO: Fast Adaptive Multitask Optimization", NeurIPS 2023, algorith
 Without it the weights do not learn.
 
 Weights sum to 1 over the active tasks. 1e-8 is added to L - b, which must not be negative; a task at its bound is solved: it has no weight
-and its logit stands still. Departures: the moments of Adam and
-its bias correction are per task and stand still while a task is not active; no clipping of the model's gradient at 1.
+and its logit does not change. Departures: the moments of Adam and its bias correction are per task and do not change while a task is not
+active; no clipping of the model's gradient at 1.
 """
 
 from dataclasses import dataclass
@@ -26,8 +26,10 @@ MEAN_DECAY, SQUARE_DECAY, ADAM_SMALLEST = 0.9, 0.999, 1e-8
 class FAMO(Balancer):
     """FAMO: decrease all log-losses at the same pace, learning from the losses alone (Liu et al. 2023).
 
-    learning_rate: step size of the logits s; decay: pulls the logits to 0; lower_bounds: the lowest loss b that each task can reach, one
-    number per task; empty for 0.
+    Args:
+        learning_rate: step size of the logits s.
+        decay: pulls the logits to 0.
+        lower_bounds: the lowest loss b that each task can reach, one number per task; empty for 0.
     """
 
     learning_rate: float = 0.025
@@ -44,7 +46,7 @@ class FAMO(Balancer):
             raise ValueError(f"balancer.decay must be >= 0, got {self.decay}")
 
     def init(self, like: Tensor) -> State:
-        """logits, mean, square, step: [..., T], s and its Adam; logs: [..., T], ln(L - b) of the last batch; bounds: [..., T]."""
+        """State: s and its Adam, `logits`, `mean`, `square`, `step`; `logs`, ln(L - b) of the last batch; `bounds`; [..., T] each."""
         if self.lower_bounds and len(self.lower_bounds) != like.shape[-1]:
             expected = f"none or one per task, {like.shape[-1]}"
             raise ValueError(f"balancer.lower_bounds must be {expected}, got {len(self.lower_bounds)}")
@@ -54,13 +56,14 @@ class FAMO(Balancer):
         return state | {"bounds": bounds.expand(like.shape).clone()}
 
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
+        """See `Balancer`."""
         above = height(losses, state["bounds"], active)
         there = unsolved(above - SMALLEST, active)
         weights = share(softmax(state["logits"], there) / above, there)
         return weights, state | {"logs": torch.where(active, above.log(), state["logs"])}
 
     def observe(self, state: State, losses: Tensor, active: Tensor) -> State:
-        """losses, active: [..., T] of the batch that `weigh` saw last."""
+        """See `Balancer`; `losses` and `active` are of the batch that `weigh` saw last."""
         active = unsolved(state["logs"].exp() - SMALLEST, active)  # of those that had weight
         fallen = only_active(state["logs"] - height(losses, state["bounds"], active).log(), active)
         z = softmax(state["logits"], active)
@@ -75,5 +78,11 @@ class FAMO(Balancer):
 
 
 def height(losses: Tensor, bounds: Tensor, active: Tensor) -> Tensor:
-    """How far the losses of the active tasks are above their bounds, [..., T], positive."""
+    """How far the losses of the active tasks are above their bounds, [..., T], positive.
+
+    Args:
+        losses: [..., T].
+        bounds: [..., T].
+        active: bool [..., T], the tasks with a known label.
+    """
     return only_active(losses - bounds, active).clamp_min(0) + SMALLEST

@@ -21,7 +21,8 @@ from mtl.balancing.contract import Balancer, State
 class GradDrop(Balancer):
     """GradDrop: every coordinate of the update takes one sign, drawn by the gradients' signs (Chen et al. 2020).
 
-    leak: share of a gradient of the other sign that stays.
+    Args:
+        leak: share of a gradient of the other sign that stays.
     """
 
     leak: float = 0.0
@@ -33,16 +34,17 @@ class GradDrop(Balancer):
             raise ValueError(f"balancer.leak must be in [0, 1], got {self.leak}")
 
     def draw_shape(self, num_tasks: int, num_coordinates: int) -> tuple[int, ...]:
+        """See `Balancer`."""
         return (num_coordinates,)
 
     def combine(
         self, state: State, losses: Tensor, gradients: Tensor, active: Tensor, draw: Tensor
     ) -> tuple[Tensor, Tensor, State]:
-        """draw: [..., P]."""
+        """See `Balancer`; `draw` is [..., P]."""
         gradients = only_active(gradients, active[..., None])
         total, size = gradients.sum(-2), gradients.abs().sum(-2)
         purity = (1 + torch.where(size > 0, total / size, 0)) / 2
         positive = (draw < purity)[..., None, :]
-        kept = torch.where(positive, gradients.clamp_min(0), gradients.clamp_max(0))
-        direction = torch.lerp(kept.sum(-2), total, self.leak)
+        same_sign = torch.where(positive, gradients.clamp_min(0), gradients.clamp_max(0))
+        direction = torch.lerp(same_sign.sum(-2), total, self.leak)
         return direction, active.to(losses.dtype), state

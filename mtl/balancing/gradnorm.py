@@ -27,7 +27,9 @@ LEAST = 1e-3
 class GradNorm(PreferringBalancer):
     """GradNorm: weights learned so that tasks that lag behind get longer gradients (Chen et al. 2018).
 
-    alpha: how strongly tasks are pulled back to a common pace; learning_rate: step size of the weights.
+    Args:
+        alpha: how strongly tasks are pulled back to a common pace.
+        learning_rate: step size of the weights.
     """
 
     alpha: float = 1.5
@@ -43,10 +45,11 @@ class GradNorm(PreferringBalancer):
             raise ValueError(f"balancer.learning_rate must be > 0, got {self.learning_rate}")
 
     def init(self, like: Tensor) -> State:
-        """weights: [..., T]; first: [..., T], the losses at the tasks' first steps, 0 before them."""
+        """State: `weights` [..., T] and `first` [..., T], the losses at the tasks' first steps, 0 before them."""
         return super().init(like) | {"weights": torch.ones_like(like), "first": torch.zeros_like(like)}
 
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
+        """See `Balancer`."""
         assert gramian is not None
         first = torch.where(active & (state["first"] == 0), losses, state["first"])
         number = over.count(active)
@@ -59,5 +62,5 @@ class GradNorm(PreferringBalancer):
         target = over.mean(lengths, active) * rate**self.alpha * (self.preferences(active) * number).to(rate.dtype)
         slope = (lengths - target).sign() * norm
         learned = over.share((weights - self.learning_rate * slope).clamp_min(LEAST), active)
-        held = over.only_active(state["weights"], active).sum(-1, keepdim=True)
-        return weights, {"weights": torch.where(active, learned * held, state["weights"]), "first": first}
+        total = over.only_active(state["weights"], active).sum(-1, keepdim=True)
+        return weights, {"weights": torch.where(active, learned * total, state["weights"]), "first": first}

@@ -5,7 +5,7 @@
     c^ <- (1 - beta) c^ + beta c
 
 Wang et al., "Gradient Vaccine: Investigating and Improving Multi-task Optimization in Massively Multilingual Models", ICLR 2021,
-algorithm 1. Targets start at 0, where this is PCGrad. Rows are moved side by side on the cosines, as in `pcgrad`. Departures: one
+algorithm 1. Targets start at 0, where this is PCGrad. All rows are moved at once on the cosines, as in `pcgrad`. Departures: one
 target per pair of tasks and not per layer. Weights sum to T or more: d = sum_i T p_i g_i', with a preference p.
 """
 
@@ -27,7 +27,8 @@ SMALLEST = 1e-12
 class GradVac(PreferringBalancer):
     """GradVac: turn gradients towards each other until their cosines reach their usual values (Wang et al. 2021).
 
-    beta: rate at which the usual cosines follow those of the last step.
+    Args:
+        beta: rate at which the usual cosines follow those of the last step.
     """
 
     beta: float = 0.01
@@ -40,14 +41,15 @@ class GradVac(PreferringBalancer):
             raise ValueError(f"balancer.beta must be in [0, 1], got {self.beta}")
 
     def init(self, like: Tensor) -> State:
-        """targets: [..., T, T], row i for the cosines of the moved g_i with the others."""
+        """State: `targets` [..., T, T], row i for the cosines of the moved g_i with the others."""
         return super().init(like) | {"targets": torch.diag_embed(torch.zeros_like(like))}
 
     def draw_shape(self, num_tasks: int, num_coordinates: int) -> tuple[int, ...]:
+        """See `Balancer`."""
         return (num_tasks, num_tasks)
 
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
-        """draw: [..., T, T]; row i visits the others in the order of its numbers."""
+        """See `Balancer`; `draw` is [..., T, T], and row i visits the others in the order of its numbers."""
         assert gramian is not None
         cosine, norm = cosines(restrict(gramian, active))
         order = visiting_order(draw)
@@ -60,10 +62,10 @@ class GradVac(PreferringBalancer):
         )
         dots, square = cosine.clone(), there[..., None].double()
         added, before = [], []
-        for (visited, rows), wanted in zip(visits(cosine, order), cot, strict=True):
+        for (visited, rows), target in zip(visits(cosine, order), cot, strict=True):
             along = dots.gather(-1, visited)
             across = torch.addcmul(square, along, along, value=-1).clamp_min_(0).sqrt_()
-            amount = (wanted * across).sub_(along).clamp_min_(0)
+            amount = (target * across).sub_(along).clamp_min_(0)
             before.append(along / square.clamp_min(SMALLEST).sqrt())
             added.append(amount)
             square = square + amount * (2 * along + amount)

@@ -25,7 +25,12 @@ CONFLICT = 1e-5  # cosines closer to zero than this are rounding of gradients in
 
 @dataclass(frozen=True)
 class Conflict:
-    """mean_cosine: [...], over all pairs of tasks; conflicting: [...], the share of pairs whose gradients point against each other."""
+    """How far the gradients of the tasks conflict.
+
+    Attributes:
+        mean_cosine: [...], over all pairs of tasks.
+        conflicting: [...], the share of pairs whose gradients point against each other.
+    """
 
     mean_cosine: Tensor
     conflicting: Tensor
@@ -35,8 +40,10 @@ class Conflict:
 class HeadGeometry:
     """How the logits of all tasks follow from the features of a batch.
 
-    directions: [..., T, h], the heads' weights, of length 1 where logits are cosines; features: [..., B, h]; cosine: whether logits are
-    cosines or linear in the features.
+    Attributes:
+        directions: [..., T, h], the heads' weights, of length 1 where logits are cosines.
+        features: [..., B, h].
+        cosine: whether logits are cosines or linear in the features.
     """
 
     directions: Tensor
@@ -44,8 +51,10 @@ class HeadGeometry:
     cosine: bool
 
     def gramian(self, errors: Tensor) -> Tensor:
-        """errors: [..., B, T], every task's loss by its own logits. Returns the Gramian of the tasks' gradients by the features,
-        float64 [..., T, T].
+        """The Gramian of the tasks' gradients by the features, float64 [..., T, T].
+
+        Args:
+            errors: [..., B, T], derivative of every task's loss by its logits.
         """
         errors, directions = errors.double(), self.directions.double()
         if not self.cosine:
@@ -56,7 +65,7 @@ class HeadGeometry:
         return (errors.mT @ errors) * (directions @ directions.mT) - radial.mT @ radial
 
     def pull_back(self, errors: Tensor) -> Tensor:
-        """errors: [..., B, T], by the logits; returns the gradient of the same by the features, [..., B, h]."""
+        """The gradient by the features, [..., B, h], from that by the logits, [..., B, T]."""
         pulled = errors @ self.directions
         if not self.cosine:
             return pulled
@@ -64,7 +73,7 @@ class HeadGeometry:
         return (pulled - (pulled * unit).sum(-1, keepdim=True) * unit) / length
 
     def rows(self, errors: Tensor) -> Tensor:
-        """errors: [..., B, T]; returns every task's own gradient by the features, [..., T, B h]."""
+        """Every task's gradient by the features, [..., T, B h], from that by its logits, [..., B, T]."""
         rows = errors.mT[..., None] * self.directions[..., None, :]
         if self.cosine:
             unit, length = self._unit(self.features)
@@ -79,7 +88,7 @@ class HeadGeometry:
 
 
 def gramian_of(gradients: Tensor) -> Tensor:
-    """gradients: [..., T, P]; returns float64 [..., T, T]."""
+    """The Gramian, float64 [..., T, T], of gradients [..., T, P]."""
     gramian = gradients.new_zeros(*gradients.shape[:-1], gradients.shape[-2], dtype=torch.float64)
     for part in gradients.split(CHUNK, -1):
         wide = part.double()
@@ -88,15 +97,21 @@ def gramian_of(gradients: Tensor) -> Tensor:
 
 
 def conflict(gramian: Tensor, active: Tensor) -> Conflict:
-    """gramian: [..., T, T]; active: bool [..., T]. Tasks without a gradient are in no pair; without pairs both are 0."""
+    """Mean cosine of all pairs of tasks and the share of pairs that conflict; 0 without pairs.
+
+    Args:
+        gramian: [..., T, T].
+        active: bool [..., T], the tasks with a known label; one without a gradient is in no pair.
+    """
     cosine, against, pair = compare(gramian, active).unbind(-3)
     pairs = pair.sum((-2, -1)).clamp_min(1)
     return Conflict(cosine.sum((-2, -1)) / pairs, against.sum((-2, -1)) / pairs)
 
 
 def compare(gramian: Tensor, active: Tensor) -> Tensor:
-    """Float64 [..., 3, T, T] for each pair of tasks: the cosine of their gradients, whether it is below -CONFLICT, whether both have a
-    gradient.
+    """Compare the gradients of each pair of tasks, float64 [..., 3, T, T].
+
+    The three are their cosine, whether it is below -CONFLICT, and whether both have a gradient.
     """
     cosine, norm = cosines(restrict(gramian, active))
     there = norm > 0
@@ -122,7 +137,12 @@ def norms(gramian: Tensor) -> Tensor:
 
 
 def length_of(weights: Tensor, gramian: Tensor) -> Tensor:
-    """weights: [..., T]; gramian: [..., T, T]; returns |sum_t weights_t g_t|, [..., 1]."""
+    """The length of the weighted sum of the gradients, |sum_t weights_t g_t|, [..., 1].
+
+    Args:
+        weights: [..., T].
+        gramian: [..., T, T].
+    """
     square = (weights * (gramian @ weights[..., None]).squeeze(-1)).sum(-1, keepdim=True)
     return square.clamp_min(0).sqrt()
 
@@ -134,8 +154,9 @@ def mean_square(gramian: Tensor, active: Tensor) -> Tensor:
 
 
 def rounding(losses: Tensor) -> float:
-    """How far the weighted sum of T gradients may be off, relative to their squared lengths, in the type [..., T] that weights are
-    applied in. Solvers add it to the diagonal of a Gramian of unit gradients, or count smaller eigenvalues as zero: weights that could
-    only be told apart more finely would be lost when they are applied.
+    """Relative rounding error of a weighted sum of T gradients, in the type of `losses` [..., T].
+
+    Solvers add it to the diagonal of a Gramian of unit gradients, or count smaller eigenvalues as zero: finer differences between
+    weights would be lost when they are applied.
     """
     return losses.shape[-1] * torch.finfo(losses.dtype).eps

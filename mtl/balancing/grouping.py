@@ -14,9 +14,17 @@ from torch import Tensor
 
 
 def group_tasks(cosines: Tensor, k: int) -> list[list[int]]:
-    """cosines: [T, T], symmetric; returns k groups of numbers from 0, each in order and by their first.
+    """Group tasks by the mean cosine of their gradients; of equal pairs the first is joined.
 
-    Of equals those that come first are joined. Raises ValueError where `cosines` is not a finite symmetric matrix or k not in [1, T].
+    Args:
+        cosines: [T, T], symmetric.
+        k: number of groups.
+
+    Returns:
+        k groups of task numbers from 0, each in order, sorted by their first.
+
+    Raises:
+        ValueError: where `cosines` is not a finite symmetric matrix or k not in [1, T].
     """
     number = len(cosines)
     if cosines.shape != (number, number) or not torch.allclose(cosines, cosines.mT, atol=1e-5):

@@ -27,12 +27,13 @@ class IMTLG(PreferringBalancer):
     heads = False
 
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
+        """See `Balancer`."""
         assert gramian is not None
         cosine, norm = cosines(restrict(gramian, active))
-        wanted = self.preferences(active) * (norm > 0)
-        unit = apply_pseudo_inverse(cosine, wanted, rounding(losses))
+        projections = self.preferences(active) * (norm > 0)
+        unit = apply_pseudo_inverse(cosine, projections, rounding(losses))
         raw = torch.where(norm > 0, unit / norm, 0)
         total = raw.sum(-1, keepdim=True)
         none = total.abs() <= rounding(losses) * raw.abs().sum(-1, keepdim=True)
-        none = none | ((wanted * unit).sum(-1, keepdim=True) <= rounding(losses) * (wanted**2).sum(-1, keepdim=True))
+        none = none | ((projections * unit).sum(-1, keepdim=True) <= rounding(losses) * (projections**2).sum(-1, keepdim=True))
         return torch.where(none, 0, raw / torch.where(none, 1, total)).to(losses.dtype), state

@@ -29,6 +29,7 @@ class GLS(PreferringBalancer):
     heads = True
 
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
+        """See `Balancer`."""
         there = unsolved(losses, active)
         positive = only_active(losses, there) + SMALLEST
         preference = self.preferences(there).to(losses.dtype)
@@ -44,6 +45,7 @@ class SI(PreferringBalancer):
     heads = True
 
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
+        """See `Balancer`."""
         there = unsolved(losses, active)
         preference = self.preferences(there).to(losses.dtype) * count(there)
         return preference / (only_active(losses, there) + SMALLEST), state

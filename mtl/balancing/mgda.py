@@ -28,8 +28,9 @@ Normalisation = Literal["none", "l2", "loss", "loss+"]
 class MGDA(Balancer):
     """MGDA: the shortest vector in the convex hull of the gradients, which makes no task worse (Sener & Koltun 2018).
 
-    normalisation: what the gradients are divided by before solving: nothing (none), their length (l2), their loss (loss) or both (loss+).
-    The weights are then applied to the gradients as they are.
+    Args:
+        normalisation: what the gradients are divided by before solving: nothing (none), their length (l2), their loss (loss) or both
+            (loss+). The weights are then applied to the gradients as they are.
     """
 
     normalisation: Normalisation = "none"
@@ -42,6 +43,7 @@ class MGDA(Balancer):
             raise ValueError(f"balancer.normalisation must be one of {choices}, got {self.normalisation}")
 
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
+        """See `Balancer`."""
         assert gramian is not None
         square = restrict(gramian, active)
         divisor = torch.ones_like(losses, dtype=torch.float64)
@@ -59,10 +61,15 @@ class MGDA(Balancer):
 
 
 def shortest_in_hull(square: Tensor, one: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
-    """square: a Gramian of gradients about 1 long, float64 [..., T, T]; one: 1 for the active tasks, 0 elsewhere, [..., T];
-    free: bool [..., T], a guess of the tasks with weight.
+    """The weights of the shortest vector in the convex hull of the gradients.
 
-    Returns weights [..., T] that sum to 1 over the active tasks, and the tasks with weight.
+    Args:
+        square: a Gramian of gradients about 1 long, float64 [..., T, T].
+        one: 1 for the active tasks, 0 elsewhere, [..., T].
+        free: bool [..., T], a guess of the tasks with weight.
+
+    Returns:
+        weights [..., T] that sum to 1 over the active tasks, and the tasks with weight.
     """
     x, free = solve_complementarity(square + one[..., :, None] * one[..., None, :], -one, free)
     return x / x.sum(-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny), free

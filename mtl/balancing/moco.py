@@ -23,8 +23,12 @@ from mtl.balancing.gramian import gramian_of
 class MoCo(Balancer):
     """MoCo: MGDA on smoothed gradients, with one small step of the weights per training step (Fernando et al. 2023).
 
-    beta: rate of the smoothed gradients; beta_decay: power of the step number by which beta falls; gamma: step size of the weights;
-    gamma_decay: power of the step number by which gamma falls; rho: pulls the weights together.
+    Args:
+        beta: rate of the smoothed gradients.
+        beta_decay: power of the step number by which beta falls.
+        gamma: step size of the weights.
+        gamma_decay: power of the step number by which gamma falls.
+        rho: pulls the weights together.
     """
 
     beta: float = 0.5
@@ -44,7 +48,7 @@ class MoCo(Balancer):
                 raise ValueError(f"balancer.{name} must be >= 0, got {getattr(self, name)}")
 
     def init(self, like: Tensor) -> State:
-        """smooth: [..., T, P]; weights: [..., T]; step: [..., 1], the steps done."""
+        """State: `smooth` [..., T, P], `weights` [..., T] and `step` [..., 1], the steps done."""
         tasks = like[..., 0]
         return {
             "smooth": torch.zeros_like(like),
@@ -55,6 +59,7 @@ class MoCo(Balancer):
     def combine(
         self, state: State, losses: Tensor, gradients: Tensor, active: Tensor, draw: Tensor
     ) -> tuple[Tensor, Tensor, State]:
+        """See `Balancer`."""
         gradients = over.only_active(gradients, active[..., None])
         step = state["step"] + active.any(-1, keepdim=True)
         often = step.clamp_min(1)
@@ -67,16 +72,21 @@ class MoCo(Balancer):
         before = over.share(state["weights"], active)
         pull = (gramian_of(taken) @ before[..., None].double()).squeeze(-1).to(before.dtype) + self.rho * before
         weights = project_to_simplex(before - self.gamma / often**self.gamma_decay * pull, active)
-        held = over.only_active(state["weights"], active).sum(-1, keepdim=True)
+        total = over.only_active(state["weights"], active).sum(-1, keepdim=True)
         return (
             weighted_sum(weights, taken),
             weights,
-            {"smooth": smooth, "weights": torch.where(active, weights * held, state["weights"]), "step": step},
+            {"smooth": smooth, "weights": torch.where(active, weights * total, state["weights"]), "step": step},
         )
 
 
 def project_to_simplex(values: Tensor, active: Tensor) -> Tensor:
-    """values: [..., T]; returns the nearest weights >= 0 that sum to 1 over the active tasks and are 0 elsewhere."""
+    """The nearest weights >= 0 that sum to 1 over the active tasks and are 0 elsewhere, [..., T].
+
+    Args:
+        values: [..., T].
+        active: bool [..., T], the tasks with a known label.
+    """
     falling = torch.where(active, values, -torch.inf).sort(-1, descending=True).values
     total = torch.where(falling.isfinite(), falling, 0).cumsum(-1)
     rank = torch.arange(1, values.shape[-1] + 1, dtype=values.dtype, device=values.device)

@@ -25,7 +25,8 @@ from mtl.balancing.preference import PreferringBalancer
 class NashMTL(PreferringBalancer):
     """Nash-MTL: the update that the tasks would agree on in a bargaining game (Navon et al. 2022).
 
-    max_norm: length of the longest update J^T a; 0 does not clip.
+    Args:
+        max_norm: length of the longest update J^T a; 0 does not clip.
     """
 
     max_norm: float = 1.0
@@ -38,10 +39,11 @@ class NashMTL(PreferringBalancer):
             raise ValueError(f"balancer.max_norm must be >= 0, got {self.max_norm}")
 
     def init(self, like: Tensor) -> State:
-        """log_weights: [..., T], where the solver starts from."""
+        """State: `log_weights` [..., T], where the solver starts from."""
         return super().init(like) | {"log_weights": torch.zeros_like(like)}
 
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
+        """See `Balancer`."""
         assert gramian is not None
         start = state["log_weights"]
         weights, log_weights = solve_fairness(

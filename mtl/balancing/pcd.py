@@ -5,8 +5,8 @@
 scaled to the length of g_p; v_i is the bias-corrected moving average of |g_i|^2 with decay beta. Priority-Constrained Descent, "Not All
 Objectives Are Born Equal", TMLR 2026, arXiv 2606.29521, with their defaults. d = h_p + sum_j mu_j h_j, mu >= 0 the solution of a linear
 complementarity problem, so the Gramian is enough. Constraints that cannot all hold are dropped: d = g_p. A primary task without a
-gradient gives no update, as in the paper. Departure: where no label of the primary task is known, the first active task after it, in the
-order of the tasks and around their end, stands in for it.
+gradient gives no update, as in the paper. Departure: where no label of the primary task is known, the first active task after it replaces
+it, in the order of the tasks and around their end.
 """
 
 from dataclasses import dataclass
@@ -25,8 +25,10 @@ SMALLEST = 1e-8
 class PCD(Balancer):
     """PCD: follow one primary task while every other task keeps a share of the progress it could make alone.
 
-    primary: number of the primary task, from 0; tau: share of their own progress that the other tasks keep; beta: decay of the mean
-    squared lengths of the gradients.
+    Args:
+        primary: number of the primary task, from 0.
+        tau: share of their own progress that the other tasks keep.
+        beta: decay of the mean squared lengths of the gradients.
     """
 
     primary: int = 0
@@ -44,12 +46,13 @@ class PCD(Balancer):
             raise ValueError(f"balancer.beta must be in [0, 1), got {self.beta}")
 
     def init(self, like: Tensor) -> State:
-        """squares, steps: [..., T], the moving average before its correction, and the steps in it."""
+        """State: `squares`, the moving average before its correction, and `steps`, the steps in it; [..., T] each."""
         if self.primary >= like.shape[-1]:
             raise ValueError(f"balancer.primary must be in [0, {like.shape[-1] - 1}], got {self.primary}")
         return {"squares": torch.zeros_like(like), "steps": torch.zeros_like(like)}
 
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
+        """See `Balancer`."""
         assert gramian is not None
         square, dtype = restrict(gramian, active), state["squares"].dtype
         steps = state["steps"] + active
@@ -64,13 +67,13 @@ class PCD(Balancer):
         return weights.to(losses.dtype), {"squares": squares.to(dtype), "steps": steps}
 
     def _primary(self, active: Tensor) -> Tensor:
-        """1 at the primary task or the one that stands in for it, [..., T]; 0 elsewhere."""
+        """1 at the primary task, or at its replacement where it is not active; 0 elsewhere; [..., T]."""
         order = (torch.arange(active.shape[-1], device=active.device) - self.primary) % active.shape[-1]
         rank = torch.where(active, order, active.shape[-1])
         return (active & (rank == rank.amin(-1, keepdim=True))).double()
 
     def _solve(self, square: Tensor, active: Tensor, tolerance: float) -> Tensor:
-        """square: the Gramian of the h, [..., T, T]; returns the weights of the h in d, [..., T]."""
+        """The weights of the h in d, [..., T], from the Gramian of the h, [..., T, T]."""
         first = self._primary(active)
         size = square.diagonal(dim1=-2, dim2=-1)
         others = active & (first == 0) & (size > 0)

@@ -4,7 +4,7 @@
 
 Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020, algorithm 1. p: preference, 1 / T each unless given.
 
-All rows i are projected side by side, each in an order of its own, on the cosines: for unit gradients g_i' . g_k is kept for every k,
+All rows i are projected at once, each in its own order, on the cosines: for unit gradients g_i' . g_k is stored for every k,
 so a projection adds a multiple of one row. Weights sum to T or more.
 
 Where the authors' code departs from their algorithm, the algorithm is followed: the code drops the losses that it shuffles, so that every
@@ -31,10 +31,11 @@ class PCGrad(PreferringBalancer):
     heads = False
 
     def draw_shape(self, num_tasks: int, num_coordinates: int) -> tuple[int, ...]:
+        """See `Balancer`."""
         return (num_tasks, num_tasks)
 
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
-        """draw: [..., T, T]; row i visits the others in the order of its numbers."""
+        """See `Balancer`; `draw` is [..., T, T], and row i visits the others in the order of its numbers."""
         assert gramian is not None
         cosine, norm = cosines(restrict(gramian, active))
         order = visiting_order(draw)
@@ -46,22 +47,33 @@ class PCGrad(PreferringBalancer):
 
 
 def visiting_order(draw: Tensor) -> Tensor:
-    """draw: [..., T, T]; returns in row i the tasks in the order of its numbers, task i itself left out, [..., T, T - 1]."""
-    own = torch.eye(draw.shape[-1], dtype=torch.bool, device=draw.device)
-    return torch.where(own, torch.inf, draw).argsort(-1)[..., :-1]
+    """In row i all tasks but i, in the order of the numbers in row i of `draw` [..., T, T]; [..., T, T - 1]."""
+    diagonal = torch.eye(draw.shape[-1], dtype=torch.bool, device=draw.device)
+    return torch.where(diagonal, torch.inf, draw).argsort(-1)[..., :-1]
 
 
 def visits(cosine: Tensor, order: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """cosine: [..., T, T]; order: [..., T, T - 1]; per step, the task that row i visits, [..., T, 1], and its cosines, [..., T, T]."""
+    """For each step the task that row i visits, [..., T, 1], and its cosines, [..., T, T].
+
+    Args:
+        cosine: [..., T, T].
+        order: [..., T, T - 1], see `visiting_order`.
+    """
     steps = order.mT[..., None].contiguous()
     rows = cosine[..., None, :, :].take_along_dim(steps, -2)
     return list(zip(steps.unbind(-3), rows.unbind(-3), strict=True))
 
 
 def sum_of_rows(order: Tensor, added: list[Tensor], norm: Tensor, emphasis: Tensor) -> Tensor:
-    """The weights of sum_i emphasis_i g_i', [..., T], where row i added `added[step]` [..., T, 1] times the unit gradient that it visited.
+    """The weights of sum_i emphasis_i g_i', [..., T].
 
     Row i stands for a unit gradient, so that its multiples are scaled by |g_i| / |g_j|.
+
+    Args:
+        order: [..., T, T - 1], see `visiting_order`.
+        added: for each step [..., T, 1], how much of the unit gradient that it visited row i added.
+        norm: [..., T], lengths of the gradients.
+        emphasis: [..., T].
     """
     total = torch.zeros_like(norm)
     if added:

@@ -24,7 +24,9 @@ from mtl.balancing.preference import PreferringBalancer
 class STCH(PreferringBalancer):
     """STCH: descend a soft maximum of the losses (smooth Tchebycheff, Lin et al. 2024).
 
-    mu: how soft the maximum is; reference: the ideal loss z, the same for every task.
+    Args:
+        mu: how soft the maximum is.
+        reference: the ideal loss z, the same for every task.
     """
 
     mu: float = 1.0
@@ -37,6 +39,7 @@ class STCH(PreferringBalancer):
         check_mu(self.mu)
 
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
+        """See `Balancer`."""
         preference = self.preferences(active).to(losses.dtype)
         above = only_active(losses, active) - self.reference
         return preference * softmax(preference * above / self.mu, active), state
@@ -46,8 +49,10 @@ class STCH(PreferringBalancer):
 class LogSTCH(PreferringBalancer):
     """LogSTCH: after a warm-up, descend a soft maximum of the log-losses (Lin et al. 2024).
 
-    mu: how soft the maximum is; warmup: steps before it, null for a twentieth of those a client makes in the run; nadir_steps: the last
-    steps of the warm-up, whose losses are averaged to the nadir, null for a fifth.
+    Args:
+        mu: how soft the maximum is.
+        warmup: steps before it, null for a twentieth of those a client makes in the run.
+        nadir_steps: the last steps of the warm-up, whose losses are averaged to the nadir, null for a fifth.
     """
 
     mu: float = 1.0
@@ -66,12 +71,13 @@ class LogSTCH(PreferringBalancer):
             raise ValueError(f"balancer.warmup must be >= nadir_steps {least}, got {self.warmup}")
 
     def for_run(self, *, steps_per_round: float, num_rounds: float) -> "LogSTCH":
+        """See `Balancer`."""
         nadir = self.nadir_steps or 1
         warmup = max(round(steps_per_round * num_rounds / 20), nadir) if self.warmup is None else self.warmup
         return replace(self, warmup=warmup, nadir_steps=self.nadir_steps or max(warmup // 5, 1))
 
     def init(self, like: Tensor) -> State:
-        """total, number: [..., T], of the losses that give the nadir; step: [..., 1], the steps done."""
+        """State: `total`, `number` [..., T], of the losses that give the nadir; `step` [..., 1], the steps done."""
         if self.warmup is None or self.nadir_steps is None:
             raise ValueError("balancer.warmup and nadir_steps must be numbers of steps where no run sets them, got null")
         return super().init(like) | {
@@ -81,13 +87,14 @@ class LogSTCH(PreferringBalancer):
         }
 
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
+        """See `Balancer`."""
         total, number, step = state["total"], state["number"], state["step"]
         assert self.warmup is not None
         assert self.nadir_steps is not None
         there = unsolved(losses, active)
         positive = only_active(losses, there) + SMALLEST
         preference = self.preferences(there).to(losses.dtype) * count(there)
-        # The nadir of a task that had no label while it was taken is 1.
+        # A task that had no label while the nadir was measured has nadir 1.
         nadir = torch.where(number > 0, total / number.clamp_min(1), 1).clamp_min(SMALLEST)
         soft = count(there) * softmax(preference * (positive / nadir).log() / self.mu, there)
         weights = preference * torch.where(step < self.warmup, there.to(losses.dtype), soft) / positive
@@ -100,5 +107,6 @@ class LogSTCH(PreferringBalancer):
 
 
 def check_mu(mu: float) -> None:
+    """Raise ValueError unless mu is above zero."""
     if not mu > 0:
         raise ValueError(f"balancer.mu must be > 0, got {mu}")

@@ -1,4 +1,4 @@
-"""UW and IMTL-L: a scale per task, learned along with the model.
+"""UW and IMTL-L: a scale per task, learned with the model.
 
     UW        sum_i exp(-s_i) L_i / 2 + s_i / 2        w_i = exp(-s_i) / 2
     IMTL-L    sum_i exp(s_i) L_i - s_i                 w_i = exp(s_i)
@@ -6,8 +6,8 @@
 Kendall et al., "Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and Semantics", CVPR 2018; Liu et al.,
 "Towards Impartial Multi-task Learning", ICLR 2021. The scales follow their own gradient, one plain step at a time after the
 weights are taken, whatever optimiser the model has; both start at s = 0. They are the same method up to a factor 2 and the sign
-of s, and rest where w_i is 1 / (2 L_i) or 1 / L_i: SI is their limit. The scale of a task whose loss is 0 stands still, where it would grow
-without end. The weights sum to anything.
+of s, and rest where w_i is 1 / (2 L_i) or 1 / L_i: SI is their limit. The scale of a task whose loss is 0 does not change; it would grow
+without bounds. The weights sum to anything.
 """
 
 from dataclasses import dataclass
@@ -21,9 +21,10 @@ from mtl.balancing.contract import Balancer, State
 
 @dataclass(frozen=True)
 class UW(Balancer):
-    """UW: weights learned along with the model from the tasks' uncertainty (Kendall et al. 2018).
+    """UW: weights learned with the model from the tasks' uncertainty (Kendall et al. 2018).
 
-    learning_rate: step size of the log-variances s.
+    Args:
+        learning_rate: step size of the log-variances s.
     """
 
     learning_rate: float = 0.025
@@ -34,10 +35,11 @@ class UW(Balancer):
         check_learning_rate(self.learning_rate)
 
     def init(self, like: Tensor) -> State:
-        """log_variances: [..., T]."""
+        """State: `log_variances` [..., T]."""
         return {"log_variances": torch.zeros_like(like)}
 
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
+        """See `Balancer`."""
         log_variances = state["log_variances"]
         weights = (-log_variances).exp() / 2
         learned = log_variances - self.learning_rate * (0.5 - weights * losses)
@@ -48,7 +50,8 @@ class UW(Balancer):
 class IMTLL(Balancer):
     """IMTL-L: a scale per task, learned so that all scaled losses become alike (Liu et al. 2021).
 
-    learning_rate: step size of the scales s.
+    Args:
+        learning_rate: step size of the scales s.
     """
 
     learning_rate: float = 0.025
@@ -59,10 +62,11 @@ class IMTLL(Balancer):
         check_learning_rate(self.learning_rate)
 
     def init(self, like: Tensor) -> State:
-        """log_scales: [..., T]."""
+        """State: `log_scales` [..., T]."""
         return {"log_scales": torch.zeros_like(like)}
 
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
+        """See `Balancer`."""
         log_scales = state["log_scales"]
         weights = log_scales.exp()
         learned = log_scales - self.learning_rate * (weights * losses - 1)
@@ -70,5 +74,6 @@ class IMTLL(Balancer):
 
 
 def check_learning_rate(learning_rate: float) -> None:
+    """Raise ValueError unless the learning rate is above zero."""
     if not learning_rate > 0:
         raise ValueError(f"balancer.learning_rate must be > 0, got {learning_rate}")

@@ -25,6 +25,7 @@ class UPGrad(PreferringBalancer):
     heads = False
 
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
+        """See `Balancer`."""
         assert gramian is not None
-        wanted = torch.diag_embed(self.preferences(active))
-        return project_to_dual_cone(wanted, gramian, active, rounding(losses)).sum(-2).to(losses.dtype), state
+        preferences = torch.diag_embed(self.preferences(active))
+        return project_to_dual_cone(preferences, gramian, active, rounding(losses)).sum(-2).to(losses.dtype), state

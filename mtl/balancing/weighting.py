@@ -25,6 +25,7 @@ class Equal(Balancer):
     heads = True
 
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
+        """See `Balancer`."""
         return active.to(losses.dtype), state
 
 
@@ -32,7 +33,8 @@ class Equal(Balancer):
 class Fixed(Balancer):
     """Weights that the user gives and that never change.
 
-    weights: one number >= 0 per task.
+    Args:
+        weights: one number >= 0 per task.
     """
 
     weights: tuple[float, ...]
@@ -44,12 +46,17 @@ class Fixed(Balancer):
             raise ValueError(f"balancer.weights must be >= 0 and finite, got {self.weights}")
 
     def init(self, like: Tensor) -> State:
-        """weights: [..., T]. Raises ValueError unless there is one per task."""
+        """State: `weights` [..., T].
+
+        Raises:
+            ValueError: unless there is one per task.
+        """
         if like.shape[-1] != len(self.weights):
             raise ValueError(f"balancer.weights must be one per task, {like.shape[-1]}, got {len(self.weights)}")
         return {"weights": torch.tensor(self.weights, dtype=like.dtype, device=like.device).expand(like.shape).clone()}
 
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
+        """See `Balancer`."""
         return state["weights"] * active, state
 
 
@@ -61,10 +68,11 @@ class RLW(Balancer):
     heads = True
 
     def draw_shape(self, num_tasks: int, num_coordinates: int) -> tuple[int, ...]:
+        """See `Balancer`."""
         return (num_tasks,)
 
     def weigh(self, state: State, losses: Tensor, gramian: Tensor | None, active: Tensor, draw: Tensor) -> tuple[Tensor, State]:
-        """draw: [..., T]."""
+        """See `Balancer`; `draw` is [..., T]."""
         return softmax(standard_normal(draw), active).to(losses.dtype), state
 
 

@@ -1,1 +1,1 @@
-"""What every room stands on: types, arithmetic on parameters, named randomness, whole files, memory, compiling."""
+"""What every room builds on: types, arithmetic on parameters, named randomness, whole files, memory, compiling."""

@@ -12,7 +12,7 @@ import numpy as np
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An error of the disk names `path`, as a full one does not by itself."""
+    """Put `path` into an error of the disk that does not name a file."""
     try:
         yield
     except OSError as error:
@@ -22,7 +22,7 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that takes the place of `path` when the block ends well; a killed process or a full disk leaves the old one."""
+    """Write a binary file that replaces `path` when the block ends well; a killed process or a full disk leaves the old one."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with naming(path):
@@ -36,10 +36,12 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_json(path: Path, content: Any) -> None:
+    """Write `content` as sorted, indented JSON; NaN and infinity are refused."""
     with atomic_write(path) as file:
         file.write((json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
 
 
 def write_arrays(path: Path, **arrays: Any) -> None:
+    """Write named arrays as one compressed `.npz` file."""
     with atomic_write(path) as file:
         np.savez_compressed(file, **arrays)

@@ -8,7 +8,7 @@ KEPT = 2**28
 
 
 def keep_freed_memory() -> None:
-    """Tell the allocator of the C library (glibc; elsewhere nothing happens) to keep what is freed, up to 256 MiB, for the next tensor.
+    """Tell the C allocator to keep up to 256 MiB of freed memory for the next tensor; nothing happens without glibc.
 
     By default large blocks go back to the system each time, and the next step gets them as fresh pages that must be zeroed: an eighth
     of a local step of a network with a large linear layer.

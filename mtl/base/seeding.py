@@ -12,13 +12,20 @@ from torch import Tensor
 
 
 def derive_seed(seed: int, purpose: str, round: int = 0, client: int = 0) -> int:
-    """A 63-bit seed from the name of a draw."""
+    """A 63-bit seed from the name of a draw.
+
+    Args:
+        seed: of the run.
+        purpose: what is drawn.
+        round: the round, 0 where the draw does not depend on it.
+        client: the client, 0 where the draw does not depend on it.
+    """
     name = f"{seed}/{purpose}/{round}/{client}".encode()
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest()) >> 1
 
 
 def generator(seed: int, purpose: str, round: int = 0, client: int = 0) -> torch.Generator:
-    """A CPU generator of its own for one draw."""
+    """A new CPU generator for one draw."""
     return torch.Generator().manual_seed(derive_seed(seed, purpose, round, client))
 
 
@@ -34,7 +41,12 @@ def client_keys(seed: int, purpose: str, round: int, clients: Sequence[int]) -> 
 
 
 def random_bits(key: Tensor, place: Tensor) -> Tensor:
-    """32 random bits, int32, of the shape that key[..., 0] and place broadcast to. key: int32 [..., 2]; place: int32."""
+    """32 random bits, int32, of the shape that key[..., 0] and place broadcast to.
+
+    Args:
+        key: int32 [..., 2].
+        place: int32.
+    """
     bits = place + key[..., 0]
     bits = (bits ^ _shift(bits, 16)) * 0x7FEB352D
     bits = bits ^ key[..., 1]
@@ -48,10 +60,10 @@ def random_uniform(key: Tensor, place: Tensor) -> Tensor:
 
 
 def split_key(key: Tensor, place: Tensor) -> Tensor:
-    """A key of its own for each place; int32 [..., 2] of the shape of `random_bits`."""
+    """A new key for each place; int32 [..., 2] of the shape of `random_bits`."""
     return torch.stack([random_bits(key, 2 * place), random_bits(key, 2 * place + 1)], -1)
 
 
 def _shift(bits: Tensor, by: int) -> Tensor:
-    """To the right, filled with zeros: torch's own shift of a signed number repeats the sign."""
+    """Shift right and fill with zeros: torch's own shift of a signed number repeats the sign."""
     return (bits >> by) & ((1 << (32 - by)) - 1)

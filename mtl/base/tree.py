@@ -7,11 +7,12 @@ from mtl.base.types import Params
 
 
 def subtract(left: Params, right: Params) -> Params:
-    """left - right, over the names of `left`."""
+    """Subtract `right` from `left`, over the names of `left`."""
     return {name: value - right[name] for name, value in left.items()}
 
 
 def zeros_like(params: Params) -> Params:
+    """Zeros of the names, shapes, types and devices of `params`."""
     return {name: torch.zeros_like(value) for name, value in params.items()}
 
 

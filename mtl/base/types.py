@@ -1,4 +1,4 @@
-"""The words that every floor shares.
+"""The types that every room shares.
 
 Shape legend: N images, B images in a batch, T subtasks, C clients, K clients in a cohort, R rounds, S local steps, h feature width.
 """
@@ -23,14 +23,16 @@ class Interrupted(RuntimeError):
 class ImageData:
     """A data set in memory, decoded once.
 
-    images: uint8 [N, channels, height, width]; float32 where the data are not pictures.
-    classes: int64 [N], the class or identity of each image, -1 where it is not known.
-    class_names: one name per class; may be empty when the data have no classes.
-    attributes: int8 [N, A], 1 yes, 0 no, -1 not known.
-    attribute_names: one name per attribute.
-    official_split: int8 [N], 0 train, 1 validation, 2 test; None where the data come without one.
-    owners: int64 [N], the device that holds the image in the data's own partition; None where there is none.
-    source: where the images were read from, for logs and reports.
+    Attributes:
+        name: the name of the data set.
+        images: uint8 [N, channels, height, width]; float32 where the data are not pictures.
+        classes: int64 [N], the class or identity of each image, -1 where it is not known.
+        class_names: one name per class; may be empty when the data have no classes.
+        attributes: int8 [N, A], 1 yes, 0 no, -1 not known.
+        attribute_names: one name per attribute.
+        source: where the images were read from, for logs and reports.
+        official_split: int8 [N], 0 train, 1 validation, 2 test; None where the data come without one.
+        owners: int64 [N], the device that made each image; None where it is not known.
     """
 
     name: str

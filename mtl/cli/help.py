@@ -1,7 +1,7 @@
 """`mtl train --help`: what can be chosen and set, read from the docstrings and signatures of what a configuration builds.
 
-A docstring begins with a sentence that serves as the line of a member, and describes options as `name: text`, at the start of a line or
-behind the full stop or semicolon of the description before it.
+A docstring begins with a sentence that serves as the line of a member. Its options are described in a section `Args:`, or in the running
+text as `name: text`, at the start of a line or behind the full stop or semicolon of the description before it.
 """
 
 import inspect
@@ -39,6 +39,8 @@ client.learning_rate=0.01; mtl train --help GROUP=MEMBER lists them.
 KINDS = {"Any": "any value", "Balancer": "a member of balancer", "ImageData": "a member of data"}
 COLUMN = 40  # where meanings begin
 IDEA = 3  # members of a group in one module, up to which the module's docstring is about each of them
+SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Yields):\n((?:(?:[ \t].*)?(?:\n|\Z))*)", re.MULTILINE)
+ARGUMENT = re.compile(r"^    (\w+):(.*(?:\n {8}.*)*)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -62,28 +64,39 @@ def summary(doc: str | None) -> str:
 def meanings(doc: str | None, names: Iterable[str]) -> dict[str, str]:
     """What a docstring says of each of `names`; those that it does not describe are left out.
 
-    A description ends at the next one, at an empty line, or where the docstring says what it raises or returns.
+    A description in the running text ends at the next one, at an empty line, or where the docstring says what it raises or returns.
     """
-    text, found = inspect.cleandoc(doc or ""), {}
-    marks = list(_marks(text, names))
+    known = list(names)
+    text, arguments = _without_sections(inspect.cleandoc(doc or ""))
+    result = {name: _one_line(meaning) for name, meaning in ARGUMENT.findall(arguments) if name in known}
+    marks = list(_marks(text, known))
     ends = [*(mark.start() for mark in marks[1:]), len(text)]
     for mark, end in zip(marks, ends, strict=False):
-        said = text[mark.end() : end]
-        said = re.split(r"\n\s*\n|(?:^|\s)(?:Raises|Returns)\b", said)[0]
-        said = " ".join(said.split()).rstrip(";. ")
-        found.update(dict.fromkeys(re.findall(r"\w+", mark[1]), said))
-    return found
+        meaning = re.split(r"\n\s*\n|(?:^|\s)(?:Raises|Returns)\b", text[mark.end() : end])[0]
+        result.update(dict.fromkeys(re.findall(r"\w+", mark[1]), _one_line(meaning)))
+    return result
 
 
 def prose(doc: str | None, names: Iterable[str]) -> str:
     """A docstring without its descriptions of `names`, and without what it raises."""
     paragraphs, known = [], list(names)
-    for paragraph in inspect.cleandoc(doc or "").split("\n\n"):
+    text, _ = _without_sections(inspect.cleandoc(doc or ""))
+    for paragraph in text.split("\n\n"):
         mark = next(_marks(paragraph, known), None)
-        kept = re.split(r"(?:^|\s)Raises\b", paragraph[: mark.start()] if mark else paragraph)[0].strip("\n")
-        if kept.strip() not in ("", "Args:"):
-            paragraphs.append(kept)
+        rest = re.split(r"(?:^|\s)Raises\b", paragraph[: mark.start()] if mark else paragraph)[0].strip("\n")
+        if rest.strip():
+            paragraphs.append(rest)
     return "\n\n".join(paragraphs)
+
+
+def _without_sections(text: str) -> tuple[str, str]:
+    """A docstring without its Google sections, and the lines of the section `Args`."""
+    arguments = "".join(body for title, body in SECTION.findall(text) if title == "Args")
+    return SECTION.sub("", text).strip("\n"), arguments
+
+
+def _one_line(meaning: str) -> str:
+    return " ".join(meaning.split()).rstrip(";. ")
 
 
 def _marks(text: str, names: Iterable[str]) -> Iterator["re.Match[str]"]:

@@ -1,6 +1,6 @@
 """Which client trains which subtasks.
 
-Every rule gives a bool matrix [C, T]. `positives` is int64 [C, T], the training positives of each subtask that each client holds.
+Every rule gives a bool matrix [C, T]. `positives` is int64 [C, T], the training positives of each subtask that each client has.
 `check_assignment` refuses what cannot be learned, with the reason.
 """
 
@@ -31,7 +31,10 @@ def disjoint(positives: Tensor, seed: int) -> Tensor:
 def overlapping(positives: Tensor, seed: int, *, clients_per_task: int = 2) -> Tensor:
     """Each subtask on the same number of clients, evenly, holders of its positives first.
 
-    clients_per_task: that number.
+    Args:
+        positives: int64 [C, T].
+        seed: of the random draws.
+        clients_per_task: that number.
     """
     if not 1 <= clients_per_task <= len(positives):
         raise ValueError(
@@ -43,7 +46,10 @@ def overlapping(positives: Tensor, seed: int, *, clients_per_task: int = 2) -> T
 def random(positives: Tensor, seed: int, *, tasks_per_client: int = 10) -> Tensor:
     """Each client trains the same number of subtasks, drawn at random.
 
-    tasks_per_client: that number. Subtasks that nobody drew are refused by `check_assignment`.
+    Args:
+        positives: int64 [C, T].
+        seed: of the random draws.
+        tasks_per_client: that number. Subtasks that nobody drew are refused by `check_assignment`.
     """
     num_clients, num_tasks = positives.shape
     if not 1 <= tasks_per_client <= num_tasks:
@@ -55,7 +61,17 @@ def random(positives: Tensor, seed: int, *, tasks_per_client: int = 10) -> Tenso
 
 
 def check_assignment(assignment: Tensor, positives: Tensor, images: Tensor, names: tuple[str, ...]) -> None:
-    """Refuse a client without images, subtasks or positives, and a subtask that nobody trains or has positives of."""
+    """Refuse a client without images, subtasks or positives, and a subtask that nobody trains or has positives of.
+
+    Args:
+        assignment: bool [C, T].
+        positives: int64 [C, T].
+        images: int64 [C], training images of each client.
+        names: of the subtasks.
+
+    Raises:
+        ValueError: with the first reasons.
+    """
     trained = assignment & (positives > 0)
     reasons = [
         *(f"client {c} holds no training image" for c in torch.nonzero(images == 0).flatten().tolist()),

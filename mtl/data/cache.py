@@ -1,7 +1,7 @@
 """Decoded images on disk, read back only where every byte is as it was written.
 
-A file is a header, the places `kept` as int64 and the pixels as uint8, little-endian. The header has a digest of all that follows it,
-so that a flipped bit, a torn file and a file of another kind are seen, and the number of images and their shape.
+A file is a header, the places `kept` as int64 and the pixels as uint8, little-endian. The header has a digest of all that follows, so that
+a flipped bit, a torn file and a file of another kind are noticed, and the number of images and their shape.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ HEADER = struct.Struct("<8s32s4q")  # MAGIC, digest, images, channels, height, w
 
 
 def load_cache(file: Path) -> tuple[Tensor, Tensor] | None:
-    """Images and the places kept, as `store_cache` was given them; None, with a warning unless there is no file, where they are not."""
+    """The images and places that `store_cache` wrote; None where there is no file or, with a warning, a damaged one."""
     if not file.is_file():
         return None
     try:
@@ -34,7 +34,13 @@ def load_cache(file: Path) -> tuple[Tensor, Tensor] | None:
 
 
 def store_cache(file: Path, images: Tensor, kept: Tensor) -> None:
-    """images: uint8 [M, channels, height, width]; kept: int64 [M]. The file is whole or not there; warns where it cannot be written."""
+    """Write a cache file, whole or not at all; warn where it cannot be written.
+
+    Args:
+        file: where to.
+        images: uint8 [M, channels, height, width].
+        kept: int64 [M], the places of the images in the list of files.
+    """
     places, pixels = np.ascontiguousarray(kept.numpy(), "<i8"), np.ascontiguousarray(images.numpy())
     try:
         file.parent.mkdir(exist_ok=True)

@@ -40,11 +40,17 @@ def cifar10(
 ) -> ImageData:
     """CIFAR-10: 60,000 colour images of 10 classes, 32 x 32.
 
-    uint8 [60000, 3, 32, 32], train (split 0), then test (2). Read from torchvision's layout, or else from class folders. Class numbers
-    are the usual ones in both layouts, as the usual order is the alphabet's.
+    uint8 [60000, 3, 32, 32], train (split 0), then test (2). Read from torchvision's layout, or else from class folders. Class
+    numbers are the usual ones in both layouts, as the usual order is the alphabet's.
 
-    root: folder of data sets; download: let torchvision fetch what is missing into root; image_size: (height, width), None keeps 32 x 32;
-    grey: convert to one channel. Raises DataNotFound (a ValueError) where neither layout is there.
+    Args:
+        root: folder of data sets.
+        download: let torchvision fetch what is missing into root.
+        image_size: (height, width), None keeps 32 x 32.
+        grey: convert to one channel.
+
+    Raises:
+        DataNotFound: where neither layout is there (a ValueError).
     """
     check_size(image_size)
     base = data_root(root)
@@ -60,7 +66,7 @@ def cifar10(
 def _from_batches(root: str, folder: Path, download: bool, image_size: tuple[int, int] | None, grey: bool) -> ImageData:
     try:
         with warnings.catch_warnings():
-            # The files are pickles of numpy 1, of whose dtypes numpy 2.4.0 to 2.4.4 warns; later ones do not.
+            # The files are pickles of numpy 1; numpy 2.4.0 to 2.4.4 warn of their dtypes, later ones do not.
             warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")
             from torchvision.datasets import CIFAR10
 

@@ -23,10 +23,12 @@ ORDER, AUGMENTATION, DROPOUT, BALANCE = range(4)  # what the parts of a client's
 class LocalWork:
     """How much a client trains in a round.
 
-    batch_size: images in a batch; steps: optimiser steps in a round, None counts epochs; epochs: passes over the client's images in a
-    round, where steps is None.
-
     An epoch is a fresh order of the client's images cut into batches of `batch_size`, the last one smaller.
+
+    Args:
+        batch_size: images in a batch.
+        steps: optimiser steps in a round, None counts epochs.
+        epochs: passes over the client's images in a round, where steps is None.
     """
 
     batch_size: int = 16
@@ -39,6 +41,7 @@ class LocalWork:
                 raise ValueError(f"work.{name} must be >= 1, got {value}")
 
     def num_steps(self, num_images: int) -> int:
+        """Optimiser steps in a round of a client with that many images."""
         return self.steps if self.steps is not None else self.epochs * math.ceil(num_images / self.batch_size)
 
     def num_samples(self, num_images: int) -> int:
@@ -50,12 +53,18 @@ class LocalWork:
 
 @dataclass(frozen=True)
 class CohortBatches:
-    """The batches of K clients, the one with most steps first, step after step: no row is padding, and B is the largest batch of these.
+    """The batches of K clients, step after step; the client with most steps comes first.
 
-    active: how many clients take step s, always the first ones; the rows of step s follow those of step s - 1.
-    index: int64 [rows, B] into the images, padded with an image of the client's own; filled: int64 [rows], how many of a batch count,
-    the first ones; client: int64 [rows], which of the K; step: int32 [rows]; key: int32 [K, 2]; batch_size: of the work, B or more: the
-    draws of an image are counted by it, so that they do not depend on B.
+    No row is padding, and B is the largest batch of these.
+
+    Attributes:
+        active: how many clients take step s, always the first ones; the rows of step s follow those of step s - 1.
+        index: int64 [rows, B] into the images, padded with an image of the same client.
+        filled: int64 [rows], how many of a batch count, the first ones.
+        client: int64 [rows], which of the K.
+        step: int32 [rows].
+        key: int32 [K, 2].
+        batch_size: of the work, B or more: the draws of an image are counted by it, so that they do not depend on B.
     """
 
     active: tuple[int, ...]
@@ -97,12 +106,21 @@ def part_of_key(key: Tensor, part: int) -> Tensor:
 
 
 def plan_batches(
-    held: Ragged, clients: Sequence[int], work: LocalWork, *, seed: int, round: int, max_steps: int | None = None
+    client_images: Ragged, clients: Sequence[int], work: LocalWork, *, seed: int, round: int, max_steps: int | None = None
 ) -> CohortBatches:
-    """held: what each client of the federation holds; clients: whom to plan for, the one with most steps first; max_steps: stop there."""
-    device = held.values.device
-    largest = min(work.batch_size, max((held.size(client) for client in clients), default=1))
-    steps = [work.num_steps(held.size(client)) for client in clients]
+    """The batches of some clients in a round.
+
+    Args:
+        client_images: the images of each client of the federation.
+        clients: the clients to plan for, the one with most steps first.
+        work: how much a client trains.
+        seed: of the run.
+        round: from 0.
+        max_steps: stop after so many steps; None for all.
+    """
+    device = client_images.values.device
+    largest = min(work.batch_size, max((client_images.size(client) for client in clients), default=1))
+    steps = [work.num_steps(client_images.size(client)) for client in clients]
     if max_steps is not None:
         steps = [min(count, max_steps) for count in steps]
     assert all(before >= after for before, after in itertools.pairwise(steps))
@@ -110,11 +128,11 @@ def plan_batches(
     # One plan for all clients of a size: their shapes are the same.
     same_size: dict[int, list[int]] = {}
     for place, client in enumerate(clients):
-        same_size.setdefault(held.size(client), []).append(place)
+        same_size.setdefault(client_images.size(client), []).append(place)
     parts, filled, places = [], [], []
     for group in same_size.values():
         count = steps[group[0]]
-        images = torch.stack([held[clients[place]] for place in group])
+        images = torch.stack([client_images[clients[place]] for place in group])
         index, full = _plan(images, part_of_key(key[group], ORDER), count, work.batch_size)
         parts.append(index.reshape(-1, work.batch_size)[:, :largest])
         filled.append(full.repeat(len(group)))
@@ -136,14 +154,21 @@ def plan_batches(
 
 
 def _plan(images: Tensor, key: Tensor, steps: int, size: int) -> tuple[Tensor, Tensor]:
-    """images: int64 [G, n]; key: int32 [G, 2]; returns the batches [G, steps, size] and how many images each step counts, [steps]."""
+    """Batches [G, steps, size] of clients with n images each, and how many images each step counts, [steps].
+
+    Args:
+        images: int64 [G, n].
+        key: int32 [G, 2].
+        steps: of each client.
+        size: of a batch.
+    """
     num_images = images.shape[1]
     per_epoch = math.ceil(num_images / size)
     epochs = math.ceil(steps / per_epoch)
     place = torch.arange(epochs * num_images, dtype=torch.int32, device=images.device).view(epochs, num_images)
     order = random_bits(key[:, None, None], place).argsort(stable=True, dim=-1)
     chosen = images[:, None].expand(-1, epochs, -1).gather(-1, order)
-    # Padding repeats an image of the client's own: nothing of others can enter, not even by a number that is not finite.
+    # Padding repeats an image of the client: no other client's numbers can enter, not even one that is not finite.
     padded = torch.cat([chosen, chosen[..., :1].expand(-1, -1, per_epoch * size - num_images)], -1)
     filled = (num_images - torch.arange(per_epoch) * size).clamp(max=size).repeat(epochs)
     return padded.view(len(images), -1, size)[:, :steps], filled[:steps]

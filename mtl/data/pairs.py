@@ -1,4 +1,4 @@
-"""Pairs of face pictures for verification: are these two the same person?
+"""Pairs of face pictures for verification: do the two show the same person?
 
 LFW's View 2 (Huang et al. 2007) is ten folds of 300 pairs of the same person and 300 of different people, no person in two folds; the
 folds are as the file has them and never shuffled. `unseen_pairs` makes such folds from any data with identities.
@@ -22,7 +22,17 @@ Picture = tuple[str, int]  # a person and the number of the picture
 
 @dataclass(frozen=True)
 class Pairs:
-    """images: uint8 [M, c, H, W]; first, second: int64 [P], places in the images; same: bool [P]; fold: int64 [P]."""
+    """Pairs of face pictures in folds.
+
+    Attributes:
+        name: of the data set.
+        images: uint8 [M, c, H, W].
+        first: int64 [P], index of the first picture.
+        second: int64 [P], index of the second picture.
+        same: bool [P], whether both show one person.
+        fold: int64 [P].
+        source: where the pictures and pairs come from.
+    """
 
     name: str
     images: Tensor
@@ -45,32 +55,43 @@ def lfw_pairs(
 ) -> Pairs:
     """LFW's `pairs.txt` and the pictures that it names, `<Person>/<Person>_0001.jpg`.
 
-    Looked for in the folders of `faces.lfw` and in those under `<root>/lfw-py`, where torchvision has them; the file may lie in the
-    folder of the people or above it. Raises DataNotFound (a ValueError) where there is no such file, and ValueError where a line of it
-    cannot be read or where pictures that it names are missing, which lists all of them.
+    Looked for in the folders of `faces.lfw` and in those under `<root>/lfw-py`, where torchvision has them; the file may be in the
+    folder of the people or above it.
+
+    Args:
+        root: folder of data sets.
+        image_size: (height, width), None keeps that of the files.
+        crop: (top, left, height, width), cut before resizing.
+        grey: convert to one channel.
+
+    Raises:
+        DataNotFound: where there is no such file (a ValueError).
+        ValueError: where a line of it cannot be read, or where pictures that it names are missing, which lists all of them.
     """
     base = data_root(root)
     looked = [*lfw_folders(base), *lfw_folders(base / "lfw-py")]
-    held = [(folder, file) for folder in looked for file in (folder / "pairs.txt", folder.parent / "pairs.txt") if file.is_file()]
-    if not held:
+    lists = [
+        (folder, file) for folder in looked for file in (folder / "pairs.txt", folder.parent / "pairs.txt") if file.is_file()
+    ]
+    if not lists:
         obtain = "Get both from https://vis-www.cs.umass.edu/lfw/ (for research; its authors state no licence)."
-        raise not_found(root, looked, "LFW's pairs.txt beside [lfw/]<Person>/<Person>_0001.jpg", obtain)
-    lines = read_pairs(held[0][1])
+        raise not_found(root, looked, "LFW's pairs.txt next to [lfw/]<Person>/<Person>_0001.jpg", obtain)
+    lines = read_pairs(lists[0][1])
     names = sorted({picture for first, second, _ in lines for picture in (first, second)})
-    found = {folder: [_path(folder, name) for name in names] for folder, _ in held if folder.is_dir()}
-    missing = {folder: [path for path in paths if not path.is_file()] for folder, paths in found.items()}
+    paths_by_folder = {folder: [_path(folder, name) for name in names] for folder, _ in lists if folder.is_dir()}
+    missing = {folder: [path for path in paths if not path.is_file()] for folder, paths in paths_by_folder.items()}
     folder = min(missing, key=lambda folder: len(missing[folder]), default=None)
     if folder is None or missing[folder]:
-        lost = [] if folder is None else [str(path.relative_to(folder)) for path in missing[folder]]
-        if len(lost) == len(names):
+        absent = [] if folder is None else [str(path.relative_to(folder)) for path in missing[folder]]
+        if len(absent) == len(names):
             raise ValueError(
-                f"{held[0][1]} names {len(names)} pictures, and none of them is in {folder}: the first is {lost[0]}, letter case counts"
+                f"{lists[0][1]} names {len(names)} pictures, and none of them is in {folder}: the first is {absent[0]}, letter case counts"
             )
         raise ValueError(
-            f"{held[0][1]} names {len(names)} pictures, and {len(lost)} of them are missing in {folder}: {', '.join(lost)}"
+            f"{lists[0][1]} names {len(names)} pictures, and {len(absent)} of them are missing in {folder}: {', '.join(absent)}"
         )
     place = {name: number for number, name in enumerate(names)}
-    images, _ = load_images("lfw-pairs", base, found[folder], image_size=image_size, crop=crop, grey=grey)
+    images, _ = load_images("lfw-pairs", base, paths_by_folder[folder], image_size=image_size, crop=crop, grey=grey)
     return Pairs(
         name="lfw",
         images=images,
@@ -78,15 +99,18 @@ def lfw_pairs(
         second=torch.tensor([place[second] for _, second, _ in lines]),
         same=torch.tensor([first[0] == second[0] for first, second, _ in lines]),
         fold=torch.tensor([fold for *_, fold in lines]),
-        source=str(held[0][1]),
+        source=str(lists[0][1]),
     )
 
 
 def read_pairs(file: Path) -> list[tuple[Picture, Picture, int]]:
     """The pairs of LFW's file, each with the number of its fold.
 
-    The first line has the folds and the pairs of each kind in a fold; then for each fold `person 1 4`, two pictures of one person, and
-    `person 1 other 2`, pictures of two. Raises ValueError for the first line that is otherwise.
+    The first line has the folds and the pairs of each kind in a fold; then for each fold `person 1 4`, two pictures of one person,
+    and `person 1 other 2`, pictures of two.
+
+    Raises:
+        ValueError: for the first line of another form.
     """
     rows = [line.split() for line in read_lines(file) if line.strip()]
     if not rows or len(rows[0]) != 2 or not all(word.isdigit() and int(word) for word in rows[0]):
@@ -113,8 +137,16 @@ def read_pairs(file: Path) -> list[tuple[Picture, Picture, int]]:
 def unseen_pairs(data: ImageData, *, num_folds: int = 10, pairs_per_fold: int = 300, seed: int = 0) -> Pairs:
     """Folds of random pairs of the people in `data`, no person in two folds.
 
-    Each fold has as many pairs of one person as of two, drawn without replacement: `pairs_per_fold` of each, or all that there are
-    where they are fewer. Raises ValueError where people or pictures do not suffice.
+    Each fold has as many pairs of one person as of two, drawn without replacement.
+
+    Args:
+        data: pictures with identities.
+        num_folds: number of folds.
+        pairs_per_fold: pairs of each kind in a fold, or all that there are where they are fewer.
+        seed: of the random draws.
+
+    Raises:
+        ValueError: where there are not enough people or pictures.
     """
     people = data.classes[data.classes >= 0].unique()
     if len(people) < 2 * num_folds:

@@ -18,7 +18,10 @@ Partition = list[Tensor]
 def iid(labels: Tensor, seed: int, *, num_clients: int = 8) -> Partition:
     """Images shuffled and dealt out evenly.
 
-    num_clients: clients.
+    Args:
+        labels: int64 [N], the class of each image, -1 where not known.
+        seed: of the random draws.
+        num_clients: clients.
     """
     _check_clients(num_clients, len(labels))
     order = torch.randperm(len(labels), generator=generator(seed, "partition"))
@@ -28,7 +31,12 @@ def iid(labels: Tensor, seed: int, *, num_clients: int = 8) -> Partition:
 def by_class(labels: Tensor, seed: int, *, num_clients: int = 8) -> Partition:
     """Classes dealt out evenly: a client holds every image of its classes.
 
-    The classes are shuffled first. num_clients: clients.
+    The classes are shuffled first.
+
+    Args:
+        labels: int64 [N], the class of each image, -1 where not known.
+        seed: of the random draws.
+        num_clients: clients.
     """
     _check_clients(num_clients, len(labels))
     present = labels.unique()
@@ -41,7 +49,10 @@ def by_class(labels: Tensor, seed: int, *, num_clients: int = 8) -> Partition:
 def sizes(labels: Tensor, seed: int, *, sizes: Sequence[float]) -> Partition:
     """Random images in given numbers, one number for each client.
 
-    sizes: whole numbers, or shares that add up to 1. Numbers may leave images over.
+    Args:
+        labels: int64 [N], the class of each image, -1 where not known.
+        seed: of the random draws.
+        sizes: whole numbers, or shares that add up to 1. Numbers may leave images over.
     """
     if not sizes or not all(0 < size < math.inf for size in sizes):
         raise ValueError(f"partition.sizes must hold a number > 0 for each client, got {list(sizes)}")
@@ -68,7 +79,12 @@ def dirichlet(labels: Tensor, seed: int, *, num_clients: int = 8, alpha: float =
     each client has ten images. Clients left with fewer than `min_images` are then given random images of the largest clients, so that
     small alphas neither loop nor leave a client empty.
 
-    num_clients: clients; alpha: concentration, > 0; the smaller, the more uneven; min_images: least number of images of a client.
+    Args:
+        labels: int64 [N], the class of each image, -1 where not known.
+        seed: of the random draws.
+        num_clients: clients.
+        alpha: concentration, > 0; the smaller, the more uneven.
+        min_images: least number of images of a client.
     """
     _check_alpha(alpha)
     _check_clients(num_clients, len(labels))
@@ -88,14 +104,18 @@ def dirichlet(labels: Tensor, seed: int, *, num_clients: int = 8, alpha: float =
 def dirichlet_clients(labels: Tensor, seed: int, *, num_clients: int = 8, alpha: float = 0.5) -> Partition:
     """Clients of equal size, each with class proportions drawn from a Dirichlet distribution.
 
-    q ~ Dirichlet(alpha p), p the shares of the classes in all images (Hsu, Qi & Brown 2019, "Measuring the effects of non-identical data
-    distribution for federated visual classification", arXiv:1909.06335).
+    q ~ Dirichlet(alpha p), p the shares of the classes in all images (Hsu, Qi & Brown 2019, "Measuring the effects of non-identical
+    data distribution for federated visual classification", arXiv:1909.06335).
 
-    The images are drawn without replacement, one client after the other; when a class is used up, q is scaled to sum to 1 over those that
-    are left. All images are dealt out, so the last clients take what remains. A small alpha gives a client one class, as long as there is
-    one with enough images; with a large one every client has p.
+    The images are drawn without replacement, one client after the other; when a class is used up, q is scaled to sum to 1 over those
+    that are left. All images are dealt out, so the last clients take what remains. A small alpha gives a client one class, as long as
+    there is one with enough images; with a large one every client has p.
 
-    num_clients: clients; alpha: concentration, > 0; the smaller, the fewer classes a client has.
+    Args:
+        labels: int64 [N], the class of each image, -1 where not known.
+        seed: of the random draws.
+        num_clients: clients.
+        alpha: concentration, > 0; the smaller, the fewer classes a client has.
     """
     _check_alpha(alpha)
     _check_clients(num_clients, len(labels))
@@ -120,10 +140,14 @@ def dirichlet_clients(labels: Tensor, seed: int, *, num_clients: int = 8, alpha:
 def shards(labels: Tensor, seed: int, *, num_clients: int = 8, shards_per_client: int = 2) -> Partition:
     """Images sorted by class and cut into equal pieces, a few of which each client gets at random.
 
-    C x k shards, k for each client (McMahan et al., AISTATS 2017, "Communication-efficient learning of deep networks from decentralized
-    data"): mostly k classes a client, seldom fewer, and more where a shard lies across the border of two classes.
+    C x k shards, k for each client (McMahan et al., AISTATS 2017, "Communication-efficient learning of deep networks from
+    decentralized data"): mostly k classes a client, seldom fewer, and more where a shard lies across the border of two classes.
 
-    num_clients: C; shards_per_client: k.
+    Args:
+        labels: int64 [N], the class of each image, -1 where not known.
+        seed: of the random draws.
+        num_clients: clients.
+        shards_per_client: k.
     """
     _check_clients(num_clients, len(labels))
     if not 1 <= shards_per_client <= len(labels) // num_clients:
@@ -133,7 +157,7 @@ def shards(labels: Tensor, seed: int, *, num_clients: int = 8, shards_per_client
     order = order[labels[order].sort(stable=True).indices]
     pieces = order.tensor_split(num_clients * shards_per_client)
     dealt = torch.randperm(len(pieces), generator=rng).view(num_clients, shards_per_client)
-    return _sorted([torch.cat([pieces[shard] for shard in own]) for own in dealt.tolist()])
+    return _sorted([torch.cat([pieces[shard] for shard in shards_of_client]) for shards_of_client in dealt.tolist()])
 
 
 def log_normal_labels(
@@ -147,15 +171,20 @@ def log_normal_labels(
 ) -> Partition:
     """A few classes for each client, in log-normal amounts (the MNIST of FedProx).
 
-    Client c has the classes c, c + 1, ..., c + k - 1 of a random circle of them, and a class's images are shared in proportions exp(sigma
-    N(0, 1)), after `min_images` for each of its clients.
+    Client c has the classes c, c + 1, ..., c + k - 1 of a random circle of them, and a class's images are shared in proportions
+    exp(sigma N(0, 1)), after `min_images` for each of its clients.
 
     That is the MNIST of FedProx (Li et al., MLSys 2020; the authors' data/mnist/generate_niid.py: 1,000 clients, k = 2, sigma = 2,
-    min_images = 5). Departures: the circle is in random order, where the authors count 0, 1, ..., 9, and all images are dealt out, where
-    they round down and leave out a share that goes beyond the end.
+    min_images = 5). Departures: the circle is in random order, where the authors count 0, 1, ..., 9, and all images are dealt out,
+    where they round down and leave out a share that goes beyond the end.
 
-    num_clients: clients; classes_per_client: k; sigma: spread of the amounts; 0 gives equal ones; min_images: least number of images of
-    each class of a client.
+    Args:
+        labels: int64 [N], the class of each image, -1 where not known.
+        seed: of the random draws.
+        num_clients: clients.
+        classes_per_client: k.
+        sigma: spread of the amounts; 0 gives equal ones.
+        min_images: least number of images of each class of a client.
     """
     _check_sigma(sigma)
     _check_clients(num_clients, len(labels))
@@ -194,7 +223,12 @@ def quantity_skew(labels: Tensor, seed: int, *, num_clients: int = 8, sigma: flo
 
     Amounts are proportional to exp(sigma N(0, 1)).
 
-    num_clients: clients; sigma: spread of the amounts; 0 gives equal ones; min_images: least number of images of a client.
+    Args:
+        labels: int64 [N], the class of each image, -1 where not known.
+        seed: of the random draws.
+        num_clients: clients.
+        sigma: spread of the amounts; 0 gives equal ones.
+        min_images: least number of images of a client.
     """
     _check_sigma(sigma)
     _check_clients(num_clients, len(labels))
@@ -218,8 +252,8 @@ def _at_least(owner: Tensor, num_clients: int, min_images: int, rng: torch.Gener
     sizes = owner.bincount(minlength=num_clients)
     while sizes.min() < min_images:
         poorest, richest = int(sizes.argmin()), int(sizes.argmax())
-        held = torch.nonzero(owner == richest).flatten()
-        owner[held[torch.randint(len(held), (1,), generator=rng)]] = poorest
+        images_of_richest = torch.nonzero(owner == richest).flatten()
+        owner[images_of_richest[torch.randint(len(images_of_richest), (1,), generator=rng)]] = poorest
         sizes[poorest] += 1
         sizes[richest] -= 1
     return [torch.nonzero(owner == client).flatten() for client in range(num_clients)]

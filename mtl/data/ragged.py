@@ -1,4 +1,4 @@
-"""Index tensors of unequal length in one piece: what each of many clients holds."""
+"""Index tensors of unequal length in one tensor, such as the images of each of many clients."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,13 +10,19 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Ragged:
-    """values: int64 [sum of the lengths]; starts: C + 1 places in it, so that part c is values[starts[c]:starts[c + 1]]."""
+    """Index tensors of unequal length in one tensor.
+
+    Attributes:
+        values: int64 [sum of the lengths].
+        starts: C + 1 places in it, so that part c is values[starts[c]:starts[c + 1]].
+    """
 
     values: Tensor
     starts: tuple[int, ...]
 
     @classmethod
     def of(cls, parts: Sequence[Tensor]) -> Self:
+        """Join index tensors."""
         starts = [0]
         for part in parts:
             starts.append(starts[-1] + len(part))
@@ -43,4 +49,5 @@ class Ragged:
         return [after - before for before, after in zip(self.starts, self.starts[1:], strict=False)]
 
     def to(self, device: torch.device) -> Self:
+        """A copy on `device`."""
         return type(self)(self.values.to(device), self.starts)

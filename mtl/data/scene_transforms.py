@@ -14,11 +14,13 @@ SCENE_DRAWS = 6
 class SceneAugmentation:
     """Random changes of scenes that take the boxes with them.
 
-    flip: mirror left and right with probability one half; scale: make larger (a crop) or smaller (what is beyond the border repeats it)
-    by up to this fraction; shift: move by up to this fraction of height and width; brightness: change the gain by up to this fraction and
-    the offset by up to half of it.
-
     A face whose centre leaves the picture no longer counts; the boxes of the others end at its border.
+
+    Args:
+        flip: mirror left and right with probability one half.
+        scale: make larger (a crop) or smaller (what is beyond the border repeats it) by up to this fraction.
+        shift: move by up to this fraction of height and width.
+        brightness: change the gain by up to this fraction and the offset by up to half of it.
     """
 
     flip: bool = True
@@ -32,15 +34,20 @@ class SceneAugmentation:
                 raise ValueError(f"scene_augmentation.{name} must be in [0, {end:g}], got {getattr(self, name)}")
 
     def __call__(self, images: Tensor, boxes: Tensor, valid: Tensor, draw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """images: float [B, c, H, W] in 0..1; boxes: [B, M, 4]; valid: bool [B, M]; draw: uniform [B, SCENE_DRAWS] in 0..1; returns the
-        three of the same shapes.
+        """Change a batch of scenes, and return images, boxes and valid of the same shapes.
+
+        Args:
+            images: float [B, c, H, W] in 0..1.
+            boxes: [B, M, 4].
+            valid: bool [B, M], False for padding.
+            draw: uniform [B, SCENE_DRAWS] in 0..1.
         """
         height, width = images.shape[2:]
         extent = boxes.new_tensor([width, height])
         signed = draw * 2 - 1
         mirror = torch.where(draw[:, 0] < 0.5, -1.0, 1.0) if self.flip else torch.ones_like(draw[:, 0])
         scale = 1 + self.scale * signed[:, 1]
-        # A point p of the old picture comes to lie at (p - middle) * along + middle + shift.
+        # A point p of the old picture moves to (p - middle) * along + middle + shift.
         along = torch.stack([mirror * scale, scale], 1)
         shift = self.shift * signed[:, 2:4] * extent
         if self.flip or self.scale or self.shift:

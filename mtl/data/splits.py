@@ -1,7 +1,7 @@
 """Train, validation and test images by a stated rule.
 
-The best round is chosen on validation images and never on test images. Where a protocol leaves no validation images, nothing is
-chosen: the last round counts.
+The best round is selected on validation images and never on test images. Where a protocol leaves no validation images, nothing is
+selected: the last round counts.
 """
 
 import logging
@@ -26,18 +26,22 @@ class Split:
 
 
 def auto(data: ImageData, seed: int, *, train: int | None = None, val: int | None = None, test: int | None = None) -> Split:
-    """`official` where the data come in parts of their own, else `per_class`.
+    """`official` where the data come in parts, else `per_class`.
 
-    train: images of every class for training, null as `per_class` has it; val: images of every class for validation; test: images of
-    every class for test, null for all that are left.
+    Args:
+        data: the images with their classes and attributes.
+        seed: of the random draws.
+        train: images of every class for training, null as `per_class` has it.
+        val: images of every class for validation.
+        test: images of every class for test, null for all that are left.
     """
     if data.official_split is None or len(data.official_split.unique()) < 2:
         return per_class(data, seed, train=5 if train is None else train, val=0 if val is None else val, test=test)
-    given = {name: number for name, number in (("train", train), ("val", val), ("test", test)) if number is not None}
-    if given:
+    numbers = {name: number for name, number in (("train", train), ("val", val), ("test", test)) if number is not None}
+    if numbers:
         raise ValueError(
-            f"split.{' split.'.join(given)} must be null, as {data.name} comes in parts of its own, got "
-            f"{', '.join(map(str, given.values()))}; say split=per_class to mix them and draw anew, or split=official"
+            f"split.{' split.'.join(numbers)} must be null, as {data.name} has an official split, got "
+            f"{', '.join(map(str, numbers.values()))}; use split=per_class to draw a new split of all images, or split=official"
         )
     return official(data, seed)
 
@@ -45,8 +49,12 @@ def auto(data: ImageData, seed: int, *, train: int | None = None, val: int | Non
 def per_class(data: ImageData, seed: int, *, train: int = 5, val: int = 0, test: int | None = None) -> Split:
     """The same number of random images of every class for training, validation and test.
 
-    train: training images of every class; val: validation images of every class; test: test images of every class, None for all that are
-    left.
+    Args:
+        data: the images with their classes and attributes.
+        seed: of the random draws.
+        train: training images of every class.
+        val: validation images of every class.
+        test: test images of every class, None for all that are left.
     """
     needed = train + val + (1 if test is None else test)
     if train < 1 or val < 0 or (test is not None and test < 1):
@@ -76,7 +84,11 @@ def fractions(data: ImageData, seed: int, *, val: float = 0.1, test: float = 0.2
 
     Of all images where classes are not known; every class keeps an image for training.
 
-    val: fraction for validation; test: fraction for test.
+    Args:
+        data: the images with their classes and attributes.
+        seed: of the random draws.
+        val: fraction for validation.
+        test: fraction for test.
     """
     if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
         raise ValueError(f"split.val and split.test must be fractions that leave some for training, got val={val} test={test}")
@@ -89,18 +101,19 @@ def fractions(data: ImageData, seed: int, *, val: float = 0.1, test: float = 0.2
 def official(data: ImageData, seed: int, *, val: float = 0.1) -> Split:
     """The parts that the data come in.
 
-    val: where they have no validation images, this fraction of each training class becomes them.
+    Args:
+        data: the images with their classes and attributes.
+        seed: of the random draws.
+        val: where they have no validation images, this fraction of each training class becomes them.
     """
     if data.official_split is None:
-        raise ValueError(
-            f"split=official needs a data set with a partition of its own, and {data.name} has none; use split=fractions"
-        )
+        raise ValueError(f"split=official needs a data set with an official split, and {data.name} has none; use split=fractions")
     if not 0 <= val < 1:
         raise ValueError(f"split.val must be in [0, 1), got {val}")
     train, val_part, test = (torch.nonzero(data.official_split == part).flatten() for part in range(3))
     if not len(test):
         raise ValueError(
-            f"split=official needs test images, and {data.name} has none of its own; use split=fractions to draw them"
+            f"split=official needs test images, and the official split of {data.name} has none; use split=fractions to draw them"
         )
     if not len(val_part):
         train, val_part = _stratified(data.classes, train, val, generator(seed, "split-val"))
@@ -108,7 +121,7 @@ def official(data: ImageData, seed: int, *, val: float = 0.1) -> Split:
 
 
 def _stratified(classes: Tensor, index: Tensor, fraction: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Split `index` in (kept, taken): of a class with n images round(fraction n) are taken, at most n - 1."""
+    """Split `index` in two: of a class with n images round(fraction n) are taken, at most n - 1; the rest comes first."""
     order = index[torch.randperm(len(index), generator=rng)]
     order = order[classes[order].sort(stable=True).indices]
     _, sizes = classes[order].unique_consecutive(return_counts=True)

@@ -16,10 +16,18 @@ from mtl.base.types import ImageData
 
 @dataclass(frozen=True)
 class Subtasks:
-    """names: T of them; targets, known: bool [N, T]; identity: int64 [N], the one subtask that image i is a positive of, or -1.
+    """Binary questions about images, with their answers where these are known.
 
     An image is a positive of at most one of the first `num_exclusive` subtasks, so that their scores can be fused to one decision.
-    Raises ValueError for a name that would tear a line of `metrics.csv`, or that is not text.
+
+    Attributes:
+        names: of the T subtasks.
+        targets: bool [N, T].
+        known: bool [N, T], where the label is known.
+        num_exclusive: how many subtasks, the first ones, exclude one another.
+
+    Raises:
+        ValueError: for a name that `metrics.csv` cannot hold in one field, or that is not text.
     """
 
     names: tuple[str, ...]
@@ -41,6 +49,7 @@ class Subtasks:
 
     @property
     def identity(self) -> Tensor:
+        """The exclusive subtask that each image is a positive of, int64 [N], or -1."""
         if not self.num_exclusive:
             return torch.full((len(self.targets),), -1)
         rivals = self.targets[:, : self.num_exclusive]
@@ -50,9 +59,11 @@ class Subtasks:
 def one_vs_rest(data: ImageData, *, classes: Sequence[str | int] | None = None) -> Subtasks:
     """One subtask per class or identity: is it this one?
 
-    classes: the classes to keep, in that order, None for all.
-
     Images of the other classes are negatives of every subtask; images of an unknown class are masked.
+
+    Args:
+        data: the images with their classes and attributes.
+        classes: the classes to keep, in that order, None for all.
     """
     names = data.class_names if classes is None else _as_names("subtasks.classes", classes)
     index = torch.tensor(_positions("subtasks.classes", names, data.class_names))
@@ -65,7 +76,9 @@ def one_vs_rest(data: ImageData, *, classes: Sequence[str | int] | None = None) 
 def attributes(data: ImageData, *, names: Sequence[str | int] | None = None) -> Subtasks:
     """One subtask per attribute: is she smiling?
 
-    names: the attributes to keep, in that order, None for all.
+    Args:
+        data: the images with their classes and attributes.
+        names: the attributes to keep, in that order, None for all.
     """
     chosen = data.attribute_names if names is None else _as_names("subtasks.names", names)
     index = _positions("subtasks.names", chosen, data.attribute_names)
@@ -80,7 +93,10 @@ def classes_and_attributes(
 ) -> Subtasks:
     """The subtasks of `one_vs_rest` and those of `attributes`: who is she, and is she smiling?
 
-    classes: the classes to keep, in that order, None for all; names: the attributes to keep, in that order, None for all.
+    Args:
+        data: the images with their classes and attributes.
+        classes: the classes to keep, in that order, None for all.
+        names: the attributes to keep, in that order, None for all.
     """
     who, how = one_vs_rest(data, classes=classes), attributes(data, names=names)
     if both := sorted(set(who.names) & set(how.names)):
@@ -92,7 +108,9 @@ def classes_and_attributes(
 def groups(data: ImageData, *, mapping: Mapping[str | int, Sequence[str | int]]) -> Subtasks:
     """One subtask per group of classes: is it an animal?
 
-    mapping: the classes of each group, {"animal": ["cat", "dog"], "vehicle": ["truck"]}. A class may be in several groups.
+    Args:
+        data: the images with their classes and attributes.
+        mapping: the classes of each group, {"animal": ["cat", "dog"], "vehicle": ["truck"]}. A class may be in several groups.
     """
     if not mapping:
         raise ValueError("subtasks.mapping must name at least one group of classes, got none")
@@ -110,12 +128,12 @@ def _known_classes(data: ImageData, num_tasks: int) -> Tensor:
     return (data.classes >= 0)[:, None].expand(-1, num_tasks).clone()
 
 
-def _as_names(field: str, given: Sequence[str | int]) -> tuple[str, ...]:
-    """Whole numbers are names too; what YAML takes for another thing must be in quotes."""
-    for name in given:
+def _as_names(field: str, values: Sequence[str | int]) -> tuple[str, ...]:
+    """Names as text: whole numbers are names too; what YAML reads as another type must be in quotes."""
+    for name in values:
         if not isinstance(name, str | int) or isinstance(name, bool):
             raise ValueError(f"{field} must hold names, got {name} ({type(name).__name__}); as a name it needs quotes")
-    return tuple(map(str, given))
+    return tuple(map(str, values))
 
 
 def _positions(field: str, names: Sequence[str], choices: Sequence[str]) -> list[int]:

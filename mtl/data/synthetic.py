@@ -39,20 +39,21 @@ def synthetic(
 
     images: float32 [N, dimension, 1, 1]; owners: the client of each sample.
 
-    alpha: how far the clients' models differ; beta: how far their inputs differ; iid: the paper's Synthetic-IID; alpha and beta play no
-    part. num_clients: clients; num_classes: classes; dimension: numbers in a vector; samples_per_client: None draws the paper's
-    log-normal sizes; seed: seed of the data.
+    Args:
+        alpha: how far the clients' models differ.
+        beta: how far their inputs differ.
+        iid: the paper's Synthetic-IID; alpha and beta play no part.
+        num_clients: clients.
+        num_classes: classes.
+        dimension: numbers in a vector.
+        samples_per_client: None draws the paper's log-normal sizes.
+        seed: seed of the data.
     """
     for field, dial in (("alpha", alpha), ("beta", beta)):
         if not 0 <= dial < math.inf:
             raise ValueError(f"{field} must be finite and >= 0, got {dial}")
     counts = {"num_clients": (num_clients, 1), "num_classes": (num_classes, 2), "dimension": (dimension, 1)}
-    if samples_per_client is not None:
-        counts["samples_per_client"] = (samples_per_client, 1)
-    for field, (count, least) in counts.items():
-        if count < least:
-            raise ValueError(f"{field} must be >= {least}, got {count}")
-
+    _check_counts(counts | ({} if samples_per_client is None else {"samples_per_client": (samples_per_client, 1)}))
     deviation = torch.arange(1, dimension + 1) ** -0.6
     shared = generator(seed, "synthetic/shared")
     shared_weight, shared_bias = torch.randn(dimension, num_classes, generator=shared), torch.randn(num_classes, generator=shared)
@@ -82,3 +83,10 @@ def synthetic(
         source=f"drawn: {dials}, seed {seed}",
         owners=torch.arange(num_clients).repeat_interleave(torch.tensor(sizes)),
     )
+
+
+def _check_counts(counts: dict[str, tuple[int, int]]) -> None:
+    """Raise ValueError for a count below the least one, by option."""
+    for field, (count, least) in counts.items():
+        if count < least:
+            raise ValueError(f"{field} must be >= {least}, got {count}")

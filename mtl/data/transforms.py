@@ -1,7 +1,7 @@
 """Batched augmentation and normalisation of images in memory.
 
-One uniform draw of nine numbers an image says everything that is random about it, so that the same draw gives the same picture in
-every backend, whatever batch the image stands in.
+One uniform draw of nine numbers an image fixes everything that is random about it, so that the same draw gives the same picture in
+every backend, whatever batch the image is in.
 """
 
 import math
@@ -20,11 +20,15 @@ DRAWS = 9
 class Augmentation:
     """Random changes of the training images.
 
-    flip: mirror left and right with probability one half; rotation: turn by up to this many degrees either way; scale: make larger or
-    smaller by up to this fraction; shift: move by up to this fraction of height and width; brightness: change the gain by up to this
-    fraction and the offset by up to half of it; cutout: side of a grey square at a random place, as a fraction of the height.
-
     Pixels from beyond the border repeat it.
+
+    Args:
+        flip: mirror left and right with probability one half.
+        rotation: turn by up to this many degrees either way.
+        scale: make larger or smaller by up to this fraction.
+        shift: move by up to this fraction of height and width.
+        brightness: change the gain by up to this fraction and the offset by up to half of it.
+        cutout: side of a grey square at a random place, as a fraction of the height.
     """
 
     flip: bool = True
@@ -45,7 +49,7 @@ class Augmentation:
         return self.flip or any((self.rotation, self.scale, self.shift, self.brightness, self.cutout))
 
     def __call__(self, images: Tensor, draw: Tensor) -> Tensor:
-        """images: float [B, c, H, W] in 0..1; draw: uniform [B, DRAWS] in 0..1; returns images of the same shape."""
+        """Augment images in 0..1, float [B, c, H, W], by uniform draws [B, DRAWS]; the same shape."""
         signed = draw * 2 - 1
         if self.rotation or self.scale or self.shift:
             images = self._warp(images, draw, signed)
@@ -91,9 +95,11 @@ class Augmentation:
 class Normalise:
     """From stored pixels to what the trunk sees: (x - mean) / deviation.
 
-    mean: a number for all channels, or a list with one for each; deviation: a number or a list, as for mean; images of one channel take
-    the mean of a list. per_image: take each image's own mean and deviation; equalise: equalise each image's histogram first
-    (`warp.equalise`), for light that differs from picture to picture.
+    Args:
+        mean: a number for all channels, or a list with one for each.
+        deviation: a number or a list, as for mean; images of one channel take the mean of a list.
+        per_image: take each image's own mean and deviation.
+        equalise: equalise each image's histogram first (`warp.equalise`), for light that differs from picture to picture.
     """
 
     mean: float | list[float] = 0.5
@@ -112,7 +118,11 @@ class Normalise:
             raise ValueError(f"normalise.deviation must be > 0, got {self.deviation}")
 
     def __call__(self, images: Tensor) -> Tensor:
-        """images: [B, c, H, W]; returns the same shape. Raises ValueError where c is neither 1 nor the length of a list."""
+        """Normalise images [B, c, H, W]; the same shape.
+
+        Raises:
+            ValueError: where c is neither 1 nor the length of a list.
+        """
         if self.equalise:
             images = equalise(images)
         if self.per_image:
@@ -142,5 +152,5 @@ def _for_channels(values: list[float], channels: int) -> list[float]:
 
 
 def to_float(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """uint8 pixels to 0..1; float data as they are."""
+    """Scale uint8 pixels to 0..1; float data do not change."""
     return images.to(dtype) / 255 if images.dtype == torch.uint8 else images.to(dtype)

@@ -1,11 +1,11 @@
-"""Geometry and histograms of pictures, batched and on whatever device they lie: crop, align, equalise.
+"""Geometry and histograms of pictures, batched and on any device: crop, align, equalise.
 
 A point is (x, y) in pixels from the top left corner of a picture, so that the centre of its first pixel is (.5, .5). A placement
 [B, 2, 3] takes a point of the output to the point of the input that is seen there.
 
 Alignment by points: S. Umeyama, "Least-squares estimation of transformation parameters between two point patterns", PAMI 13(4), 1991.
 In the plane his estimate has a closed form: with points as complex numbers, centred, y ~ a x + t has a = sum(conj(x) y) / sum |x|^2,
-whose modulus is the scale and whose argument is the angle; a reflection cannot come out, so no determinant is to be watched.
+whose modulus is the scale and whose argument is the angle; the result is never a reflection, so no determinant needs to be checked.
 """
 
 import math
@@ -21,10 +21,16 @@ FIVE_POINTS = ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5
 
 
 def warp(images: Tensor, placement: Tensor, size: Size, *, max_samples: int = 8) -> Tensor:
-    """images: float [B, c, H, W]; placement: [B, 2, 3]; size: (height, width) of the output; returns [B, c, *size].
+    """Sample pictures bilinearly at placements, [B, c, *size]; beyond the border its pixels repeat.
 
-    Bilinear; beyond the border its pixels repeat. Where a placement shrinks, each output pixel is the mean of a grid of samples, as many
-    each way as the strongest shrinking in the batch asks for, at most `max_samples`.
+    Where a placement shrinks, each output pixel is the mean of a grid of samples, as many each way as the strongest shrinking in the
+    batch asks for, at most `max_samples`.
+
+    Args:
+        images: float [B, c, H, W].
+        placement: [B, 2, 3].
+        size: (height, width) of the output.
+        max_samples: samples each way.
     """
     if not len(images):
         return images.new_zeros(0, images.shape[1], *size)
@@ -37,16 +43,19 @@ def warp(images: Tensor, placement: Tensor, size: Size, *, max_samples: int = 8)
     points = torch.stack(
         [x.expand(height, width), y[:, None].expand(height, width), torch.ones_like(x).expand(height, width)], -1
     )
-    seen = torch.einsum("bij,hwj->bhwi", placement.to(images.dtype), points)
+    sources = torch.einsum("bij,hwj->bhwi", placement.to(images.dtype), points)
     extent = torch.tensor([images.shape[3], images.shape[2]], dtype=images.dtype, device=images.device)
-    output = F.grid_sample(images, 2 * seen / extent - 1, padding_mode="border", align_corners=False)
+    output = F.grid_sample(images, 2 * sources / extent - 1, padding_mode="border", align_corners=False)
     return F.avg_pool2d(output, by) if by > 1 else output
 
 
 def crop_placement(boxes: Tensor, size: Size, *, margin: float = 0.0) -> Tensor:
-    """Where an output of `size` lies to show each box whole, centred, in its true proportions, `margin` of its length longer.
+    """Placements, [B, 2, 3], that show each box whole, centred and in its true proportions.
 
-    boxes: [B, 4] as (left, top, right, bottom); returns [B, 2, 3].
+    Args:
+        boxes: [B, 4] as (left, top, right, bottom).
+        size: (height, width) of the output.
+        margin: how much longer than the box the output is, as a fraction.
     """
     height, width = size
     sides = boxes[:, 2:] - boxes[:, :2]
@@ -56,7 +65,14 @@ def crop_placement(boxes: Tensor, size: Size, *, margin: float = 0.0) -> Tensor:
 
 
 def crop_boxes(images: Tensor, boxes: Tensor, size: Size, *, margin: float = 0.0) -> Tensor:
-    """A picture of each box. images: float [B, c, H, W]; boxes: [B, 4]; returns [B, c, *size]; see `crop_placement`."""
+    """A picture of each box, [B, c, *size]; see `crop_placement`.
+
+    Args:
+        images: float [B, c, H, W].
+        boxes: [B, 4] as (left, top, right, bottom).
+        size: (height, width) of the output.
+        margin: how much longer than the box the output is, as a fraction.
+    """
     return warp(images, crop_placement(boxes, size, margin=margin), size)
 
 
@@ -76,10 +92,17 @@ def similarity(source: Tensor, target: Tensor) -> Tensor:
 
 
 def align(images: Tensor, points: Tensor, size: Size) -> Tensor:
-    """Faces turned, scaled and moved so that their five points lie as near to the template as a similarity brings them.
+    """Turn, scale and move faces so that their five points are as near to the template as a similarity brings them.
 
-    images: float [B, c, H, W]; points: [B, 5, 2], in the order of `FIVE_POINTS`; returns [B, c, *size]. The template is scaled to the
-    height of the output and centred across it.
+    The template is scaled to the height of the output and centred across it.
+
+    Args:
+        images: float [B, c, H, W].
+        points: [B, 5, 2], in the order of `FIVE_POINTS`.
+        size: (height, width) of the output.
+
+    Returns:
+        [B, c, *size].
     """
     height, width = size
     template = points.new_tensor(FIVE_POINTS) * (height / 112)
@@ -88,11 +111,17 @@ def align(images: Tensor, points: Tensor, size: Size) -> Tensor:
 
 
 def equalise(images: Tensor, levels: int = 256) -> Tensor:
-    """Histogram equalisation of each channel of each picture: a pixel becomes the share of the others that are darker.
+    """Equalise the histogram of each channel of each picture: a pixel becomes the share of the others that are darker.
 
-    images: float [B, c, H, W] in 0..1, read in `levels` steps; returns the same shape, in 0..1. With F the number of pixels up to a level,
-    a level becomes (F - F_min) / (n - F_min), F_min that of the darkest level present (Gonzalez & Woods, "Digital Image Processing", as
-    OpenCV's equalizeHist). A picture of one level stays as it is.
+    With F the number of pixels up to a level, a level becomes (F - F_min) / (n - F_min), F_min that of the darkest level present
+    (Gonzalez & Woods, "Digital Image Processing", as OpenCV's equalizeHist). A picture of one level does not change.
+
+    Args:
+        images: float [B, c, H, W] in 0..1.
+        levels: steps in which they are read.
+
+    Returns:
+        the same shape, in 0..1.
     """
     flat = images.flatten(2).flatten(0, 1)
     level = (flat * (levels - 1)).round().clamp(0, levels - 1).long()

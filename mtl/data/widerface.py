@@ -1,9 +1,9 @@
 """WIDER FACE: S. Yang, P. Luo, C. C. Loy and X. Tang, "WIDER FACE: A Face Detection Benchmark", CVPR 2016.
 
-The annotations are read by torchvision's WIDERFace. Each picture is scaled to fit the scene, in its true proportions, and lies in its top
-left corner on grey; the boxes follow. A box is cut off at the border of its picture; one that the annotators call invalid, that lies
-outside, or that is left with less than a pixel is dropped and counted. Nobody's identity is known. The published average precision is
-another one than COCO's, by three levels of difficulty, and is not computed here.
+The annotations are read by torchvision's WIDERFace. Each picture is scaled to fit the scene, in its true proportions, and placed in its
+top left corner on grey; the boxes move with it. A box is cut off at the border of its picture; one that the annotators call invalid, that
+is outside, or that is left with less than a pixel is dropped and counted. No identities are known. The published average precision
+differs from COCO's, has three levels of difficulty, and is not computed here.
 """
 
 import logging
@@ -24,7 +24,7 @@ from mtl.data.scenes import SceneSet
 
 logger = logging.getLogger(__name__)
 GREY = 128
-# A line is left, top, width, height, blur, expression, illumination, invalid, occlusion, pose, says the data set's readme; torchvision
+# A line is left, top, width, height, blur, expression, illumination, invalid, occlusion, pose, as the data set's readme has it; torchvision
 # (0.26 to 0.29) takes the last three to be occlusion, pose, invalid.
 INVALID = "occlusion"
 
@@ -40,12 +40,20 @@ def widerface(
 ) -> SceneSet:
     """WIDER FACE: photographs of crowds with the boxes of their faces.
 
-    Scenes of `<root>/widerface/{WIDER_train,WIDER_val,WIDER_test,wider_face_split}`, as torchvision lays them out. The official training
-    part trains, the official validation part tests (the boxes of the official test part are not public).
+    Scenes of `<root>/widerface/{WIDER_train,WIDER_val,WIDER_test,wider_face_split}`, as torchvision lays them out. The official
+    training part trains, the official validation part tests (the boxes of the official test part are not public).
 
-    root: folder of data sets; image_size: (height, width) of a scene; grey: convert to one channel; val: random fraction of the training
-    part that is left for validation; max_images: images of each part, the first ones, None for all; seed: seed of the draw of validation
-    images. Raises DataNotFound (a ValueError), and ValueError for an image that cannot be decoded.
+    Args:
+        root: folder of data sets.
+        image_size: (height, width) of a scene.
+        grey: convert to one channel.
+        val: random fraction of the training part that is left for validation.
+        max_images: images of each part, the first ones, None for all.
+        seed: seed of the draw of validation images.
+
+    Raises:
+        DataNotFound: where the data are not there (a ValueError).
+        ValueError: for an image that cannot be decoded.
     """
     check_integers("scenes.image_size", image_size, {"height": 16, "width": 16})
     if not 0 <= val < 1:
@@ -53,20 +61,13 @@ def widerface(
     if max_images is not None and max_images < 1:
         raise ValueError(f"scenes.max_images must be null or >= 1, got {max_images}")
     base = data_root(root)
-    try:
-        from torchvision.datasets import WIDERFace
-
-        parts = [WIDERFace(str(base), split=split) for split in ("train", "val")]
-    except (RuntimeError, FileNotFoundError) as error:
-        layout = "WIDER FACE as widerface/{WIDER_train,WIDER_val,WIDER_test}/images and widerface/wider_face_split/*.txt"
-        obtain = "Get it from http://shuoyang1213.me/WIDERFACE/ (research only) and unpack its four archives there."
-        raise not_found(root, [base / "widerface"], layout, obtain) from error
-    described = [part.img_info[:max_images] for part in parts]
+    described = [annotations[:max_images] for annotations in _read_annotations(root)]
     every = [info for part in described for info in part]
     height, width = image_size
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         pixels, boxes = zip(*pool.map(lambda info: _read(info, (height, width), grey), every), strict=True)
-    total, counts = sum(len(info["annotations"]["bbox"]) for info in every), torch.tensor([len(own) for own in boxes])
+    total = sum(len(info["annotations"]["bbox"]) for info in every)
+    counts = torch.tensor([len(boxes_of_image) for boxes_of_image in boxes])
     logger.info("WIDER FACE: %d faces in %d images; %d boxes dropped", int(counts.sum()), len(every), total - int(counts.sum()))
     padded = torch.nn.utils.rnn.pad_sequence(list(boxes), batch_first=True)
     split = torch.tensor([0] * len(described[0]) + [2] * len(described[1]), dtype=torch.int8)
@@ -82,6 +83,18 @@ def widerface(
         split=split,
         source=f"{base / 'widerface'}, {total - int(counts.sum())} of {total} boxes dropped",
     )
+
+
+def _read_annotations(root: str) -> list[Any]:
+    base = data_root(root)
+    try:
+        from torchvision.datasets import WIDERFace
+
+        return [WIDERFace(str(base), split=split).img_info for split in ("train", "val")]
+    except (RuntimeError, FileNotFoundError) as error:
+        layout = "WIDER FACE as widerface/{WIDER_train,WIDER_val,WIDER_test}/images and widerface/wider_face_split/*.txt"
+        obtain = "Get it from http://shuoyang1213.me/WIDERFACE/ (research only) and unpack its four archives there."
+        raise not_found(root, [base / "widerface"], layout, obtain) from error
 
 
 def _read(info: dict[str, Any], size: tuple[int, int], grey: bool) -> tuple[Any, Tensor]:
@@ -101,8 +114,13 @@ def _read(info: dict[str, Any], size: tuple[int, int], grey: bool) -> tuple[Any,
 
 
 def usable_boxes(bbox: Tensor, invalid: Tensor, scale: Tensor, size: tuple[int, int]) -> Tensor:
-    """bbox: [n, 4] as (left, top, width, height) in pixels of the picture; invalid: bool [n]; scale: (x, y); size: (height, width) of the
-    scaled picture; returns [m, 4] as (left, top, right, bottom), cut off at its border, those of a pixel and more.
+    """The boxes of a picture that count, [m, 4] as (left, top, right, bottom), scaled and cut off at its border.
+
+    Args:
+        bbox: [n, 4] as (left, top, width, height) in pixels of the picture.
+        invalid: bool [n].
+        scale: (x, y).
+        size: (height, width) of the scaled picture.
     """
     corner, sides = bbox[:, :2] * scale, bbox[:, 2:] * scale
     extent = torch.tensor([size[1], size[0]], dtype=torch.float32)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from mtl.edge.extras import require
 from mtl.edge.prune import flatten_by, norm_pruner
 from mtl.models.cnn import FlattenPlaces, ImageShape, Trunk
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 from mtl.models.norm import FrozenBatchNorm, LocalBatchNorm
 
 
@@ -57,7 +57,7 @@ class Level:
     """
 
     ratio: float
-    model: HardSharing
+    model: MultiTaskModel
     index: dict[str, Tensor]
     trunk: str | None = None
 
@@ -80,7 +80,7 @@ class Scale:
         return scaled + (layer.bias * (1 - self.factor)).view(-1, *[1] * (out.ndim - 2))
 
 
-def narrow(model: HardSharing, image_shape: ImageShape, ratio: float, *, scale: bool = True) -> Level:
+def narrow(model: MultiTaskModel, image_shape: ImageShape, ratio: float, *, scale: bool = True) -> Level:
     """`model` at a level, with the values of the whole one, which is left as it is.
 
     Raises ValueError where the model has not one trunk, where its channels cannot be followed, and where none can be cut.

@@ -10,7 +10,7 @@ from mtl.data.transforms import Normalise, to_float
 from mtl.losses.pairs import PairLoss
 from mtl.models.centre import map_layers
 from mtl.models.cnn import Trunk
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 
 
 class DeviceModel(nn.Module):
@@ -27,7 +27,7 @@ class DeviceModel(nn.Module):
 
     def __init__(
         self,
-        model: HardSharing,
+        model: MultiTaskModel,
         normalise: Normalise,
         *,
         mirror: bool = False,
@@ -66,7 +66,7 @@ class DeviceDetector(nn.Module):
     faces is decoded outside. halvings: how often the picture is halved; outputs: maps_1, maps_2, maps_4, ..., by what it was divided.
     """
 
-    def __init__(self, model: HardSharing, normalise: Normalise, *, halvings: int) -> None:
+    def __init__(self, model: MultiTaskModel, normalise: Normalise, *, halvings: int) -> None:
         super().__init__()
         _refuse_local_norm(model)
         assert model.detector is not None
@@ -84,7 +84,7 @@ class DeviceDetector(nn.Module):
 Deployed = DeviceModel | DeviceDetector
 
 
-def _refuse_local_norm(model: HardSharing) -> None:
+def _refuse_local_norm(model: MultiTaskModel) -> None:
     if model.local_norms:
         raise ValueError(
             f"norm=local cannot go to a device: {model.local_norms[0]} normalises an image by the others of its batch; train with "

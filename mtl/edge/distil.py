@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from mtl.losses.pairs import PairLoss, PairLosses
 from mtl.models.architecture import Representation
 from mtl.models.cnn import Trunk
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 
 TINY = 1e-12
 
@@ -74,8 +74,8 @@ class Distillation:
     compared, a trunk, whatever it was trained for. It is left as it is.
     """
 
-    def __init__(self, options: Distilling, teacher: HardSharing | Trunk, student: HardSharing) -> None:
-        trunk = teacher.trunk if isinstance(teacher, HardSharing) else teacher
+    def __init__(self, options: Distilling, teacher: MultiTaskModel | Trunk, student: MultiTaskModel) -> None:
+        trunk = teacher.trunk if isinstance(teacher, MultiTaskModel) else teacher
         if options.inside:
             widths = []
             for whose, part in (("teacher", trunk), ("student", student.trunk)):
@@ -89,12 +89,12 @@ class Distillation:
                     f"distil.feature needs embeddings of one width, got {widths[0]} of the teacher and {widths[1]} of the student; "
                     "set trunk.width, or use distil.distance and distil.angle"
                 )
-        assert isinstance(teacher, HardSharing) or not options.soft
+        assert isinstance(teacher, MultiTaskModel) or not options.soft
         self.options, self.teacher, self.trunk = options, teacher.eval().requires_grad_(False), trunk
 
     def losses(
         self,
-        model: HardSharing,
+        model: MultiTaskModel,
         inputs: Tensor,
         mask: Tensor,
         valid: Tensor,
@@ -113,7 +113,7 @@ class Distillation:
             theirs, wanted = self._look(self.trunk, inputs)
         losses = hard(features, logits)
         total = options.hard * losses.tasks
-        if isinstance(self.teacher, HardSharing) and options.soft:
+        if isinstance(self.teacher, MultiTaskModel) and options.soft:
             with torch.no_grad():
                 targets = _decision(self.teacher)(self.teacher.heads(wanted))
             compare = soft_identities if options.exclusive else soft_binary
@@ -223,6 +223,6 @@ def last_maps(trunk: nn.Module) -> Iterator[dict[tuple[int, ...], Tensor]]:
             hook.remove()
 
 
-def _decision(model: HardSharing) -> Callable[[Tensor], Tensor]:
+def _decision(model: MultiTaskModel) -> Callable[[Tensor], Tensor]:
     assert isinstance(model.loss, PairLoss)
     return model.loss.decision

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mtl.base.types import Params
 from mtl.edge.extras import require
 from mtl.models.cnn import FlattenPlaces, ImageShape, Trunk
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 from mtl.models.norm import FrozenBatchNorm, LocalBatchNorm
 
 Kind = Literal["nothing", "weights", "channels"]
@@ -56,7 +56,7 @@ class Pruning:
         return self.ratio * (1 - (1 - (progress - self.begin) / (self.end - self.begin)) ** 3)
 
 
-def prunable(model: HardSharing) -> Params:
+def prunable(model: MultiTaskModel) -> Params:
     """The weights of the trunk's convolutions and linear layers, by name. Raises ValueError where none is trained."""
     weights: Params = {f"trunk.{name}": value for name, value in model.trunk.named_parameters() if value.ndim > 1}
     if not weights:
@@ -94,7 +94,7 @@ def _largest(magnitudes: Tensor, ratio: float) -> Tensor:
     return mask
 
 
-def cut_channels(model: HardSharing, image_shape: ImageShape, ratio: float, *, scope: str) -> None:
+def cut_channels(model: MultiTaskModel, image_shape: ImageShape, ratio: float, *, scope: str) -> None:
     """Cut the share `ratio` of the channels of least norm out of the trunk of `model`, and what depends on them; the embedding keeps its
     width. A GroupNorm keeps its groups, so that from each as many go.
 

@@ -9,7 +9,7 @@ from mtl.data.federated_data import FederatedData
 from mtl.data.transforms import Augmentation, Normalise
 from mtl.federation.objective import Objective
 from mtl.models.cnn import Trunk
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 from mtl.models.transfer import frozen_features
 
 logger = logging.getLogger(__name__)
@@ -17,7 +17,7 @@ BATCH = 100
 
 
 def cache_features(
-    model: HardSharing, count: int, objective: Objective, data: FederatedData, device: torch.device
+    model: MultiTaskModel, count: int, objective: Objective, data: FederatedData, device: torch.device
 ) -> tuple[FederatedData, Objective]:
     """The data with the features in place of the images, and the objective that takes them as they are; the trunk passes over its first
     `count` layers from now on. Raises ValueError where the same picture would not always have the same features.

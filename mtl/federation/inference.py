@@ -14,7 +14,7 @@ from mtl.federation.layout import is_head
 from mtl.federation.objective import BATCH, NUMBERS, Objective, images_at_once
 from mtl.federation.round import State
 from mtl.models.architecture import Representation
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 
 SCORES = 2**20  # scores of many clients that are held at once
 PIXELS = 2**20  # pixels that many clients' whole models look at at once
@@ -23,7 +23,7 @@ PIXELS = 2**20  # pixels that many clients' whole models look at at once
 class Inference:
     """rule: `argmax` or `platt`, see `fusion`."""
 
-    def __init__(self, model: HardSharing, objective: Objective, rule: str = "argmax") -> None:
+    def __init__(self, model: MultiTaskModel, objective: Objective, rule: str = "argmax") -> None:
         check_rule(rule)
         self.model, self.objective, self.rule = model, objective, rule
 
@@ -66,7 +66,7 @@ class Inference:
         images = data.images[index]
         if state.bank.layout.keep == "all":
             at_once = min(len(images), images_at_once(self.model, BATCH))
-            size = min(PIXELS // max(images[0].numel() * at_once, 1), NUMBERS // max(self.model.held * at_once, 1))
+            size = min(PIXELS // max(images[0].numel() * at_once, 1), NUMBERS // max(self.model.activation_numel * at_once, 1))
             for clients in _blocks(whom, max(size, 1) if stacked else 1):
                 params = state.bank.load(clients, {"params": state.params})["params"]
                 yield (
@@ -80,13 +80,13 @@ class Inference:
         # The trunk is the same everywhere: what it makes of the images is computed once.
         shared = {name: value for name, value in state.params.items() if not is_head(name)}
         heads = {name: value for name, value in state.params.items() if is_head(name)}
-        part = max(len(images), 1) if self.model.held == 1 else images_at_once(self.model, BATCH)
+        part = max(len(images), 1) if self.model.activation_numel == 1 else images_at_once(self.model, BATCH)
         for start in range(0, len(images), part):
             now = slice(start, start + part)
             views = zip(*(self._features(shared, few) for few in images[now].split(BATCH)), strict=True)
             features = [_join(parts) for parts in views]
             count = len(images[now])
-            size = min(SCORES // (count * data.num_tasks), NUMBERS // (count * self.model.held))
+            size = min(SCORES // (count * data.num_tasks), NUMBERS // (count * self.model.activation_numel))
             for clients in _blocks(whom, max(size, 1)):
                 own = state.bank.load(clients, {"params": heads})["params"]
                 # Heads without parameters are the same everywhere too.
@@ -125,7 +125,7 @@ class Inference:
 class _Scorer(nn.Module):
     """The parts of the scoring of a model as a module, so that its parameters can be swapped for a call."""
 
-    def __init__(self, model: HardSharing, objective: Objective) -> None:
+    def __init__(self, model: MultiTaskModel, objective: Objective) -> None:
         super().__init__()
         self.model, self.objective = model, objective
 

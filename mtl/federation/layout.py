@@ -1,6 +1,6 @@
 """What each parameter of a model is, whether it travels, and in which rounds: the one place that reads the names of parameters.
 
-A multi-task model names its parameters `trunk.*`, `heads.*`, `loss.*` and `detector.*` (see `models.hard_sharing`). A parameter of the
+A multi-task model names its parameters `trunk.*`, `heads.*`, `loss.*` and `detector.*` (see `models.multi_task_model`). A parameter of the
 heads has the subtasks as its first axis: row t belongs to subtask t, and is sent, kept and averaged by the clients that train t.
 """
 

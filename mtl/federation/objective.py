@@ -11,7 +11,7 @@ from mtl.edge.distil import Distillation
 from mtl.losses.pairs import PairLoss, PairLosses, Reduction, TaskCounts, check_reduction, reduce_pairs
 from mtl.models.architecture import Representation
 from mtl.models.cnn import Trunk
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 
 BATCH = 500  # images that are scored at once, where memory holds them
 NUMBERS = 2**25  # numbers between trunk and scores that are held at once
@@ -40,7 +40,7 @@ class Objective:
         return self.normalise(pixels if draw is None else self.augmentation(pixels, draw.to(dtype)))
 
     def losses(
-        self, model: HardSharing, inputs: Tensor, targets: Tensor, mask: Tensor, valid: Tensor, counts: TaskCounts
+        self, model: MultiTaskModel, inputs: Tensor, targets: Tensor, mask: Tensor, valid: Tensor, counts: TaskCounts
     ) -> PairLosses:
         """inputs: from `inputs`, [B, c, H, W]; targets, mask: bool [B, T]; valid: bool [B]; returns [T] each."""
         hard = partial(self._hard, model, targets, mask, valid, counts)
@@ -51,7 +51,7 @@ class Objective:
 
     def _hard(
         self,
-        model: HardSharing,
+        model: MultiTaskModel,
         targets: Tensor,
         mask: Tensor,
         valid: Tensor,
@@ -76,7 +76,7 @@ class Objective:
         return both if self.reduction == "sum" else both * valid.sum()
 
     @torch.no_grad()
-    def scores(self, model: HardSharing, images: Tensor, *, batch_size: int = BATCH) -> Tensor:
+    def scores(self, model: MultiTaskModel, images: Tensor, *, batch_size: int = BATCH) -> Tensor:
         """Decision scores [N, T] of stored images [N, c, H, W], in evaluation mode; above zero is yes."""
         was_training = model.training
         model.eval()
@@ -84,13 +84,13 @@ class Objective:
         model.train(was_training)
         return torch.cat(scores).float()
 
-    def features(self, model: HardSharing, images: Tensor) -> list[Representation]:
+    def features(self, model: MultiTaskModel, images: Tensor) -> list[Representation]:
         """What the trunk makes of stored images, and of their mirror images where they count."""
         inputs = self.inputs(images, dtype=next(model.parameters()).dtype)
         return [model.trunk(view) for view in ((inputs, inputs.flip(-1)) if self.mirror else (inputs,))]
 
     @torch.no_grad()
-    def embed(self, model: HardSharing, images: Tensor, *, batch_size: int = BATCH) -> Tensor:
+    def embed(self, model: MultiTaskModel, images: Tensor, *, batch_size: int = BATCH) -> Tensor:
         """Embeddings [N, h] of stored images on the CPU, in evaluation mode: what the trunk makes of them, the mean over the views that
         are scored. Raises ValueError for an architecture in which the subtasks have features of their own.
         """
@@ -108,18 +108,18 @@ class Objective:
         model.train(was_training)
         return torch.cat(parts).float().cpu()
 
-    def decide(self, model: HardSharing, features: list[Representation]) -> Tensor:
+    def decide(self, model: MultiTaskModel, features: list[Representation]) -> Tensor:
         """Decision scores [N, T] from `features`."""
         scores = [pair_loss(model).decision(model.heads(view)) for view in features]
         return torch.stack(scores).mean(0)
 
 
-def images_at_once(model: HardSharing, most: int) -> int:
+def images_at_once(model: MultiTaskModel, most: int) -> int:
     """How many images are scored at once, at most `most`."""
-    return max(min(NUMBERS // model.held, most), 1)
+    return max(min(NUMBERS // model.activation_numel, most), 1)
 
 
-def pair_loss(model: HardSharing) -> PairLoss:
+def pair_loss(model: MultiTaskModel) -> PairLoss:
     """The loss that the model carries."""
     assert isinstance(model.loss, PairLoss)
     return model.loss

@@ -26,7 +26,7 @@ from mtl.federation.objective import Objective
 from mtl.losses.pairs import TaskCounts
 from mtl.models.cnn import ImageShape, Trunk
 from mtl.models.flops import StepCost, count_step, image_flops
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,13 @@ class TrainingCost:
 
 
 def training_cost(
-    model: HardSharing,
+    model: MultiTaskModel,
     objective: Objective,
     algorithm: ClientAlgorithm,
     work: LocalWork,
     data: FederatedData,
     *,
-    beside: Callable[[HardSharing], Tensor] | None = None,
+    beside: Callable[[MultiTaskModel], Tensor] | None = None,
     image_shape: ImageShape | None = None,
 ) -> TrainingCost:
     """Counted on a step of one image and one of two. beside: a loss that every step has besides, however many its images; image_shape:
@@ -79,7 +79,7 @@ def training_cost(
     dtype = next(model.parameters()).dtype
 
     def loss(module: nn.Module, images: int) -> Tensor:
-        assert isinstance(module, HardSharing)
+        assert isinstance(module, MultiTaskModel)
         pairs = torch.ones(images, data.num_tasks, dtype=torch.bool)
         valid = torch.ones(images, dtype=torch.bool)
         labels = torch.ones(data.num_tasks, dtype=dtype)

@@ -40,7 +40,7 @@ from mtl.losses.pairs import PairLosses
 from mtl.metrics.scores import Metrics, share_of_highest
 from mtl.models.centre import map_layers
 from mtl.models.flops import count_forward
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 
 BATCH = 32  # scenes evaluated at once
 NUM_SHOWN = 6  # of the test scenes, in a report
@@ -124,7 +124,7 @@ class DetectionLearning(CentralisedLearning):
         self._scenes_held = Ragged.of([found.part(TRAIN)])
         self.account["bytes_up"] += len(found.part(TRAIN)) * found.images[0].numel()
 
-    def _finder(self, model: HardSharing) -> FaceFinder:
+    def _finder(self, model: MultiTaskModel) -> FaceFinder:
         assert model.detector is not None
         return FaceFinder(
             model.trunk,
@@ -185,7 +185,7 @@ class DetectionLearning(CentralisedLearning):
         )
 
     def _centre_losses(
-        self, model: HardSharing, finder: FaceFinder, keys: Tensor, images: Tensor, boxes: Tensor, present: Tensor
+        self, model: MultiTaskModel, finder: FaceFinder, keys: Tensor, images: Tensor, boxes: Tensor, present: Tensor
     ) -> PairLosses:
         model.set_step(keys, torch.ones(len(images), dtype=torch.bool, device=images.device))
         maps = finder.maps(images.contiguous(memory_format=torch.channels_last))
@@ -196,7 +196,7 @@ class DetectionLearning(CentralisedLearning):
         images = torch.zeros(self.options.batch_size, *self.scenes.images.shape[1:])
         nowhere = torch.zeros(len(images), 1, 4)
 
-        def beside(model: HardSharing) -> Tensor:
+        def beside(model: MultiTaskModel) -> Tensor:
             keys = torch.zeros(len(model.dropouts), 2, dtype=torch.int32)
             return self._centre_losses(model, self._finder(model), keys, images, nowhere, nowhere[..., 0] > 0).tasks.sum()
 

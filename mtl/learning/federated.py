@@ -19,7 +19,7 @@ from mtl.federation.round import Federation, State, check_health, run_round
 from mtl.federation.workload import TrainingCost, training_cost
 from mtl.learning.checkpoints import CheckpointError
 from mtl.learning.learner import DEFAULT, Learner, Reporting
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 from mtl.models.peers import Peers
 
 
@@ -28,7 +28,7 @@ class FederatedLearning(Learner):
 
     def __init__(
         self,
-        model: HardSharing,
+        model: MultiTaskModel,
         federation: Federation,
         inference: Inference,
         bank: Bank,

@@ -20,7 +20,7 @@ from mtl.federation.workload import TrainingCost
 from mtl.learning.results import account_key, write_conflict, write_federation, write_predictions
 from mtl.metrics.scores import Metrics, evaluate_scores
 from mtl.models.cnn import ImageShape
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Learner(LightningModule):
     None for `judged_by`.
     """
 
-    model: HardSharing
+    model: MultiTaskModel
 
     def __init__(self, data: FederatedData, reporting: Reporting) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mtl.base.types import Params
 from mtl.edge.prune import Pruning, prunable, zero_smallest
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 
 
 class PruneWeights(Callback):
@@ -18,7 +18,7 @@ class PruneWeights(Callback):
     What was zero is smallest, so a resumed run needs no masks: it finds those that it had.
     """
 
-    def __init__(self, pruning: Pruning, model: HardSharing, *, num_rounds: int) -> None:
+    def __init__(self, pruning: Pruning, model: MultiTaskModel, *, num_rounds: int) -> None:
         self.pruning, self.weights, self.num_rounds = pruning, prunable(model), num_rounds
         self._masks: Params = {}
 

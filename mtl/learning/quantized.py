@@ -16,11 +16,11 @@ from mtl.edge.quantize import simulate_int8
 from mtl.federation.clients.batches import prepare
 from mtl.federation.objective import Objective
 from mtl.losses.pairs import TaskCounts
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 
 
 def train_quantized(
-    model: HardSharing,
+    model: MultiTaskModel,
     objective: Objective,
     data: FederatedData,
     *,
@@ -29,7 +29,7 @@ def train_quantized(
     learning_rate: float = 0.005,
     momentum: float = 0.9,
     seed: int = 0,
-) -> HardSharing:
+) -> MultiTaskModel:
     """A copy of `model` whose trunk has been trained for `steps`; the learning rate falls to zero by a half cosine.
 
     data: of one client, on the CPU.
@@ -40,7 +40,7 @@ def train_quantized(
     inputs = objective.inputs(data.images[:2])
     simulated = simulate_int8(model.trunk, inputs)
     with slow_guards_allowed():  # torchao captures a pattern when its model changes to training
-        whole = HardSharing(simulated, model.heads, model.loss).train()
+        whole = MultiTaskModel(simulated, model.heads, model.loss).train()
     optimizer = torch.optim.SGD(simulated.parameters(), lr=learning_rate, momentum=momentum)
     batches = plan_batches(data.clients, [0], LocalWork(batch_size=batch_size, steps=steps), seed=seed, round=0)
     counts = TaskCounts(data.positives.float(), data.negatives.float(), torch.ones(1))

@@ -21,8 +21,10 @@ from mtl.losses.pairs import PairLoss, PerTask, TaskCounts, constant, per_task
 class Asymmetric(PairLoss):
     """Asymmetric loss: easy negatives count much less than easy positives (Ridnik et al. 2021).
 
-    gamma_positive: exponent of the positives, >= 0; gamma_negative: exponent of the negatives, >= 0; clip: negatives with a probability
-    below it cost nothing, in [0, 1). Each for all subtasks or one for each.
+    Args:
+        gamma_positive: exponent of the positives, >= 0, for all subtasks or one for each.
+        gamma_negative: exponent of the negatives, >= 0, for all subtasks or one for each.
+        clip: negatives with a probability below it cost nothing, in [0, 1), for all subtasks or one for each.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class Asymmetric(PairLoss):
         self.log_clip = constant(per_task("clip", clip, num_tasks=num_tasks, must_be="in [0, 1)").log())
 
     def terms(self, logits: Tensor, counts: TaskCounts) -> tuple[Tensor, Tensor]:
+        """See `PairLoss`."""
         positive, negative = F.softplus(-logits), F.softplus(logits)
         # -log(1 - q) = -log(min(1 - p + clip, 1)), from log(1 - p): 1 - p itself is 0 for a large logit.
         shifted = (-torch.logaddexp(-negative, self.log_clip)).clamp_min(0)

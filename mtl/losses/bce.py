@@ -15,8 +15,10 @@ from mtl.losses.pairs import PairLoss, PerTask, TaskCounts, constant, per_task
 class BCE(PairLoss):
     """Binary cross-entropy of logits, with a weight of the positives.
 
-    positive_weight: weight of the positives, > 0, for all subtasks or one for each, or balanced (negatives / positives in the client's
-    data); scale: factor s of the logits, > 0; raise it on cosine heads.
+    Args:
+        positive_weight: weight of the positives, > 0, for all subtasks or one for each, or balanced (negatives / positives in the
+            client's data).
+        scale: factor s of the logits, > 0; raise it on cosine heads.
     """
 
     def __init__(self, num_tasks: int, *, positive_weight: PerTask | str = 1.0, scale: float = 1.0) -> None:
@@ -32,10 +34,12 @@ class BCE(PairLoss):
         self.positive_weight = constant(per_task("positive_weight", positive_weight, num_tasks=num_tasks, must_be="> 0"))
 
     def terms(self, logits: Tensor, counts: TaskCounts) -> tuple[Tensor, Tensor]:
+        """See `PairLoss`."""
         scores = self.decision(logits)
         return self._weight(counts) * F.softplus(-scores), F.softplus(scores)
 
     def decision(self, logits: Tensor) -> Tensor:
+        """See `PairLoss`."""
         return self.scale * logits
 
     def _weight(self, counts: TaskCounts) -> Tensor:

@@ -1,8 +1,8 @@
-"""Two losses in one model: of identities or classes, which exclude one another, and of the subtasks beside them, such as attributes.
+"""Two losses in one model: one for classes or identities, which exclude one another, one for the other subtasks, such as attributes.
 
-A loss with a margin that tells hundreds of people apart ranks attributes well enough but sets no threshold between yes and no for them
-(beside 299 people, the balanced accuracy of CelebA's forty is .63 with it, .82 with one of their own). Each kind has a loss with
-parameters of its own here; all heads are of one kind, so that on cosines the loss of the attributes needs a `scale`.
+A loss with a margin that separates hundreds of people ranks attributes well enough but sets no threshold between yes and no for them
+(with 299 people, the balanced accuracy of CelebA's forty is .63 with it, .82 with a loss of their own). Here each kind has a loss with
+its own parameters; all heads are of one kind, so that on cosines the loss of the attributes needs a `scale`.
 """
 
 from collections.abc import Callable
@@ -16,8 +16,10 @@ from mtl.losses.pairs import PairLoss, TaskCounts
 class ByKind(PairLoss):
     """Two losses in one model: one for classes or identities, one for attributes.
 
-    classes: loss of the first `num_exclusive` subtasks, the classes, made from their number; attributes: loss of the other subtasks;
-    attribute_weight: weight of an attribute, > 0, where a class has 1.
+    Args:
+        classes: loss of the first `num_exclusive` subtasks, the classes, made from their number.
+        attributes: loss of the other subtasks.
+        attribute_weight: weight of an attribute, > 0, where a class has 1.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class ByKind(PairLoss):
         self.classes, self.attributes = classes(num_exclusive), attributes(num_tasks - num_exclusive)
 
     def terms(self, logits: Tensor, counts: TaskCounts) -> tuple[Tensor, Tensor]:
+        """See `PairLoss`."""
         first, last = slice(None, self.num_exclusive), slice(self.num_exclusive, None)
         classes, attributes = (
             loss.terms(logits[:, part], TaskCounts(counts.positives[part], counts.negatives[part], counts.progress))
@@ -52,5 +55,6 @@ class ByKind(PairLoss):
         return positive, negative
 
     def decision(self, logits: Tensor) -> Tensor:
+        """See `PairLoss`."""
         classes, attributes = logits[:, : self.num_exclusive], logits[:, self.num_exclusive :]
         return torch.cat([self.classes.decision(classes), self.attributes.decision(attributes)], 1)

@@ -1,6 +1,6 @@
 """What a map of centres is trained on: X. Zhou, D. Wang and P. Kraehenbuehl, "Objects as Points", 2019 (CenterNet).
 
-For a face whose centre lies at p in units of cells, in cell floor(p), of w x h cells, with Y the splat of all faces and P the map:
+For a face whose centre is at p in units of cells, in cell floor(p), of w x h cells, with Y the splat of all faces and P the map:
 
     heatmap   -1/N sum (1 - P)^2 log P          where a face is centred      (the positive part)
               -1/N sum (1 - Y)^4 P^2 log(1 - P) elsewhere                    (the negative part)
@@ -29,8 +29,14 @@ MIN_OVERLAP = 0.7
 
 @dataclass(frozen=True)
 class CentreTargets:
-    """heat: [B, h, w], the splats, 1 at centres; cell: int64 [B, M], where a centre lies, row by row; offset, log_size: [B, M, 2], as
-    (x, y), in cells; valid: bool [B, M].
+    """What the maps of a batch of scenes are trained on.
+
+    Attributes:
+        heat: [B, h, w], the splats, 1 at centres.
+        cell: int64 [B, M], the cell of each centre, counted row by row.
+        offset: [B, M, 2], (x, y) of the centre in its cell, in cells.
+        log_size: [B, M, 2], logarithm of width and height in cells.
+        valid: bool [B, M], False for padding.
     """
 
     heat: Tensor
@@ -41,7 +47,7 @@ class CentreTargets:
 
 
 def splat_radius(size: Tensor, overlap: float = MIN_OVERLAP) -> Tensor:
-    """The largest r such that a box of size [..., 2] and one with its corners moved by r, each way, still overlap by `overlap`: [...]."""
+    """The largest shift r of all corners that leaves an intersection over union of `overlap`, [...], for boxes of size [..., 2]."""
     total, area = size.sum(-1), size.prod(-1)
     # Both corners the same way; both inwards; both outwards.
     shifted = (total - (total.square() - 4 * area * (1 - overlap) / (1 + overlap)).sqrt()) / 2
@@ -51,16 +57,23 @@ def splat_radius(size: Tensor, overlap: float = MIN_OVERLAP) -> Tensor:
 
 
 def centre_targets(boxes: Tensor, valid: Tensor, map_size: tuple[int, int], stride: int) -> CentreTargets:
-    """boxes: [B, M, 4] in pixels; valid: bool [B, M]; map_size: (h, w) in cells of `stride` pixels."""
+    """The targets of a batch of boxes.
+
+    Args:
+        boxes: [B, M, 4] in pixels.
+        valid: bool [B, M], False for padding.
+        map_size: (h, w) in cells.
+        stride: pixels to a cell.
+    """
     height, width = map_size
     corners = boxes / stride
     centre = ((corners[..., :2] + corners[..., 2:]) / 2).clamp_min(0)
-    # Of a box that reaches beyond the last cell the middle may lie there too.
+    # The middle of a box that reaches beyond the last cell may be there too.
     cell = torch.minimum(centre.floor(), boxes.new_tensor([width - 1, height - 1]))
     size = (corners[..., 2:] - corners[..., :2]).clamp_min(1e-3)
     sigma = (2 * splat_radius(size) + 1) / 6
     x, y = torch.arange(width, device=boxes.device), torch.arange(height, device=boxes.device)
-    # The exponential of a sum is a product: of a row and a column, which are few, not of every cell.
+    # The exponential of a sum is the product of a row and a column: fewer exponentials than one for every cell.
     spread = 2 * sigma.square()[..., None]
     column = torch.exp(-(x - cell[..., :1]).square() / spread) * valid[..., None]
     row = torch.exp(-(y - cell[..., 1:]).square() / spread)
@@ -71,7 +84,12 @@ def centre_targets(boxes: Tensor, valid: Tensor, map_size: tuple[int, int], stri
 
 
 def centre_losses(maps: Tensor, targets: CentreTargets) -> PairLosses:
-    """maps: [B, 5, h, w], of heat logit, offset (x, y) and log size (w, h); returns the positive and negative parts [3] of `TERMS`."""
+    """Positive and negative parts, [3] each, of the losses in `TERMS`.
+
+    Args:
+        maps: [B, 5, h, w], heat logit, offset (x, y) and log size (w, h).
+        targets: of the same scenes.
+    """
     maps = maps.float()
     logits, heat = maps[:, 0], targets.heat
     faces = targets.valid.sum().clamp_min(1)
@@ -79,9 +97,9 @@ def centre_losses(maps: Tensor, targets: CentreTargets) -> PairLosses:
     positive = ((1 - probability).square() * F.softplus(-logits))[heat == 1].sum()
     negative = ((1 - heat).pow(4) * probability.square() * F.softplus(logits)).sum()
     at = targets.cell[:, None].expand(-1, 4, -1)
-    found = maps[:, 1:].flatten(2).gather(2, at).transpose(1, 2)
-    wanted = torch.cat([targets.offset, targets.log_size], 2)
-    errors = torch.where(targets.valid[..., None], (found - wanted).abs(), 0).sum((0, 1))
+    predicted = maps[:, 1:].flatten(2).gather(2, at).transpose(1, 2)
+    expected = torch.cat([targets.offset, targets.log_size], 2)
+    errors = torch.where(targets.valid[..., None], (predicted - expected).abs(), 0).sum((0, 1))
     zero = torch.zeros_like(negative)
     return PairLosses(
         positive=torch.stack([positive, errors[:2].sum(), errors[2:].sum()]) / faces,

@@ -7,7 +7,7 @@ beta = 0 weighs nothing (it is BCE), beta towards 1 weighs by 1/n. The weights s
 subtask is here a problem of two classes, whereas the paper weighs all binary terms of an image by its one class. Where a kind of
 label is missing there is nothing to balance: both weights are 1.
 
-The default beta is .999, one of the four that the paper tries (.9 to .9999); the authors' code has 0 unless told, and .9999 in its
+The default beta is .999, one of the four that the paper tries (.9 to .9999); the authors' code has 0 by default, and .9999 in its
 scripts. Departure: they start the bias of the last layer where p = 1/C and do not decay it, which here is the heads' matter and is
 not done.
 """
@@ -22,7 +22,8 @@ from mtl.losses.pairs import PairLoss, PerTask, TaskCounts, constant, per_task
 class ClassBalanced(PairLoss):
     """Cross-entropy weighted by the effective number of labels of each kind (Cui et al. 2019).
 
-    beta: how strongly rarer labels gain weight, in [0, 1), for all subtasks or one for each; 0 is cross-entropy.
+    Args:
+        beta: how strongly rarer labels gain weight, in [0, 1), for all subtasks or one for each; 0 is cross-entropy.
     """
 
     def __init__(self, num_tasks: int, *, beta: PerTask = 0.999) -> None:
@@ -30,12 +31,18 @@ class ClassBalanced(PairLoss):
         self.log_beta = constant(per_task("beta", beta, num_tasks=num_tasks, must_be="in [0, 1)").log())
 
     def terms(self, logits: Tensor, counts: TaskCounts) -> tuple[Tensor, Tensor]:
+        """See `PairLoss`."""
         positive, negative = effective_number_weights(counts, self.log_beta)
         return positive * F.softplus(-logits), negative * F.softplus(logits)
 
 
 def effective_number_weights(counts: TaskCounts, log_beta: Tensor) -> tuple[Tensor, Tensor]:
-    """log_beta: [] or [T]; returns w+ and w-, [T] both."""
+    """The weights w+ and w- of the two kinds of label, [T] each.
+
+    Args:
+        counts: labels of each kind.
+        log_beta: logarithm of beta, [] or [T].
+    """
     # From log beta, because 1 - beta^n cancels for beta near 1.
     positive, negative = (-torch.expm1(n * log_beta) for n in (counts.positives, counts.negatives))
     total = positive + negative

@@ -17,8 +17,10 @@ from mtl.losses.pairs import PairLoss, PerTask, TaskCounts, constant, per_task
 class Focal(PairLoss):
     """Focal loss: what is already right counts less (Lin et al. 2017).
 
-    gamma: how much less, >= 0, for all subtasks or one for each; 0 is cross-entropy. alpha: weight of the positives, in [0, 1], where the
-    negatives have 1 - alpha, for all subtasks or one for each; null for no weights.
+    Args:
+        gamma: how much less, >= 0, for all subtasks or one for each; 0 is cross-entropy.
+        alpha: weight of the positives, in [0, 1], where the negatives have 1 - alpha, for all subtasks or one for each; null for no
+            weights.
     """
 
     def __init__(self, num_tasks: int, *, gamma: PerTask = 2.0, alpha: PerTask | None = 0.25) -> None:
@@ -32,6 +34,7 @@ class Focal(PairLoss):
         self.positive_weight, self.negative_weight = constant(positive), constant(negative)
 
     def terms(self, logits: Tensor, counts: TaskCounts) -> tuple[Tensor, Tensor]:
+        """See `PairLoss`."""
         positive, negative = F.softplus(-logits), F.softplus(logits)
         # p^gamma by its logarithm: the derivative of the power itself is infinite at p = 0 for gamma < 1.
         return (

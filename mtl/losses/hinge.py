@@ -13,8 +13,9 @@ from mtl.losses.pairs import PairLoss, PerTask, TaskCounts, constant, per_task
 class Hinge(PairLoss):
     """Hinge loss, or its square: an element beyond the margin costs nothing.
 
-    margin: logit from which an element costs nothing, > 0, for all subtasks or one for each; below 1 on cosine heads. squared: whether
-    both terms are squared.
+    Args:
+        margin: logit from which an element costs nothing, > 0, for all subtasks or one for each; below 1 on cosine heads.
+        squared: whether both terms are squared.
     """
 
     def __init__(self, num_tasks: int, *, margin: PerTask = 1.0, squared: bool = False) -> None:
@@ -23,5 +24,6 @@ class Hinge(PairLoss):
         self.squared = squared
 
     def terms(self, logits: Tensor, counts: TaskCounts) -> tuple[Tensor, Tensor]:
+        """See `PairLoss`."""
         positive, negative = (self.margin - logits).clamp_min(0), (self.margin + logits).clamp_min(0)
         return (positive.square(), negative.square()) if self.squared else (positive, negative)

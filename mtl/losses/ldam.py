@@ -9,7 +9,7 @@ each subtask, where the paper has one over all its classes. A missing kind count
 weights at 1.
 
 Defaults are those of the authors' CIFAR training (margin .5, s 30, beta .9999, re-weighting from epoch 160 of 200). Departures:
-their softmax compares two cosines, here one stands against zero, which halves the range of s z; their re-weighted loss is divided
+their softmax compares two cosines, here one is compared with zero, which halves the range of s z; their re-weighted loss is divided
 by the weights of the batch (torch's `cross_entropy`), here by its images. As in the paper s stays in the gradient: the learning
 rate has to be smaller than for BCE by about as much.
 """
@@ -25,8 +25,11 @@ from mtl.losses.pairs import PairLoss, PerTask, TaskCounts, constant, per_task
 class LDAM(PairLoss):
     """LDAM on cosines: a larger margin for the rarer kind of label, and late re-weighting (Cao et al. 2019).
 
-    margin: the largest margin, >= 0; scale: factor s of the cosines, > 0; beta: as in class_balanced, for the late re-weighting, in [0,
-    1), 0 for none; defer: share of the training after which these weights act, in [0, 1]. Each for all subtasks or one for each.
+    Args:
+        margin: the largest margin, >= 0, for all subtasks or one for each.
+        scale: factor s of the cosines, > 0, for all subtasks or one for each.
+        beta: as in class_balanced, for the late re-weighting, in [0, 1), 0 for none, for all subtasks or one for each.
+        defer: share of the training after which these weights act, in [0, 1], for all subtasks or one for each.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class LDAM(PairLoss):
         self.defer = constant(per_task("defer", defer, num_tasks=num_tasks, must_be="in [0, 1]"))
 
     def terms(self, logits: Tensor, counts: TaskCounts) -> tuple[Tensor, Tensor]:
+        """See `PairLoss`."""
         positives, negatives = counts.positives.clamp_min(1), counts.negatives.clamp_min(1)
         rarer = torch.minimum(positives, negatives)
         positive = F.softplus(-self.scale * (logits - self.margin * (rarer / positives) ** 0.25))
@@ -54,4 +58,5 @@ class LDAM(PairLoss):
         return weights[0] * positive, weights[1] * negative
 
     def decision(self, logits: Tensor) -> Tensor:
+        """See `PairLoss`."""
         return self.scale * logits

@@ -25,8 +25,12 @@ RANGES = {
 
 @dataclass(frozen=True)
 class TaskCounts:
-    """positives, negatives: float [T], how many labels of each kind the training data at hand hold;
-    progress: float [], the share of the training that is done, 0 at its start and 1 at its end.
+    """What a loss may know of the training data and of the progress of the training.
+
+    Attributes:
+        positives: float [T], known positives in the training data of the client.
+        negatives: float [T], known negatives.
+        progress: float [], the share of the training that is done, 0 at its start and 1 at its end.
     """
 
     positives: Tensor
@@ -35,13 +39,19 @@ class TaskCounts:
 
     @property
     def one_sided(self) -> Tensor:
-        """bool [T], where a kind of label is missing, or both."""
+        """Where a kind of label is missing, or both; bool [T]."""
         return (self.positives == 0) | (self.negatives == 0)
 
 
 @dataclass(frozen=True)
 class PairLosses:
-    """positive, negative: [T], the two parts of each subtask's loss; total: [T], what is minimised where it is more than their sum."""
+    """The two parts of each subtask's loss.
+
+    Attributes:
+        positive: [T], the part of the positives.
+        negative: [T], the part of the negatives.
+        total: [T], what is minimised; None where that is the sum of the two parts.
+    """
 
     positive: Tensor
     negative: Tensor
@@ -49,30 +59,45 @@ class PairLosses:
 
     @property
     def tasks(self) -> Tensor:
-        """[T], the loss of each subtask."""
+        """The loss of each subtask, [T]."""
         return self.positive + self.negative if self.total is None else self.total
 
 
 class PairLoss(nn.Module):
-    """A loss of two terms, [B, T] to [B, T] each. May learn parameters, shared by all subtasks."""
+    """A loss of two terms, [B, T] to [B, T] each; it may have trained parameters, shared by all subtasks."""
 
     def terms(self, logits: Tensor, counts: TaskCounts) -> tuple[Tensor, Tensor]:
-        """logits: [B, T]; returns what each element costs as a positive and as a negative, [B, T] both."""
+        """What each element costs as a positive and as a negative.
+
+        Args:
+            logits: [B, T].
+            counts: of the client's training data.
+
+        Returns:
+            two tensors [B, T].
+        """
         raise NotImplementedError
 
     def decision(self, logits: Tensor) -> Tensor:
-        """logits: [B, T]; returns scores [B, T] that rise with the logits and say yes above zero."""
+        """Scores [B, T] that rise with the logits [B, T] and say yes above zero."""
         return logits
 
 
 def reduce_pairs(
     positive: Tensor, negative: Tensor, targets: Tensor, mask: Tensor, valid: Tensor, *, reduction: Reduction = "mean"
 ) -> PairLosses:
-    """positive, negative: [B, T]; targets, mask: bool [B, T]; valid: bool [B], false for padding.
+    """Sum the terms over the images of a batch, each element by its label.
 
-    `mean` divides by the images of the batch, so that subtasks weigh as their labels are known; `known` divides each subtask by its
-    own known labels (a subtask without any costs 0); `sum` does not divide. Padding and unknown labels have no influence, even
-    where their terms are not finite.
+    Padding and unknown labels have no influence, even where their terms are not finite.
+
+    Args:
+        positive: [B, T], what each element costs as a positive.
+        negative: [B, T], what it costs as a negative.
+        targets: bool [B, T].
+        mask: bool [B, T], where the label is known and trained.
+        valid: bool [B], False for padding.
+        reduction: `mean` divides by the images of the batch, so that a subtask with more known labels weighs more; `known` divides each
+            subtask by its number of known labels (a subtask without any costs 0); `sum` does not divide.
     """
     counted = mask & valid[:, None]
     zero = positive.new_zeros(())
@@ -85,6 +110,7 @@ def reduce_pairs(
 
 
 def check_reduction(reduction: str) -> None:
+    """Raise ValueError unless `reduction` is one of `Reduction`."""
     if reduction not in get_args(Reduction):
         raise ValueError(f"reduction must be one of {', '.join(get_args(Reduction))}, got {reduction}")
 
@@ -92,7 +118,14 @@ def check_reduction(reduction: str) -> None:
 def per_task(name: str, value: PerTask, *, num_tasks: int, must_be: str) -> Tensor:
     """The option `name` of a loss as float64: [] where one number holds for all subtasks, [T] where each has its own.
 
-    must_be: one of `RANGES`. Raises ValueError for a number outside it, and for a list that has not one number for each subtask.
+    Args:
+        name: of the option, for errors.
+        value: one number, or a list with one for each subtask.
+        num_tasks: T.
+        must_be: one of `RANGES`.
+
+    Raises:
+        ValueError: for a number outside the range, and for a list of another length than T.
     """
     numbers = list(value) if isinstance(value, list | tuple) else [value]
     if isinstance(value, list | tuple) and len(numbers) != num_tasks:
@@ -106,5 +139,5 @@ def per_task(name: str, value: PerTask, *, num_tasks: int, must_be: str) -> Tens
 
 
 def constant(value: Tensor) -> nn.Buffer:
-    """What a loss keeps beside its parameters: float32, moves with the module, is neither trained nor saved."""
+    """A constant of a loss: float32, moves with the module, is neither trained nor saved."""
     return nn.Buffer(value.float(), persistent=False)

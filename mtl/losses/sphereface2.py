@@ -25,8 +25,13 @@ from mtl.losses.pairs import PairLoss, TaskCounts
 class SphereFace2(PairLoss):
     """SphereFace2 on cosines: binary one-vs-rest face recognition with a margin (Wen et al. 2022).
 
-    num_tasks: subtasks of the whole federation; balance: lam, the share of the positive term; scale: r, factor of the cosines; margin: m,
-    between positives and negatives; sharpness: t, exponent that spreads the cosines; weight: w, factor of the whole loss.
+    Args:
+        num_tasks: subtasks of the whole federation.
+        balance: lam, the share of the positive term.
+        scale: r, factor of the cosines.
+        margin: m, between positives and negatives.
+        sharpness: t, exponent that spreads the cosines.
+        weight: w, factor of the whole loss.
     """
 
     def __init__(
@@ -49,12 +54,14 @@ class SphereFace2(PairLoss):
         self.bias = nn.Parameter(torch.tensor(initial_bias(num_tasks, balance, scale, margin, sharpness)))
 
     def terms(self, logits: Tensor, counts: TaskCounts) -> tuple[Tensor, Tensor]:
+        """See `PairLoss`."""
         spread = self._spread(logits)
         positive = self.balance / self.scale * F.softplus(-self.scale * (spread - self.margin) - self.bias)
         negative = (1 - self.balance) / self.scale * F.softplus(self.scale * (spread + self.margin) + self.bias)
         return self.weight * positive, self.weight * negative
 
     def decision(self, logits: Tensor) -> Tensor:
+        """See `PairLoss`."""
         return self.scale * self._spread(logits) + self.bias
 
     def _spread(self, cosines: Tensor) -> Tensor:
@@ -63,7 +70,7 @@ class SphereFace2(PairLoss):
 
 
 def initial_bias(num_tasks: int, balance: float, scale: float, margin: float, sharpness: float) -> float:
-    """The start of b of the paper's appendix, for `num_tasks` classes, at cosine zero."""
+    """The start of b in the paper's appendix, for `num_tasks` classes, at cosine zero."""
     if num_tasks < 2:
         raise ValueError(f"loss=sphereface2 needs at least 2 subtasks, got {num_tasks}")
     z = balance / ((1 - balance) * (num_tasks - 1))

@@ -22,8 +22,11 @@ from mtl.losses.pairs import PairLoss, PerTask, TaskCounts, constant, per_task
 class UniFace(PairLoss):
     """UniFace on cosines: one learned threshold separates yes from no for every subtask (Zhou et al. 2023).
 
-    num_tasks: subtasks of the whole federation; scale: s, factor of the cosines, > 0; margin: m, >= 0, for all subtasks or one for each;
-    negative_weight: l, weight of the negatives, > 0, for all subtasks or one for each.
+    Args:
+        num_tasks: subtasks of the whole federation.
+        scale: s, factor of the cosines, > 0.
+        margin: m, >= 0, for all subtasks or one for each.
+        negative_weight: l, weight of the negatives, > 0, for all subtasks or one for each.
     """
 
     def __init__(self, num_tasks: int, *, scale: float = 64.0, margin: PerTask = 0.4, negative_weight: PerTask = 1.0) -> None:
@@ -36,8 +39,10 @@ class UniFace(PairLoss):
         self.bias = nn.Parameter(torch.tensor(math.log(10 * num_tasks)))
 
     def terms(self, logits: Tensor, counts: TaskCounts) -> tuple[Tensor, Tensor]:
+        """See `PairLoss`."""
         decision = self.decision(logits)
         return F.softplus(self.scale * self.margin - decision), self.negative_weight * F.softplus(decision)
 
     def decision(self, logits: Tensor) -> Tensor:
+        """See `PairLoss`."""
         return self.scale * logits - self.bias

@@ -1,7 +1,7 @@
 """Face verification: how well a score of two pictures says whether they show the same person.
 
 A pair is accepted where its score is above a threshold. TAR and FAR are the shares of the pairs of one person and of two that are
-accepted; FRR is 1 - TAR. Thresholds that make an accuracy or a rate are found on the other folds and never on the fold that they are
+accepted; FRR is 1 - TAR. Thresholds that make an accuracy or a rate are chosen on the other folds and never on the fold that they are
 tried on, as LFW's protocol has it (Huang et al. 2007; Huang & Learned-Miller 2014): mean over the folds, with the standard error of
 that mean.
 """
@@ -18,8 +18,14 @@ FARS = (1e-1, 1e-2, 1e-3)
 
 @dataclass(frozen=True)
 class Roc:
-    """All points of the curve, float64, from the strictest threshold, which accepts nothing, to the laxest: far, tar, threshold [V].
+    """All points of a ROC curve, float64 [V], from the strictest threshold, which accepts nothing, to the laxest.
+
     A pair is accepted at a point where its score is at least the threshold.
+
+    Attributes:
+        far: share of the pairs of two people that are accepted.
+        tar: share of the pairs of one person that are accepted.
+        threshold: the threshold of the point.
     """
 
     far: Tensor
@@ -28,15 +34,17 @@ class Roc:
 
     @property
     def frr(self) -> Tensor:
+        """Share of the pairs of one person that are refused, 1 - TAR."""
         return 1 - self.tar
 
     @property
     def auc(self) -> float:
+        """Area under the curve."""
         return float(torch.trapezoid(self.tar, self.far))
 
     @property
     def eer(self) -> float:
-        """The rate at which FAR and FRR are equal, on the straight line between the two points about it."""
+        """The rate at which FAR and FRR are equal, interpolated linearly between the two points around it."""
         gap = self.far - self.frr
         after = int((gap >= 0).nonzero()[0])
         before = after - 1
@@ -46,8 +54,15 @@ class Roc:
 
 @dataclass(frozen=True)
 class Verification:
-    """accuracy, threshold: float64 [F], of each fold with the threshold of the others; tar, far: float64 [F], by the FAR that the
-    threshold was made for on the others; only those that the others can measure, which is one false accept or more; roc: of all pairs.
+    """Accuracy and rates of each fold, with thresholds made on the other folds.
+
+    Attributes:
+        accuracy: float64 [F], of each fold with the threshold of the others.
+        threshold: float64 [F], the thresholds of these accuracies.
+        tar: TAR of each fold, float64 [F], by the FAR that the threshold was made for; only FARs that the other folds can measure, which
+            is one false accept or more.
+        far: FAR of each fold, float64 [F], by the same FARs.
+        roc: of all pairs.
     """
 
     accuracy: Tensor
@@ -65,24 +80,38 @@ class Verification:
             "auc": self.roc.auc,
             "eer": self.roc.eer,
         }
-        for wanted, tar in self.tar.items():
-            values[f"tar@far={wanted:g}"] = float(tar.mean())
-            values[f"far@far={wanted:g}"] = float(self.far[wanted].mean())
+        for rate, tar in self.tar.items():
+            values[f"tar@far={rate:g}"] = float(tar.mean())
+            values[f"far@far={rate:g}"] = float(self.far[rate].mean())
         return values
 
 
 def pair_scores(embeddings: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """The cosine of the embeddings [N, h] of each pair, float64 [P]; first, second: int64 [P]. A zero embedding has cosine 0."""
+    """Cosine of the embeddings of each pair, float64 [P]; a zero embedding has cosine 0.
+
+    Args:
+        embeddings: [N, h].
+        first: int64 [P], the row of the first picture.
+        second: int64 [P], the row of the second picture.
+    """
     unit = F.normalize(embeddings.double(), dim=-1)
     return (unit[first] * unit[second]).sum(-1)
 
 
 def roc_curve(scores: Tensor, same: Tensor) -> Roc:
-    """scores: [P]; same: bool [P]. Raises ValueError where a kind of pair is missing or a score is not finite."""
+    """The ROC curve of scored pairs.
+
+    Args:
+        scores: [P].
+        same: bool [P], whether a pair shows one person.
+
+    Raises:
+        ValueError: where a kind of pair is missing or a score is not finite.
+    """
     _check(scores, same)
     order = scores.double().argsort(descending=True)
     ranked, positive = scores.double()[order], same[order]
-    # Equal scores are accepted together: the curve has a point after the last of them.
+    # Equal scores are accepted at once: the curve has a point after the last of them.
     ends = torch.cat([ranked[1:] != ranked[:-1], torch.ones(1, dtype=torch.bool, device=ranked.device)])
     zero = torch.zeros(1, dtype=torch.float64, device=ranked.device)
     tar, far = (torch.cat([zero, kind.cumsum(0)[ends] / kind.sum()]) for kind in (positive.double(), (~positive).double()))
@@ -90,7 +119,7 @@ def roc_curve(scores: Tensor, same: Tensor) -> Roc:
 
 
 def best_threshold(scores: Tensor, same: Tensor) -> float:
-    """The one that decides most pairs rightly: half way between two neighbouring scores, the middle one of those equally good."""
+    """The threshold that decides most pairs rightly, half way between two neighbouring scores; the middle one of those equally good."""
     roc = roc_curve(scores, same)
     right = roc.tar * same.sum() + (1 - roc.far) * (~same).sum()
     best = (right.round() == right.round().max()).nonzero().flatten()
@@ -102,19 +131,35 @@ def best_threshold(scores: Tensor, same: Tensor) -> float:
     if math.isinf(below):
         return here - max(1.0, abs(here))
     middle = here / 2 + below / 2
-    # Between neighbouring numbers there is none: `below` itself still parts them, `here` would not.
+    # Between neighbouring numbers there is none: `below` itself still separates them, `here` would not.
     return middle if middle < here else below
 
 
 def far_threshold(scores: Tensor, same: Tensor, far: float) -> float | None:
-    """The lowest with which no larger share than `far` of the pairs of two people scores above it; None where that is not one pair."""
+    """The lowest threshold with at most a share `far` of the pairs of two people above it; None where that share is less than one pair.
+
+    Args:
+        scores: [P].
+        same: bool [P], whether a pair shows one person.
+        far: the share.
+    """
     negatives = scores[~same].double().sort(descending=True).values
     allowed = math.floor(far * len(negatives) + 1e-9)
     return float(negatives[allowed]) if 0 < allowed < len(negatives) else None
 
 
 def verify(scores: Tensor, same: Tensor, fold: Tensor, *, fars: tuple[float, ...] = FARS) -> Verification:
-    """scores: [P]; same: bool [P]; fold: int64 [P]. Raises ValueError where a fold lacks a kind of pair, or there is but one fold."""
+    """Verify pairs in folds: thresholds are made on all folds but one and tried on that one.
+
+    Args:
+        scores: [P].
+        same: bool [P], whether a pair shows one person.
+        fold: int64 [P], the fold of each pair.
+        fars: false accept rates for which TAR is measured.
+
+    Raises:
+        ValueError: where a fold lacks a kind of pair, or there is but one fold.
+    """
     scores = scores.double()
     folds = fold.unique().tolist()
     if len(folds) < 2:
@@ -128,18 +173,18 @@ def verify(scores: Tensor, same: Tensor, fold: Tensor, *, fars: tuple[float, ...
         threshold = best_threshold(scores[~here], same[~here])
         thresholds.append(threshold)
         accuracy.append(((scores[here] > threshold) == same[here]).double().mean())
-        for wanted in fars:
-            limit = far_threshold(scores[~here], same[~here], wanted)
+        for rate in fars:
+            limit = far_threshold(scores[~here], same[~here], rate)
             if limit is not None:
                 accepted = (scores[here] > limit).double()
-                tar.setdefault(wanted, []).append(accepted[same[here]].mean())
-                achieved.setdefault(wanted, []).append(accepted[~same[here]].mean())
-    measured = [wanted for wanted in fars if len(tar.get(wanted, ())) == len(folds)]
+                tar.setdefault(rate, []).append(accepted[same[here]].mean())
+                achieved.setdefault(rate, []).append(accepted[~same[here]].mean())
+    measured = [rate for rate in fars if len(tar.get(rate, ())) == len(folds)]
     return Verification(
         accuracy=torch.stack(accuracy),
         threshold=torch.tensor(thresholds, dtype=torch.float64),
-        tar={wanted: torch.stack(tar[wanted]) for wanted in measured},
-        far={wanted: torch.stack(achieved[wanted]) for wanted in measured},
+        tar={rate: torch.stack(tar[rate]) for rate in measured},
+        far={rate: torch.stack(achieved[rate]) for rate in measured},
         roc=roc_curve(scores, same),
     )
 

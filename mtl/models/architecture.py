@@ -1,10 +1,10 @@
-"""What an architecture is made of. It returns two parts, which `HardSharing` joins with the loss:
+"""What an architecture is made of: it returns a trunk and heads, which `MultiTaskModel` joins with the loss.
 
     trunk   images [B, c, H, W] to a representation: a tensor or a tuple of tensors, images first; shared by all clients
     heads   a representation to logits [B, T]; every parameter has the subtasks as its first axis and belongs to its subtask
 
-What several subtasks use together cannot belong to one of them, and so is part of the trunk: the trunk or the attention of a group of
-subtasks is averaged over all clients, those that train none of the group among them, whose update of it is zero but for weight decay.
+What several subtasks use cannot belong to one of them, and so is part of the trunk: the trunk or the attention of a group of subtasks is
+averaged over all clients. The update of a client that trains none of the group is zero there, but for weight decay.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,8 +21,14 @@ Groups = int | list[list[int | str]]
 
 @dataclass(frozen=True)
 class Parts:
-    """make_trunk: another trunk at each call, at a start of its own; make_heads: of that width; trunk_name: as the configuration calls
-    it; tasks: the names of the subtasks.
+    """What an architecture builds on.
+
+    Attributes:
+        make_trunk: makes another trunk, with its own initial values, at each call.
+        make_heads: makes heads for features of a width.
+        trunk_name: as the configuration calls it.
+        tasks: the names of the subtasks.
+        image_shape: (channels, height, width) of an image.
     """
 
     make_trunk: Callable[[], Trunk]
@@ -32,7 +38,11 @@ class Parts:
     image_shape: ImageShape
 
     def staged_trunk(self, architecture: str) -> Trunk:
-        """A trunk that is cut into stages. Raises ValueError where it is not."""
+        """Make a trunk that is cut into stages.
+
+        Raises:
+            ValueError: where the trunk is no chain of layers.
+        """
         trunk = self.make_trunk()
         if not trunk.stages:
             raise ValueError(f"architecture={architecture} needs a trunk in stages, and trunk={self.trunk_name} has none")
@@ -43,7 +53,7 @@ Architecture = Callable[[Parts], tuple[nn.Module, nn.Module]]
 
 
 def shapes_of(stages: Sequence[nn.Module], image_shape: ImageShape) -> list[torch.Size]:
-    """What each stage makes of one image: [c, H, W] or [h]."""
+    """The output shape of each stage for one image: [c, H, W] or [h]."""
     shapes, inputs = [], torch.zeros(1, *image_shape)
     with torch.no_grad():
         for stage in stages:
@@ -57,27 +67,32 @@ def shapes_of(stages: Sequence[nn.Module], image_shape: ImageShape) -> list[torc
 def group_of_each(groups: Groups, tasks: Sequence[str]) -> Tensor:
     """The group of each subtask, int64 [T].
 
-    groups: a number, for that many runs of neighbouring subtasks, as even as can be; or lists of the names or numbers (from 0) of the
-    subtasks in each. Raises ValueError where these are not every subtask once.
+    Args:
+        groups: a number, for that many runs of neighbouring subtasks, as even as can be; or lists of the names or numbers (from 0) of
+            the subtasks in each.
+        tasks: the names of the subtasks.
+
+    Raises:
+        ValueError: where these are not every subtask once.
     """
     if isinstance(groups, int):
         if not 1 <= groups <= len(tasks):
             raise ValueError(f"architecture.groups must be in [1, {len(tasks)}], the number of subtasks, got {groups}")
         sizes = torch.tensor([len(run) for run in torch.arange(len(tasks)).tensor_split(groups)])
         return torch.arange(groups).repeat_interleave(sizes)
-    found = torch.full((len(tasks),), -1)
+    group_of_task = torch.full((len(tasks),), -1)
     for number, group in enumerate(groups):
         if not group:
             raise ValueError(f"architecture.groups must hold a subtask in each group, and group {number} is empty")
         for task in group:
             place = _place_of(task, tasks)
-            if found[place] >= 0:
+            if group_of_task[place] >= 0:
                 raise ValueError(f"architecture.groups must hold every subtask once, and {tasks[place]} is there twice")
-            found[place] = number
-    if (found < 0).any():
-        missing = ", ".join(tasks[place] for place in (found < 0).nonzero().flatten().tolist())
+            group_of_task[place] = number
+    if (group_of_task < 0).any():
+        missing = ", ".join(tasks[place] for place in (group_of_task < 0).nonzero().flatten().tolist())
         raise ValueError(f"architecture.groups must hold every subtask once, and these are missing: {missing}")
-    return found
+    return group_of_task
 
 
 def _place_of(task: int | str, tasks: Sequence[str]) -> int:
@@ -91,7 +106,7 @@ def _place_of(task: int | str, tasks: Sequence[str]) -> int:
 
 
 def at_least_one(**options: int) -> None:
-    """Raise ValueError for an option of an architecture that is not."""
+    """Raise ValueError for an option of an architecture below 1."""
     for name, value in options.items():
         if value < 1:
             raise ValueError(f"architecture.{name} must be >= 1, got {value}")

@@ -1,4 +1,4 @@
-"""Faces as points: a head on the trunk's feature map that says of each cell whether a face is centred there, where in it, and how large.
+"""Faces as points: a head on the trunk's feature map that says for each cell whether a face is centred there, and its box.
 
 X. Zhou, D. Wang and P. Kraehenbuehl, "Objects as Points", 2019 (CenterNet). In place of their deconvolutions, a small pyramid of
 depthwise-separable convolutions (T.-Y. Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017) lets a cell see faces much
@@ -16,11 +16,15 @@ from mtl.models.cnn import DepthwiseSeparable, Trunk
 from mtl.models.group_norm import GroupNorm
 
 STRIDES = (2, 4, 8, 16)
-PRIOR = 0.1  # what the heatmap says everywhere at the start (Lin et al., "Focal Loss for Dense Object Detection", 2017)
+PRIOR = 0.1  # the probability in every cell at the start (Lin et al., "Focal Loss for Dense Object Detection", 2017)
 
 
 def map_layers(trunk: nn.Module) -> nn.Sequential:
-    """The part of a trunk that keeps places apart: the layers before it pools or flattens them. Raises ValueError where there are none."""
+    """The layers of a trunk before it pools or flattens places.
+
+    Raises:
+        ValueError: where there are none.
+    """
     layers = [layer for _, layer in trunk.chain()] if isinstance(trunk, Trunk) else []
     places = [place for place, layer in enumerate(layers) if isinstance(layer, nn.Flatten | nn.AdaptiveAvgPool2d)]
     if not places or not places[0]:
@@ -29,8 +33,14 @@ def map_layers(trunk: nn.Module) -> nn.Sequential:
 
 
 def map_stride(layers: nn.Sequential, channels: int) -> tuple[int, int]:
-    """Channels of the map that `layers` make of pictures of `channels`, and pixels to a cell of it. Raises ValueError where that is none
-    of `STRIDES`.
+    """Channels of the feature map that `layers` compute, and pixels to a cell of it.
+
+    Args:
+        layers: see `map_layers`.
+        channels: of the pictures.
+
+    Raises:
+        ValueError: where the stride is none of `STRIDES`.
     """
     (features,) = shapes_of([layers], (channels, 64, 64))
     stride = round(64 / features[2])
@@ -45,7 +55,10 @@ class CentreHead(nn.Module):
     Feature maps [B, c, h, w] to [B, 5, h, w]: logit of the heat, offset of the centre in its cell (x, y), log of width and height in
     cells.
 
-    channels: c; width: channels inside the head; groups: groups of GroupNorm.
+    Args:
+        channels: c.
+        width: channels inside the head.
+        groups: groups of GroupNorm.
     """
 
     def __init__(self, channels: int, *, width: int = 64, groups: int = 8) -> None:
@@ -61,6 +74,7 @@ class CentreHead(nn.Module):
         self.output.bias = nn.Parameter(torch.tensor([-math.log(1 / PRIOR - 1), 0, 0, 0, 0]))
 
     def forward(self, features: Tensor) -> Tensor:
+        """[B, c, h, w] -> [B, 5, h, w]."""
         levels = [self.lateral(features)]
         for down in self.down:
             levels.append(down(levels[-1]))
@@ -73,9 +87,12 @@ class CentreHead(nn.Module):
 
 
 def decode(maps: Tensor, stride: int, *, top: int = 100) -> tuple[Tensor, Tensor]:
-    """The `top` highest peaks, cells no lower than their eight neighbours: boxes [B, K, 4] in pixels and scores [B, K], falling.
+    """The highest peaks, cells no lower than their eight neighbours: boxes [B, K, 4] in pixels and scores [B, K], falling.
 
-    maps: [B, 5, h, w]; K is `top` or the number of cells. What is no peak has score 0.
+    Args:
+        maps: [B, 5, h, w].
+        stride: pixels to a cell.
+        top: K at most; fewer where there are fewer cells. What is no peak has score 0.
     """
     heat = maps[:, :1].float().sigmoid()
     peaks = torch.where(F.max_pool2d(heat, 3, stride=1, padding=1) == heat, heat, 0).flatten(1)

@@ -1,9 +1,9 @@
-"""Customized gate control (Tang et al., "Progressive layered extraction", RecSys 2020): beside the shared experts each subtask has some
-of its own, which no other subtask reaches, and its gate weighs both kinds,
+"""Customized gate control (Tang et al., RecSys 2020): shared experts, and experts of each subtask, weighed by its gate.
 
     z_t = head_t( sum_e g_t(h)_e f_e(h) )        e: over the subtask's own experts and the shared ones
 
-with experts and gates, and departures, as in `mmoe`. The paper tunes the numbers of experts; 2 shared and 1 own have no source.
+No other subtask reaches a subtask's own experts. Tang et al., "Progressive layered extraction (PLE)". Experts, gates and departures are
+those of `mmoe`. The paper tunes the numbers of experts; 2 shared and 1 own have no source.
 
 Shared: the trunk and the shared experts. Of a subtask: its own experts, its gate and its head.
 """
@@ -19,7 +19,11 @@ from mtl.models.task_layers import Experts
 def cgc(parts: Parts, *, num_shared: int = 2, num_own: int = 1, width: int = 128) -> tuple[nn.Module, nn.Module]:
     """CGC: shared experts and experts of each subtask, weighed by its gate (Tang et al. 2020).
 
-    num_shared: experts that all subtasks share; num_own: experts of each subtask; width: features of an expert.
+    Args:
+        parts: how the trunk and the heads are made, and the subtasks.
+        num_shared: experts that all subtasks share.
+        num_own: experts of each subtask.
+        width: features of an expert.
     """
     at_least_one(num_shared=num_shared, num_own=num_own, width=width)
     trunk, num_tasks = parts.make_trunk(), len(parts.tasks)
@@ -29,23 +33,29 @@ def cgc(parts: Parts, *, num_shared: int = 2, num_own: int = 1, width: int = 128
 
 
 class CGCHeads(nn.Module):
+    """Each subtask's own experts, gate and head."""
+
     def __init__(self, inputs: int, num_tasks: int, num_shared: int, num_own: int, width: int, heads: nn.Module) -> None:
         super().__init__()
         self.experts = Experts(inputs, num_tasks, num_own, width)
         self.gates = SoftmaxGates(inputs, num_tasks, num_own + num_shared)
         self.last = heads
-        self.held = num_tasks * num_own * width
+        self.activation_numel = num_tasks * num_own * width
 
     def forward(self, representation: Representation) -> Tensor:
-        """representation: features [B, h] or [B, T, h], and what the shared experts say, [B, E, width]; returns logits [B, T]."""
+        """Features [B, h] or [B, T, h] and the shared experts' [B, E, width] -> logits [B, T]."""
         features, shared = representation
         logits: Tensor = self.last(mix(self.gates(features), self.experts(features), shared))
         return logits
 
 
-def mix(gates: Tensor, own: Tensor, shared: Tensor) -> Tensor:
-    """gates: [B, T, own + shared], the weights of the experts; own: [B, T, own, width]; shared: [B, shared, width];
-    returns [B, T, width].
+def mix(gates: Tensor, task_experts: Tensor, shared: Tensor) -> Tensor:
+    """Mix a subtask's own experts and the shared ones by its gate, [B, T, width].
+
+    Args:
+        gates: [B, T, own + shared], the weights of the experts.
+        task_experts: [B, T, own, width].
+        shared: [B, shared, width].
     """
-    number = own.shape[2]
-    return (gates[..., :number, None] * own).sum(2) + torch.bmm(gates[..., number:], shared)
+    number = task_experts.shape[2]
+    return (gates[..., :number, None] * task_experts).sum(2) + torch.bmm(gates[..., number:], shared)

@@ -1,4 +1,7 @@
-"""Small convolutional trunks. Each is built from the shape of an image [channels, height, width] and says its feature `width` h."""
+"""Small convolutional trunks.
+
+Each is built from the shape of an image, (channels, height, width), and has the number of its features as `width`.
+"""
 
 import itertools
 import math
@@ -19,17 +22,27 @@ ImageShape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Published:
-    """weights: torchvision's, that fit the trunk; dropped: the parts of torchvision's network that the trunk does without."""
+    """Weights of torchvision that fit a trunk.
+
+    Attributes:
+        weights: torchvision's enumeration of them.
+        dropped: the parts of torchvision's network that the trunk does without.
+    """
 
     weights: "type[WeightsEnum]"
     dropped: tuple[str, ...]
 
 
 class Trunk(nn.Module):
-    """A shared feature extractor: images [B, c, H, W] to features [B, h], where h is `width`.
+    """A shared feature extractor: images [B, c, H, W] to features [B, h].
 
-    published: weights that others trained; passed_over: layers at the beginning that are not called, because the images at hand are
-    what these layers made of images (see `transfer`).
+    Args:
+        features: the layers.
+        width: h, the number of features.
+        published: weights that others trained and that fit the trunk.
+
+    Attributes:
+        passed_over: how many layers at the beginning are not called, because the inputs are their outputs already (see `transfer`).
     """
 
     def __init__(self, features: nn.Module, width: int, published: Published | None = None) -> None:
@@ -40,11 +53,12 @@ class Trunk(nn.Module):
         self.passed_over = 0
 
     def forward(self, images: Tensor) -> Tensor:
+        """[B, c, H, W] -> [B, h]."""
         if not self.passed_over:
             features: Tensor = self.features(images)
             return features
         layers = [layer for _, layer in self.chain()]
-        # Features of no place are held as images of one.
+        # Features without places are stored as images of one pixel.
         flat = any(isinstance(layer, nn.Flatten) for layer in layers[: self.passed_over])
         values = images.flatten(1) if flat else images
         for layer in layers[self.passed_over :]:
@@ -71,20 +85,21 @@ class Trunk(nn.Module):
 
 
 def _chain(path: str, layer: nn.Module) -> list[tuple[str, nn.Module]]:
-    # A subclass of Sequential is a block of a network, and may do more than pass on.
+    # A subclass of Sequential is a block of a network, and may do more than call its layers in order.
     if type(layer) is not nn.Sequential:
         return [(path, layer)]
     return [pair for name, child in layer.named_children() for pair in _chain(f"{path}.{name}", child)]
 
 
 class FlattenPlaces(nn.Flatten):
-    """[B, c, H, W] to [B, H * W * c], the channels of a place side by side.
+    """[B, c, H, W] to [B, H * W * c], the channels of a place next to each other.
 
-    Where the images lie with their channels last this copies nothing, and the gradient comes back lying the same way: max pooling
-    would otherwise turn everything around, forth and back.
+    Where the images are channels-last this copies nothing, and the gradient comes back channels-last: max pooling would otherwise
+    convert everything twice.
     """
 
     def forward(self, images: Tensor) -> Tensor:
+        """[B, c, H, W] -> [B, H * W * c]."""
         return images.permute(0, 2, 3, 1).flatten(1)
 
 
@@ -105,8 +120,12 @@ def classic_cnn(
 
     With ten linear heads on 3x32x32 images it has 1,626,442 parameters, as in pfl-research's benchmark. Xavier initialisation.
 
-    channels: channels of each 3x3 convolution; width: features; conv_dropout: probability of dropout after the convolutions; dropout:
-    probability of dropout of the features.
+    Args:
+        image_shape: (channels, height, width) of an image.
+        channels: channels of each 3x3 convolution.
+        width: features.
+        conv_dropout: probability of dropout after the convolutions.
+        dropout: probability of dropout of the features.
     """
     _check(channels, width)
     layers: list[nn.Module] = []
@@ -123,10 +142,13 @@ def classic_cnn(
 def lenet(image_shape: ImageShape, *, channels: Sequence[int] = (6, 16), widths: Sequence[int] = (120, 84)) -> Trunk:
     """LeNet-5 as federated papers use it on CIFAR-10 (LeCun et al. 1998).
 
-    Two 5x5 convolutions with max pooling, two fully connected layers. 61,156 parameters on 3x32x32 images, 62,006 with ten linear heads,
-    as in NIID-Bench (Li et al., ICDE 2022).
+    Two 5x5 convolutions with max pooling, two fully connected layers. 61,156 parameters on 3x32x32 images, 62,006 with ten linear
+    heads, as in NIID-Bench (Li et al., ICDE 2022).
 
-    channels: channels of each convolution; widths: outputs of each fully connected layer; the last is the number of features.
+    Args:
+        image_shape: (channels, height, width) of an image.
+        channels: channels of each convolution.
+        widths: outputs of each fully connected layer; the last is the number of features.
     """
     _check(channels, min(widths))
     layers: list[nn.Module] = []
@@ -141,10 +163,14 @@ def lenet(image_shape: ImageShape, *, channels: Sequence[int] = (6, 16), widths:
 def small_cnn(image_shape: ImageShape, *, channels: Sequence[int] = (32, 64, 128), width: int = 128, groups: int = 8) -> Trunk:
     """A small CNN for aligned faces: convolutions of stride 2 with GroupNorm, then a linear embedding.
 
-    GroupNorm (Wu & He 2018) needs no batch statistics, so clients of few images train it safely. The embedding of all places is linear,
-    so its directions can serve cosine heads.
+    GroupNorm (Wu & He 2018) needs no batch statistics, so clients of few images train it safely. The embedding of all places is
+    linear, so its directions can serve cosine heads.
 
-    channels: channels of each 3x3 convolution; width: features; groups: groups of GroupNorm.
+    Args:
+        image_shape: (channels, height, width) of an image.
+        channels: channels of each 3x3 convolution.
+        width: features.
+        groups: groups of GroupNorm.
     """
     _check(channels, width, groups)
     layers: list[nn.Module] = []
@@ -168,8 +194,12 @@ def separable_cnn(
 ) -> Trunk:
     """`small_cnn` with depthwise-separable convolutions: ten times fewer multiplications.
 
-    channels: channels of each convolution; width: features; groups: groups of GroupNorm; multiplier: factor of all channels but the
-    features' (Howard et al. 2017), rounded to whole groups.
+    Args:
+        image_shape: (channels, height, width) of an image.
+        channels: channels of each convolution.
+        width: features.
+        groups: groups of GroupNorm.
+        multiplier: factor of all channels but the features' (Howard et al. 2017), rounded to whole groups.
     """
     _check(channels, width, groups)
     check_multiplier(multiplier)
@@ -208,12 +238,13 @@ def _check(channels: Sequence[int], width: int, groups: int = 1) -> None:
 
 
 def check_multiplier(multiplier: float) -> None:
+    """Raise ValueError unless the factor of the channels is a finite number above zero."""
     if not 0 < multiplier < math.inf:
         raise ValueError(f"trunk.multiplier must be > 0, got {multiplier}")
 
 
 def _flat_width(layers: list[nn.Module], image_shape: ImageShape) -> int:
-    """How many features come out of `layers`; refuses images too small for them."""
+    """The number of features that `layers` give; raises ValueError for images too small for them."""
     try:
         with torch.no_grad():
             return int(nn.Sequential(*layers)(torch.zeros(1, *image_shape)).flatten(1).shape[1])

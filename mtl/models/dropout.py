@@ -1,7 +1,7 @@
-"""Dropout (Srivastava et al. 2014) whose masks are named: a function of a key and of the place in the batch.
+"""Dropout (Srivastava et al. 2014) whose masks are a function of a key and of the place in the batch.
 
-torch's own dropout takes the next numbers of a global generator, so that a client's masks would depend on who is trained beside it.
-Here the learner hands every layer a key for each step, and a client gets the same masks alone, in a stacked cohort, on any rank and in a
+torch's own dropout takes the next numbers of a global generator, so that a client's masks would depend on which clients train with it.
+Here the learner gives every layer a key for each step, and a client gets the same masks alone, in a stacked cohort, on any rank and in a
 CUDA graph.
 """
 
@@ -18,9 +18,9 @@ Whole = Literal["element", "channel", "image"]
 
 
 class KeyedDropout(nn.Module):
-    """Zeroes elements, whole channels or whole images, as `whole` says, with probability p, and scales the others by 1 / (1 - p).
+    """Zeroes elements, whole channels or whole images with probability p, and scales the others by 1 / (1 - p).
 
-    The buffer `key`, int32 [2], is replaced before each step.
+    The buffer `key`, int32 [2], is replaced before each step; `whole` says what is zeroed at once.
     """
 
     key: Tensor
@@ -31,6 +31,7 @@ class KeyedDropout(nn.Module):
         self.register_buffer("key", torch.zeros(2, dtype=torch.int32), persistent=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Any shape to the same shape."""
         if not self.training or self.p == 0:
             return inputs
         if self.p == 1:
@@ -48,17 +49,18 @@ class KeyedDropout(nn.Module):
         places = torch.arange(inputs.numel(), dtype=torch.int32, device=inputs.device)
         if inputs.dim() != 4:
             return places.view(inputs.shape)
-        # Numbered with the channels last, as the images mostly lie in memory.
+        # Numbered channels-last, the usual memory layout of the images.
         batch, channels, height, width = inputs.shape
         return places.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
     def extra_repr(self) -> str:
+        """The options, for `print`."""
         return f"p={self.p}, whole={self.whole}"
 
 
 def use_keyed_dropout(module: nn.Module) -> None:
-    """Put a `KeyedDropout` in the place of every dropout layer inside `module`, stochastic depth (Huang et al. 2016) among them."""
-    # Where torchvision, which takes long to import, has not been imported there is no such layer.
+    """Replace every dropout layer inside `module` by a `KeyedDropout`, stochastic depth (Huang et al. 2016) too."""
+    # torchvision takes long to import; where it has not been imported, there is no such layer.
     stochastic_depth = getattr(sys.modules.get("torchvision.ops"), "StochasticDepth", ())
     for path, layer in list(module.named_modules()):
         if isinstance(layer, nn.AlphaDropout | nn.FeatureAlphaDropout) or (

@@ -41,9 +41,14 @@ def dselect_k(
 ) -> tuple[nn.Module, nn.Module]:
     """DSelect-k: experts of which each subtask comes to use at most k (Hazimeh et al. 2021).
 
-    num_experts: experts, a power of two; num_selected: k, experts that a subtask uses; width: features of an expert; gamma: width of the
-    smooth step of a gate, > 0; entropy: weight of the gates' entropy in the loss; per_image: whether a gate looks at the image or is the
-    same for all.
+    Args:
+        parts: how the trunk and the heads are made, and the subtasks.
+        num_experts: experts, a power of two.
+        num_selected: k, experts that a subtask uses.
+        width: features of an expert.
+        gamma: width of the smooth step of a gate, > 0.
+        entropy: weight of the gates' entropy in the loss.
+        per_image: whether a gate looks at the image or is the same for all.
     """
     at_least_one(num_experts=num_experts, num_selected=num_selected, width=width)
     if num_experts < 2 or num_experts & (num_experts - 1):
@@ -58,12 +63,12 @@ def dselect_k(
     inputs = trunk.width if per_image else 0
     gates = DSelectGates(inputs, num_tasks, num_experts, num_selected, gamma)
     experts = Experts(trunk.width, 1, num_experts, width)
-    heads = DSelectHeads(gates, parts.make_heads(width), entropy, held=num_tasks * width)
+    heads = DSelectHeads(gates, parts.make_heads(width), entropy, activation_numel=num_tasks * width)
     return ExpertTrunk(trunk, experts), heads
 
 
 def smooth_step(z: Tensor, gamma: float) -> Tensor:
-    """S(z), exactly 0 and 1 outside of gamma / 2."""
+    """The smooth step S(z), exactly 0 and 1 outside of gamma / 2."""
     place = (z / gamma + 0.5).clamp(0, 1)
     return place.square() * (3 - 2 * place)
 
@@ -71,8 +76,16 @@ def smooth_step(z: Tensor, gamma: float) -> Tensor:
 class DSelectGates(nn.Module):
     """The weights of the experts [B, T, E] from features [B, h].
 
-    weight: [T, k (m + 1), h], None where the gates do not look at the image; bias: [T, k (m + 1)]; both of the k m bits z, then of the
-    k weights w. inputs: h, or 0.
+    Args:
+        num_tasks: T.
+        num_experts: E, a power of two, 2^m.
+        num_selected: k.
+        inputs: h, or 0 where the gates do not look at the image.
+        gamma: width of the smooth step.
+
+    Attributes:
+        weight: [T, k (m + 1), h], of the k m bits z, then of the k weights w; None where the gates do not look at the image.
+        bias: [T, k (m + 1)], of the same.
     """
 
     codes: Tensor
@@ -87,12 +100,15 @@ class DSelectGates(nn.Module):
         self.bias = nn.Parameter(torch.empty(num_tasks, outputs).uniform_(-near, near))
 
     def forward(self, features: Tensor) -> Tensor:
+        """[B, h] -> [B, T, E]."""
         selectors, weights = self.selectors(features)
         return (weights[..., None] * selectors).sum(-2).expand(features.shape[0], -1, -1)
 
     def selectors(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """features: [B, h]; returns what each selector gives the experts, [B, T, k, E], and its weight, [B, T, k]; B is 1 where the
-        gates do not look at the image.
+        """What each selector gives the experts, [B, T, k, E], and its weight, [B, T, k].
+
+        Args:
+            features: [B, h]; in the results B is 1 where the gates do not look at the image.
         """
         numbers = self.bias[None]
         if self.weight is not None:
@@ -107,11 +123,11 @@ class DSelectHeads(GatedHeads):
 
     gates: DSelectGates
 
-    def __init__(self, gates: DSelectGates, heads: nn.Module, entropy: float, *, held: int) -> None:
-        super().__init__(gates, heads, held=held)
+    def __init__(self, gates: DSelectGates, heads: nn.Module, entropy: float, *, activation_numel: int) -> None:
+        super().__init__(gates, heads, activation_numel=activation_numel)
         self.entropy = entropy
 
     def penalty(self, representation: Representation) -> Tensor:
-        """`entropy` times that of the subtask's selectors, summed, for each image; [B, T] or [1, T]."""
+        """The entropy of the subtask's selectors, summed and times `entropy`, for each image; [B, T] or [1, T]."""
         selectors, _ = self.gates.selectors(representation[0])
         return -self.entropy * (selectors * (selectors + EPSILON).log()).sum((-2, -1))

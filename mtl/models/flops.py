@@ -1,16 +1,16 @@
-"""What an image and a training step cost: FLOPs, and the bytes that lie in wait for the backward pass.
+"""What an image and a training step cost: FLOPs, and the bytes that are saved for the backward pass.
 
 **The FLOPs of an image** are those of the forward pass of the graph that a device runs, from stored pixels to scores: twice the model's
 where scores are means over the image and its mirror image. Of a model that finds faces, the image is a cut-out face; a scene is counted
-by itself (`count_forward` of the detector). A training step sees each image once, mirrored or not.
+separately (`count_forward` of the detector). A training step sees each image once, mirrored or not.
 
 FLOPs are those of `torch.utils.flop_counter`: matrix products and convolutions, a multiplication and an addition being two
 (FLOP = 2 MAC), in the forward pass and in the backward pass to the weights and, but for the first layer, to the inputs. Elementwise
 operations, norms and activations are left out, a few percent of a convolutional network. (torch counts the gradient of a grouped
 convolution's weights as if it were dense; here it is as much as the forward pass.)
 
-The bytes are those of the distinct storages that autograd saves in the forward pass, the batch itself among them where a layer needs
-it, parameters and buffers not.
+The bytes are those of the distinct storages that autograd saves in the forward pass: the batch itself where a layer needs it, but no
+parameters and buffers.
 
 Both are counted while the step runs on one image and on two, zeros, on the CPU: for pictures of a few thousand pixels this takes less
 than tracing the shapes alone.
@@ -45,7 +45,13 @@ class Line:
 
 @dataclass(frozen=True)
 class StepCost:
-    """forward, training: FLOPs of the forward pass alone, and of the whole step; saved: bytes."""
+    """The cost of a training step, linear in its images.
+
+    Attributes:
+        forward: FLOPs of the forward pass.
+        training: FLOPs of the whole step.
+        saved: bytes saved for the backward pass.
+    """
 
     forward: Line
     training: Line
@@ -53,7 +59,7 @@ class StepCost:
 
 
 def count_step(model: nn.Module, loss: Loss) -> StepCost:
-    """The cost of a step, linear in its images. `model` is left as it is."""
+    """The cost of a step, linear in its images; `model` does not change."""
     model = copy.deepcopy(model).cpu().train()
     one, two = (count_once(model, loss, images) for images in (1, 2))
     return StepCost(*(Line(2 * first - second, second - first) for first, second in zip(one, two, strict=True)))
@@ -71,7 +77,7 @@ def _convolution_backward(
     *rest: Any,
     **out: Any,
 ) -> int:
-    """From the shapes: as much as the forward pass to each of inputs and weights that needs a gradient."""
+    """Count, from the shapes, as much as the forward pass for each of inputs and weights that needs a gradient."""
     _, _, needed = rest
     return int(sum(needed[:2]) * conv_flop_count(inputs, weight, grad_out, transposed))
 
@@ -81,13 +87,15 @@ FORMULAS = {torch.ops.aten.convolution_backward: _convolution_backward}
 
 def count_once(model: nn.Module, loss: Loss, images: int) -> tuple[int, int, int]:
     """FLOPs forward, FLOPs of the step, bytes saved, of one step on some images."""
-    # The storages themselves are kept: a place in memory may be given out again once its first owner is gone.
-    own = {s._cdata: s for s in (tensor.untyped_storage() for tensor in itertools.chain(model.parameters(), model.buffers()))}
+    # Keep the storages alive: the address of a freed one may be used again.
+    model_storages = {
+        s._cdata: s for s in (tensor.untyped_storage() for tensor in itertools.chain(model.parameters(), model.buffers()))
+    }
     saved: dict[int, torch.UntypedStorage] = {}
 
     def save(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in own:
+        if storage._cdata not in model_storages:
             saved[storage._cdata] = storage
         return tensor
 
@@ -102,14 +110,26 @@ def count_once(model: nn.Module, loss: Loss, images: int) -> tuple[int, int, int
 
 
 def count_forward(model: nn.Module, image_shape: Sequence[int], pixels: torch.dtype = torch.float32) -> int:
-    """FLOPs of one image of zeros."""
+    """FLOPs of a forward pass on one image of zeros.
+
+    Args:
+        model: images to outputs.
+        image_shape: (channels, height, width) of an image.
+        pixels: the type of the image.
+    """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, *image_shape, dtype=pixels))
     return int(counter.get_total_flops())
 
 
 def image_flops(model: nn.Module, image_shape: Sequence[int], *, mirror: bool) -> int:
-    """The FLOPs of an image, see above. model: images to scores; it is left as it is. mirror: whether the mirror image is scored too."""
+    """The FLOPs of an image, see above.
+
+    Args:
+        model: images to scores; it does not change.
+        image_shape: (channels, height, width) of an image.
+        mirror: whether the mirror image is scored too.
+    """
     model = copy.deepcopy(model).cpu().eval()
     for part in model.modules():
         if isinstance(part, Trunk):
@@ -118,4 +138,5 @@ def image_flops(model: nn.Module, image_shape: Sequence[int], *, mirror: bool) -
 
 
 def num_parameters(model: nn.Module) -> int:
+    """The number of trained values of a model."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -1,4 +1,4 @@
-"""GroupNorm (Wu & He, ECCV 2018) that can be stacked by `vmap` on every torch that the project admits.
+"""GroupNorm (Wu & He, ECCV 2018) that can be stacked by `vmap` on every torch that the project supports.
 
     y = weight (x - m) / sqrt(v + eps) + bias    m, v: mean and biased variance of an image's group of neighbouring channels
 
@@ -19,7 +19,7 @@ class GroupNorm(nn.GroupNorm):
     """Parameters and numbers of `nn.GroupNorm`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """input: [B, c, ...]; returns the same shape, channels-last where the input is."""
+        """[B, c, ...] to the same shape, channels-last where the input is."""
         if STACKS:
             return super().forward(input)
         if not torch.compiler.is_compiling():
@@ -32,7 +32,18 @@ class GroupNorm(nn.GroupNorm):
 
 
 def normalise_groups(features: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """`F.group_norm` in operations that can all be stacked. features: [B, c, ...]; weight, bias: [c]; returns the shape of `features`."""
+    """Compute `F.group_norm` in operations that can all be stacked.
+
+    Args:
+        features: [B, c, ...].
+        num_groups: groups of channels.
+        weight: [c].
+        bias: [c].
+        eps: added to the variance.
+
+    Returns:
+        the shape of `features`.
+    """
     values = features.to(torch.promote_types(features.dtype, torch.float32)).unflatten(1, (num_groups, -1))
     places = tuple(range(2, values.ndim))
     # Not `var_mean`, which warns where there is no image.
@@ -49,7 +60,7 @@ def normalise_groups(features: Tensor, num_groups: int, weight: Tensor | None, b
 def _stacks() -> bool:
     maps = torch.zeros(4, 2, 2, 2).contiguous(memory_format=torch.channels_last).unflatten(0, (2, 2))
     try:
-        vmap(lambda own: F.group_norm(own, 1))(maps)
+        vmap(lambda image: F.group_norm(image, 1))(maps)
     except RuntimeError as error:
         if REFUSAL not in str(error):
             raise

@@ -16,21 +16,27 @@ from mtl.models.task_layers import HeadsOfGroups
 def grouped(parts: Parts, *, groups: Groups = 4) -> tuple[nn.Module, nn.Module]:
     """A trunk for each group of subtasks, without sharing between groups (Standley et al. 2020).
 
-    groups: a number of groups of neighbouring subtasks, or lists of the names or numbers (from 0) of the subtasks in each; 1 is hard
-    sharing.
+    Args:
+        parts: how the trunk and the heads are made, and the subtasks.
+        groups: a number of groups of neighbouring subtasks, or lists of the names or numbers (from 0) of the subtasks in each; 1 is
+            hard sharing.
     """
     group = group_of_each(groups, parts.tasks)
     trunks = [parts.make_trunk() for _ in range(int(group.max()) + 1)]
-    held = len(trunks) * sum(math.prod(shape) for shape in shapes_of(trunks[0].stages or trunks[:1], parts.image_shape))
-    return TrunksOfGroups(Branches(trunks), held), HeadsOfGroups(group, parts.make_heads(trunks[0].width))
+    activation_numel = len(trunks) * sum(
+        math.prod(shape) for shape in shapes_of(trunks[0].stages or trunks[:1], parts.image_shape)
+    )
+    return TrunksOfGroups(Branches(trunks), activation_numel), HeadsOfGroups(group, parts.make_heads(trunks[0].width))
 
 
 class TrunksOfGroups(nn.Module):
-    def __init__(self, trunks: Branches, held: int) -> None:
+    """A trunk for each group of subtasks."""
+
+    def __init__(self, trunks: Branches, activation_numel: int) -> None:
         super().__init__()
-        self.trunks, self.held = trunks, held
+        self.trunks, self.activation_numel = trunks, activation_numel
 
     def forward(self, images: Tensor) -> Tensor:
-        """images: [B, c, H, W]; returns [B, groups, h]."""
+        """[B, c, H, W] -> [B, groups, h]."""
         features: Tensor = self.trunks(images, same=True)
         return features.movedim(0, 1)

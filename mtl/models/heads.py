@@ -1,7 +1,8 @@
-"""One head per subtask, all in one fused layer. Every parameter of a head has the subtasks as its first axis.
+"""One head per subtask, all in one fused layer.
 
-The features are the same for all subtasks, [B, h], or each has its own, [B, T, h]. Logits are linear in the features, <directions_t, f> and
-a constant, or, where `cosine` is true, the cosine of `directions_t` and f. Task balancing rests on that (`balancing.gramian`).
+Every parameter of a head has the subtasks as its first axis. The features are the same for all subtasks, [B, h], or each has its own,
+[B, T, h]. Logits are linear in the features, <directions_t, f> and a constant, or, where `cosine` is true, the cosine of `directions_t`
+and f. Task balancing relies on that (`balancing.gramian`).
 """
 
 import math
@@ -29,11 +30,11 @@ class LinearHeads(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_tasks))
 
     def forward(self, features: Tensor) -> Tensor:
-        """features: [B, h] or [B, T, h]; returns logits [B, T]."""
+        """[B, h] or [B, T, h] -> logits [B, T]."""
         return _products(features, self.weight) + self.bias if features.ndim == 3 else F.linear(features, self.weight, self.bias)
 
     def directions(self) -> Tensor:
-        """[T, h]."""
+        """The weights, [T, h]."""
         return self.weight
 
 
@@ -42,8 +43,8 @@ class CosineHeads(nn.Module):
 
     Logit of subtask t: the cosine between w_t and the features; comparable across subtasks that never met.
 
-    The weights start orthogonal, so that people on different clients begin, and with a small head learning rate stay, in directions of
-    their own although no client ever sees another's people (fixed codes are the limit: Hoffer et al. 2018, "Fix your classifier", ICLR).
+    The weights start orthogonal, so that people on different clients begin in different directions, and with a small head learning rate
+    stay there, although no client ever sees another's people (fixed codes are the limit: Hoffer et al. 2018, "Fix your classifier", ICLR).
     """
 
     cosine = True
@@ -53,21 +54,22 @@ class CosineHeads(nn.Module):
         self.weight = nn.Parameter(nn.init.orthogonal_(torch.empty(num_tasks, width)))
 
     def forward(self, features: Tensor) -> Tensor:
-        """features: [B, h] or [B, T, h]; returns cosines [B, T]."""
+        """[B, h] or [B, T, h] -> cosines [B, T]."""
         return _cosines(features, self.directions())
 
     def directions(self) -> Tensor:
-        """[T, h], of length 1."""
+        """The weights, [T, h], of length 1."""
         return _unit(self.weight)
 
 
 class FixedCodes(nn.Module):
     """The score is the cosine between the features and a fixed code of the subtask, never trained or sent.
 
-    Codes that stay apart whatever the clients see cannot collapse, even where each client has the positives of one subtask alone (Hoffer
-    et al., ICLR 2018; the random class embeddings of Yu et al., ICML 2020).
+    Codes that stay apart whatever the clients see cannot collapse, even where each client has the positives of one subtask alone
+    (Hoffer et al., ICLR 2018; the random class embeddings of Yu et al., ICML 2020).
 
-    kind: orthogonal, which for more subtasks than features is as near to it as can be (a tight frame), or random directions.
+    Args:
+        kind: orthogonal, which for more subtasks than features is as near to it as can be (a tight frame), or random directions.
     """
 
     cosine = True
@@ -82,26 +84,26 @@ class FixedCodes(nn.Module):
         self.register_buffer("codes", _unit(codes))
 
     def forward(self, features: Tensor) -> Tensor:
-        """features: [B, h] or [B, T, h]; returns cosines [B, T]."""
+        """[B, h] or [B, T, h] -> cosines [B, T]."""
         return _cosines(features, self.codes)
 
     def directions(self) -> Tensor:
-        """[T, h], of length 1."""
+        """The codes, [T, h], of length 1."""
         return self.codes
 
 
 def _products(features: Tensor, directions: Tensor) -> Tensor:
-    """features: [B, T, h]; directions: [T, h]; returns [B, T]."""
+    """[B, T, h] and [T, h] -> [B, T]."""
     return torch.einsum("bth,th->bt", features, directions)
 
 
 def _cosines(features: Tensor, directions: Tensor) -> Tensor:
-    """features: [B, h] or [B, T, h]; directions: [T, h], of length 1; returns [B, T]."""
+    """Features [B, h] or [B, T, h] and directions [T, h] of length 1 -> [B, T]."""
     unit = _unit(features)
     return _products(unit, directions) if unit.ndim == 3 else F.linear(unit, directions)
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    """Of length 1 along the last axis; `normalize` of torch would be six operations more in an exported file."""
+    """Scale to length 1 along the last axis; torch's `normalize` would be six operations more in an exported file."""
     lengths: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     return vectors / lengths.clamp_min(1e-12)

@@ -1,4 +1,4 @@
-"""Multi-gate mixture of experts (Ma et al., KDD 2018): experts on the features h of the trunk, and a gate of each subtask over them,
+"""Multi-gate mixture of experts (Ma et al., KDD 2018): experts on the features h of the trunk, and a gate of each subtask.
 
     f_e(h) = relu(W_e h + b_e)        g_t(h) = softmax(G_t h + c_t)        z_t = head_t( sum_e g_t(h)_e f_e(h) )
 
@@ -20,22 +20,27 @@ from mtl.models.task_layers import Experts, TaskLinear
 def mmoe(parts: Parts, *, num_experts: int = 4, width: int = 128) -> tuple[nn.Module, nn.Module]:
     """MMoE: experts behind the trunk, and a gate of each subtask over them (Ma et al. 2018).
 
-    num_experts: experts; width: features of an expert, and so of what the heads see.
+    Args:
+        parts: how the trunk and the heads are made, and the subtasks.
+        num_experts: experts.
+        width: features of an expert, and so of what the heads see.
     """
     at_least_one(num_experts=num_experts, width=width)
     trunk = parts.make_trunk()
     gates = SoftmaxGates(trunk.width, len(parts.tasks), num_experts)
-    heads = GatedHeads(gates, parts.make_heads(width), held=len(parts.tasks) * width)
+    heads = GatedHeads(gates, parts.make_heads(width), activation_numel=len(parts.tasks) * width)
     return ExpertTrunk(trunk, Experts(trunk.width, 1, num_experts, width)), heads
 
 
 class ExpertTrunk(nn.Module):
+    """A trunk and the experts behind it."""
+
     def __init__(self, trunk: Trunk, experts: Experts) -> None:
         super().__init__()
         self.base, self.experts = trunk, experts
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """images: [B, c, H, W]; returns the features [B, h] and what the experts make of them, [B, E, width]."""
+        """[B, c, H, W] -> features [B, h] and the experts' outputs [B, E, width]."""
         features: Tensor = self.base(images)
         return features, self.experts(features)[:, 0]
 
@@ -48,6 +53,7 @@ class SoftmaxGates(nn.Module):
         self.layer = TaskLinear(inputs, num_tasks, num_experts, gain=0.0)
 
     def forward(self, features: Tensor) -> Tensor:
+        """[B, h] or [B, T, h] -> [B, T, E]."""
         weights: Tensor = self.layer(features).softmax(-1)
         return weights
 
@@ -55,12 +61,12 @@ class SoftmaxGates(nn.Module):
 class GatedHeads(nn.Module):
     """Each subtask's head on its gate's mixture of the experts."""
 
-    def __init__(self, gates: nn.Module, heads: nn.Module, *, held: int) -> None:
+    def __init__(self, gates: nn.Module, heads: nn.Module, *, activation_numel: int) -> None:
         super().__init__()
-        self.gates, self.last, self.held = gates, heads, held
+        self.gates, self.last, self.activation_numel = gates, heads, activation_numel
 
     def forward(self, representation: Representation) -> Tensor:
-        """representation: the features [B, h] and the experts' [B, E, width]; returns logits [B, T]."""
+        """Features [B, h] and the experts' outputs [B, E, width] -> logits [B, T]."""
         features, experts = representation
         logits: Tensor = self.last(torch.bmm(self.gates(features), experts))
         return logits

@@ -1,15 +1,16 @@
-"""Multi-task attention network (Liu, Johns & Davison, CVPR 2019): one trunk, and at each of its stages an attention mask of each subtask,
+"""Multi-task attention network (Liu et al., CVPR 2019): one trunk, and an attention mask of each subtask at each of its stages.
 
     a_tj = sigmoid( h_tj( relu( g_tj( [p_j ; pool(x_t(j-1))] ) ) ) )        x_tj = a_tj * p_j
 
-p_j is what stage j of the trunk makes of the image, and g, h are 1x1 convolutions, which squeeze the channels by `squeeze` between them.
-The head of subtask t reads the last x_t. Departures: there is no BatchNorm in the attention; the shared 3x3 convolution between x_t(j-1)
-and g is folded into g, so that all of the attention belongs to its subtask, and x is averaged, not max-pooled, to the size of the stage;
-the mask looks at the end of a stage, where in the paper it looks at its middle. `squeeze=4` is that of the authors' ResNet (256 channels
-to 64 and back); their SegNet and their wide ResNet do not squeeze (`squeeze=1`).
+Liu, Johns & Davison, "End-to-End Multi-Task Learning with Attention". p_j is the output of stage j of the trunk, and g, h are 1x1
+convolutions, which squeeze the channels by `squeeze` between them. The head of subtask t reads the last x_t. Departures: there is no
+BatchNorm in the attention; the shared 3x3 convolution between x_t(j-1) and g is folded into g, so that all of the attention belongs to its
+subtask, and x is averaged, not max-pooled, to the size of the stage; the mask looks at the end of a stage, where in the paper it looks at
+its middle. `squeeze=4` is that of the authors' ResNet (256 channels to 64 and back); their SegNet and their wide ResNet do not squeeze
+(`squeeze=1`).
 
-Shared: the trunk. Of a subtask: its attention and its head. With `groups`, for which forty subtasks on large maps are a reason, a group
-has one attention, which is shared.
+Shared: the trunk. Of a subtask: its attention and its head. With `groups`, meant for forty subtasks on large maps, a group has one
+attention, which is shared.
 """
 
 import math
@@ -26,16 +27,19 @@ from mtl.models.task_layers import HeadsOfGroups
 def mtan(parts: Parts, *, groups: Groups | None = None, squeeze: int = 4) -> tuple[nn.Module, nn.Module]:
     """MTAN: one trunk, and an attention of each subtask at every stage (Liu et al. 2019).
 
-    groups: a number of groups of neighbouring subtasks, or lists of the names or numbers (from 0) of the subtasks in each, which then
-    share an attention; null gives each subtask its own. squeeze: factor by which the attention reduces the channels.
+    Args:
+        parts: how the trunk and the heads are made, and the subtasks.
+        groups: a number of groups of neighbouring subtasks, or lists of the names or numbers (from 0) of the subtasks in each, which
+            then share an attention; null gives each subtask its own.
+        squeeze: factor by which the attention reduces the channels.
     """
     at_least_one(squeeze=squeeze)
     trunk = parts.staged_trunk("mtan")
     shapes = shapes_of(trunk.stages, parts.image_shape)
     if any(len(shape) not in (1, 3) for shape in shapes):
-        told = ", ".join(str(["B", *shape]) for shape in shapes)
+        shown = ", ".join(str(["B", *shape]) for shape in shapes)
         raise ValueError(
-            f"architecture=mtan needs stages that give [B, c, H, W] or [B, h], and trunk={parts.trunk_name} gives {told}"
+            f"architecture=mtan needs stages that give [B, c, H, W] or [B, h], and trunk={parts.trunk_name} gives {shown}"
         )
     group = None if groups is None else group_of_each(groups, parts.tasks)
     attention = Attention(shapes, len(parts.tasks) if group is None else int(group.max()) + 1, squeeze)
@@ -46,12 +50,14 @@ def mtan(parts: Parts, *, groups: Groups | None = None, squeeze: int = 4) -> tup
 
 
 class Stages(nn.Module):
+    """The stages of a trunk, with the outputs of all of them."""
+
     def __init__(self, stages: Sequence[nn.Module]) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """images: [B, c, H, W]; returns what each stage makes of them."""
+        """[B, c, H, W] -> the output of each stage."""
         features = [images]
         for stage in self.stages:
             features.append(stage(features[-1]))
@@ -59,16 +65,26 @@ class Stages(nn.Module):
 
 
 class Attention(nn.Module):
-    """The attention of A subtasks or groups at every stage. shapes: what each stage makes of an image, [c, H, W] or [h]."""
+    """The attention of A subtasks or groups at every stage.
+
+    Args:
+        shapes: the output of each stage for one image, [c, H, W] or [h].
+        number: A.
+        squeeze: factor by which the attention reduces the channels.
+    """
 
     def __init__(self, shapes: Sequence[torch.Size], number: int, squeeze: int) -> None:
         super().__init__()
         before = [0, *(shape[0] for shape in shapes[:-1])]
         self.masks = nn.ModuleList(Mask(own, then, number, squeeze) for (own, *_), then in zip(shapes, before, strict=True))
-        self.held = number * sum(math.prod(shape) for shape in shapes)
+        self.activation_numel = number * sum(math.prod(shape) for shape in shapes)
 
     def forward(self, stages: Sequence[Tensor]) -> Tensor:
-        """stages: what each makes of the images, [B, c, H, W] or [B, h]; returns the last of them as each sees it, [B, A, h]."""
+        """The last stage as each of A subtasks or groups sees it, [B, A, h].
+
+        Args:
+            stages: the output of each stage, [B, c, H, W] or [B, h].
+        """
         attended: Tensor | None = None
         for mask, features in zip(self.masks, stages, strict=True):
             attended = mask(features, attended)
@@ -77,8 +93,12 @@ class Attention(nn.Module):
 
 
 class Mask(nn.Module):
-    """own, before: [A, squeezed, channels], g on the trunk's channels and on those of the stage before, none of them where there is none;
-    out: [A, channels, squeezed], h.
+    """The attention of A subtasks or groups at one stage.
+
+    Attributes:
+        own: [A, squeezed, channels], g on the channels of this stage.
+        before: [A, squeezed, channels], g on those of the stage before; None at the first stage.
+        out: [A, channels, squeezed], h.
     """
 
     def __init__(self, channels: int, before: int, number: int, squeeze: int) -> None:
@@ -93,7 +113,12 @@ class Mask(nn.Module):
         self.out_bias = nn.Parameter(torch.zeros(number, channels))
 
     def forward(self, features: Tensor, before: Tensor | None) -> Tensor:
-        """features: [B, c, H, W] or [B, h]; before: what came out of the stage before; returns [A, c, B, H, W] or [A, h, B]."""
+        """The masked features, [A, c, B, H, W] or [A, h, B].
+
+        Args:
+            features: the output of this stage, [B, c, H, W] or [B, h].
+            before: the masked features of the stage before, None at the first stage.
+        """
         maps = features.movedim(0, 1)
         flat = maps.flatten(1)
         hidden = (self.own.flatten(0, 1) @ flat).view(*self.bias.shape, -1) + self.bias[..., None]
@@ -105,7 +130,7 @@ class Mask(nn.Module):
 
 
 def resize(maps: Tensor, size: torch.Size) -> Tensor:
-    """maps: [A, c, B, H, W] or [A, h, B]; returns them averaged to [A, c, B, *size]."""
+    """Average maps [A, c, B, H, W] or [A, h, B] to [A, c, B, *size]."""
     if not size:
         return maps.flatten(3).mean(3) if maps.ndim > 3 else maps
     return F.adaptive_avg_pool2d(maps.flatten(0, 1), (size[0], size[1])).view(*maps.shape[:3], *size)
@@ -116,10 +141,10 @@ class AttendingHeads(nn.Module):
 
     def __init__(self, attention: Attention, heads: nn.Module) -> None:
         super().__init__()
-        self.attention, self.last, self.held = attention, heads, attention.held
+        self.attention, self.last, self.activation_numel = attention, heads, attention.activation_numel
 
     def forward(self, stages: Representation) -> Tensor:
-        """stages: what each makes of the images; returns logits [B, T]."""
+        """The output of each stage -> logits [B, T]."""
         assert isinstance(stages, tuple)
         logits: Tensor = self.last(self.attention(stages))
         return logits
@@ -130,9 +155,9 @@ class AttendingTrunk(nn.Module):
 
     def __init__(self, stages: Stages, attention: Attention) -> None:
         super().__init__()
-        self.stages, self.attention, self.held = stages, attention, attention.held
+        self.stages, self.attention, self.activation_numel = stages, attention, attention.activation_numel
 
     def forward(self, images: Tensor) -> Tensor:
-        """images: [B, c, H, W]; returns [B, groups, h]."""
+        """[B, c, H, W] -> [B, groups, h]."""
         features: Tensor = self.attention(self.stages(images))
         return features

@@ -1,12 +1,12 @@
-"""What becomes of BatchNorm (Ioffe & Szegedy, ICML 2015), whose running statistics are state that clients cannot share:
+"""What replaces BatchNorm (Ioffe & Szegedy, ICML 2015), whose running statistics are state that clients cannot share.
 
     refuse   nothing: it is an error
-    group    GroupNorm (Wu & He, ECCV 2018): statistics of each image by itself
+    group    GroupNorm (Wu & He, ECCV 2018): statistics of each image alone
     frozen   y = weight (x - m) / sqrt(v + eps) + bias    m, v: the running statistics as they are, of a pretrained trunk say
-    local    the same                                     m, v: mean and biased variance of the valid images at hand
+    local    the same                                     m, v: mean and biased variance of the valid images in the batch
 
 `local` trains as static BatchNorm does (HeteroFL, Diao, Ding & Tarokh, ICLR 2021), which then collects statistics from the clients
-to evaluate with. Here nothing leaves a client: evaluation normalises by its own batch too (prediction-time BatchNorm, Nado et al.
+to evaluate with. Here nothing leaves a client: evaluation also normalises by its own batch (prediction-time BatchNorm, Nado et al.
 2020), so that the score of an image depends on those scored with it: batches of images in their order, on any number of ranks.
 """
 
@@ -23,10 +23,13 @@ Norm = Literal["refuse", "group", "frozen", "local"]
 
 
 def replace_batch_norm(trunk: nn.Module, norm: str = "refuse") -> nn.Module:
-    """Put what `norm` says in the place of every BatchNorm of `trunk`, with its eps and its very parameters.
+    """Replace every BatchNorm of `trunk` by what `norm` says, with the same eps and parameters.
 
-    Changes `trunk` and returns it, or what replaces it where it is a BatchNorm itself. Raises ValueError where `norm` is unknown, where
-    it is `refuse` and there is a BatchNorm, and where it is `frozen` and one has no running statistics.
+    Changes `trunk` and returns it, or the replacement where it is a BatchNorm itself.
+
+    Raises:
+        ValueError: where `norm` is unknown, where it is `refuse` and there is a BatchNorm, and where it is `frozen` and one has no
+            running statistics.
     """
     if norm not in get_args(Norm):
         raise ValueError(f"norm must be one of {', '.join(get_args(Norm))}, got {norm}")
@@ -65,7 +68,7 @@ class _ChannelNorm(nn.Module):
         self.register_parameter("bias", replaced.bias)
 
     def _normalise(self, features: Tensor, mean: Tensor | float, variance: Tensor) -> Tensor:
-        """features: [B, c, ...]; mean, variance: [c]."""
+        """Normalise features [B, c, ...] by a mean and a variance [c]."""
         scale = torch.rsqrt(variance + self.eps)
         if self.weight is not None:
             scale = scale * self.weight
@@ -77,8 +80,9 @@ class _ChannelNorm(nn.Module):
 
 
 class FrozenBatchNorm(_ChannelNorm):
-    """Always normalises by the running statistics, which are constants. Weight and bias are trained, unlike those of torchvision's
-    FrozenBatchNorm2d.
+    """Always normalises by the running statistics, which are constants.
+
+    Weight and bias are trained, unlike those of torchvision's FrozenBatchNorm2d.
     """
 
     running_mean: Tensor
@@ -92,17 +96,16 @@ class FrozenBatchNorm(_ChannelNorm):
         self.register_buffer("running_var", replaced.running_var)
 
     def forward(self, features: Tensor) -> Tensor:
-        """features: [B, c, ...]; returns the same shape."""
+        """[B, c, ...] to the same shape."""
         return self._normalise(features, self.running_mean, self.running_var).to(features.dtype)
 
 
 class LocalBatchNorm(_ChannelNorm):
     """Always normalises by the statistics of the batch, and tracks nothing.
 
-    `valid`, [B] or a scalar for all, is false where an image is padding. It is a buffer so that a caller can put the mask of a step in
-    its place before each training step; as built, and in evaluation mode, all images are valid. Padding has no influence on the others,
-    and comes out as the bias whatever it was: normalised by the statistics of others, it could grow from layer to layer beyond all
-    bounds.
+    `valid`, [B] or a scalar for all, is false where an image is padding. It is a buffer so that a caller can replace it
+    by the mask of each training step; as built, and in evaluation mode, all images are valid. Padding has no influence on the others,
+    and its output is always the bias: normalised by the statistics of others, it could grow from layer to layer without bounds.
     """
 
     valid: Tensor
@@ -112,7 +115,7 @@ class LocalBatchNorm(_ChannelNorm):
         self.register_buffer("valid", torch.ones((), dtype=torch.bool), persistent=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        """features: [B, c, ...]; returns the same shape. The statistics have at least single precision."""
+        """[B, c, ...] to the same shape; the statistics have at least single precision."""
         valid = self.valid.bool() if self.training else torch.ones((), dtype=torch.bool, device=features.device)
         valid = valid.expand(features.shape[0]).view(-1, *[1] * (features.ndim - 1))
         count = (valid.sum() * math.prod(features.shape[2:])).clamp_min(1)
@@ -125,7 +128,7 @@ class LocalBatchNorm(_ChannelNorm):
 
 
 def _group_norm(replaced: _BatchNorm) -> GroupNorm:
-    """As many groups as divide the channels, at most 32 (the paper's number), of two channels or more where there are two.
+    """GroupNorm of at most 32 groups (the paper's number), each of two channels or more where there are two.
 
     A BatchNorm1d may have no places, and two numbers normalised are but a sign: its groups are of 16 or more (the paper's other
     choice), or all channels are one.

@@ -12,7 +12,7 @@ UNITS = {4: (0, 0, 0, 0), 10: (0, 1, 2, 0), 20: (1, 2, 4, 1), 36: (2, 4, 8, 2), 
 
 
 class ResidualUnit(nn.Module):
-    """x + f(x), f two 3x3 convolutions with GroupNorm and PReLU; the last norm begins at zero, and f with it."""
+    """A residual unit x + f(x), f two 3x3 convolutions with GroupNorm and PReLU; the last norm, and so f, starts at zero."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -22,6 +22,7 @@ class ResidualUnit(nn.Module):
         nn.init.zeros_(norm.weight)
 
     def forward(self, maps: Tensor) -> Tensor:
+        """[B, c, H, W] to the same shape."""
         changed: Tensor = maps + self.body(maps)
         return changed
 
@@ -31,11 +32,15 @@ def sphereface_cnn(
 ) -> Trunk:
     """SphereFace's residual CNN with 4 to 64 layers, then a linear embedding (Liu et al. 2017).
 
-    Four stages, each a 3x3 convolution of stride 2 and then residual units. GroupNorm, which the paper does without, stands before each
-    PReLU: small batches and large rates are safe with it.
+    Four stages, each a 3x3 convolution of stride 2 and then residual units. Each PReLU follows a GroupNorm, which the paper does
+    not have: small batches and large learning rates are safe with it.
 
-    depth: 4, 10, 20, 36 or 64 convolutions; multiplier: factor of all channels but the embedding's, rounded to whole groups; width:
-    features; groups: groups of GroupNorm.
+    Args:
+        image_shape: (channels, height, width) of an image.
+        depth: 4, 10, 20, 36 or 64 convolutions.
+        multiplier: factor of all channels but the embedding's, rounded to whole groups.
+        width: features.
+        groups: groups of GroupNorm.
     """
     if depth not in UNITS:
         raise ValueError(f"trunk.depth must be one of {', '.join(map(str, UNITS))}, got {depth}")

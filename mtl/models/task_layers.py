@@ -1,4 +1,4 @@
-"""Layers of which every subtask has its own, all in one product of matrices."""
+"""Layers in which every subtask has its own parameters, computed as one product of matrices."""
 
 import math
 
@@ -22,7 +22,7 @@ class TaskLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_tasks, outputs))
 
     def forward(self, features: Tensor) -> Tensor:
-        """features: [B, inputs], the same for all subtasks, or [B, T, inputs]; returns [B, T, outputs]."""
+        """[B, inputs], the same for all subtasks, or [B, T, inputs] -> [B, T, outputs]."""
         if features.ndim == 2:
             everything = F.linear(features, self.weight.flatten(0, 1), self.bias.flatten())
             return everything.view(-1, *self.bias.shape)
@@ -38,13 +38,18 @@ class Experts(nn.Module):
         self.layer = TaskLinear(inputs, num_tasks, number * width, gain=math.sqrt(2))
 
     def forward(self, features: Tensor) -> Tensor:
-        """features: [B, inputs] or [B, T, inputs]; returns [B, T, number, width]."""
+        """[B, inputs] or [B, T, inputs] -> [B, T, number, width]."""
         experts = F.relu(self.layer(features))
         return experts.view(*experts.shape[:2], self.number, -1)
 
 
 class HeadsOfGroups(nn.Module):
-    """Each subtask's head on the features of its group. group: int64 [T], see `group_of_each`."""
+    """Each subtask's head on the features of its group.
+
+    Args:
+        group: int64 [T], see `group_of_each`.
+        heads: features to logits.
+    """
 
     group: Tensor
 
@@ -54,7 +59,7 @@ class HeadsOfGroups(nn.Module):
         self.last = heads
 
     def forward(self, features: Representation) -> Tensor:
-        """features: [B, groups, h]; returns logits [B, T]."""
+        """[B, groups, h] -> logits [B, T]."""
         assert isinstance(features, Tensor)
         logits: Tensor = self.last(features[:, self.group])
         return logits

@@ -1,16 +1,16 @@
-"""Transfer: what of a trunk that others trained, the source trunk, is trained on, from which round, and how fast; and what else is kept.
+"""Transfer: which stages of a trunk that others trained (the source trunk) train, from which round, how fast, and what is preserved.
 
 A trunk is a chain of layers; a *stage* is a layer with a matrix of weights, or a block of such, and what follows it up to the next.
 
     parameters   all stages train. Stage d of D from the input has the learning rate times decay^(D - 1 - d) (discriminative rates), and
                  with gradual unfreezing the heads begin alone and one more stage joins from the top every few rounds
                  (both Howard & Ruder, ACL 2018, "Universal Language Model Fine-tuning")
-    features     all stages but the last few are constants, so that they are neither trained nor sent. What they make of the images may be
-                 computed once and kept in the images' place
-    relations    the source trunk stays beside the trained one, and what the latter makes of the images of a batch is to keep their mutual
-                 distances and angles (RKD, Park et al., CVPR 2019; see `edge.distil`). Source and target may have other subtasks
-    instances    images that the source trunk was trained on, or others with labels, are trained along, those most that are likest to
-                 the client's own (see `data.instances`)
+    features     all stages but the last few are constants, so that they are neither trained nor sent. Their outputs for the images may be
+                 computed once and replace the images
+    relations    the trained trunk is to preserve the mutual distances and angles that the source trunk gives the images of a batch
+                 (RKD, Park et al., CVPR 2019; see `edge.distil`). Source and target may have other subtasks
+    instances    clients also train on images that the source trunk was trained on, or others with labels, sampling those most similar to
+                 their own more often (see `data.instances`)
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mtl.models.cnn import Trunk
 from mtl.models.dropout import KeyedDropout
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 from mtl.models.norm import LocalBatchNorm
 
 Frozen = frozenset[str]
@@ -30,12 +30,16 @@ Frozen = frozenset[str]
 class Transfer:
     """How a trunk that others trained is trained on.
 
-    trained: stages at the end of the trunk that are trained, null for all, 0 for the heads alone; decay: factor of the learning rate from
-    stage to stage towards the input, in (0, 1]; unfreeze_every: rounds after which one more stage begins to train, null trains all from
-    the start; cache: compute what the frozen stages make of the images once, which needs augmentation=none and mirror=false; distance:
-    weight of the distances between images that are kept; angle: weight of the angles between images that are kept; source: a run
-    directory, whose training images and subtasks are trained along, null for none; ratio: images of the source that a client draws for
-    each of its own; disjoint: nobody of the source is of the target, so that the images of each are negatives of the other's subtasks.
+    Args:
+        trained: stages at the end of the trunk that are trained, null for all, 0 for the heads alone.
+        decay: factor of the learning rate from stage to stage towards the input, in (0, 1].
+        unfreeze_every: rounds after which one more stage begins to train, null trains all from the start.
+        cache: compute the outputs of the frozen stages once, which needs augmentation=none and mirror=false.
+        distance: weight of the loss that preserves the distances between images.
+        angle: weight of the loss that preserves the angles between images.
+        source: a run directory, whose training images and subtasks are trained too, null for none.
+        ratio: images of the source that a client draws for each of its images.
+        disjoint: no person of the source is in the target, so that the images of each are negatives of the other's subtasks.
     """
 
     trained: int | None = None
@@ -69,12 +73,16 @@ class Transfer:
 
     @property
     def relations(self) -> bool:
-        """Whether the source trunk's are kept."""
+        """Whether distances or angles of the source trunk are preserved."""
         return bool(self.distance or self.angle)
 
-    def freeze(self, model: HardSharing) -> int:
-        """Make constants of the stages that are never trained; returns how many layers of the trunk that are. Dropout is left out in
-        them. Raises ValueError where that leaves nothing to train, or where a frozen layer has statistics of the batch at hand.
+    def freeze(self, model: MultiTaskModel) -> int:
+        """Make constants of the stages that are never trained, and return how many layers of the trunk these are.
+
+        Dropout is left out in them.
+
+        Raises:
+            ValueError: where that leaves nothing to train, or where a frozen layer normalises by the statistics of the batch.
         """
         if self.trained is None and self.unfreeze_every is None:
             return 0
@@ -93,15 +101,15 @@ class Transfer:
             )
         return count
 
-    def scales(self, model: HardSharing) -> dict[str, float]:
-        """The learning rate of each parameter of the trunk that has another than the others, as a factor of it."""
+    def scales(self, model: MultiTaskModel) -> dict[str, float]:
+        """Factors of the learning rate, by the names of the parameters of the trunk that have one other than 1."""
         if self.decay == 1:
             return {}
         from_top = enumerate(reversed(stages(_trunk_of(model))))
         return {f"trunk.{name}": self.decay**above for above, stage in from_top for name in _names(stage)}
 
-    def schedule(self, model: HardSharing) -> "Unfreezing":
-        """Which parameters rest in a round."""
+    def schedule(self, model: MultiTaskModel) -> "Unfreezing":
+        """Which parameters are frozen in a round."""
         if self.unfreeze_every is None:
             return Unfreezing(None, ())
         names = tuple(frozenset(f"trunk.{name}" for name in _names(stage)) for stage in stages(_trunk_of(model)))
@@ -110,20 +118,31 @@ class Transfer:
 
 @dataclass(frozen=True)
 class Unfreezing:
-    """every: rounds, None for no freezing; stages: the names of the parameters of each, from the input."""
+    """Gradual unfreezing: the heads train first, and one more stage joins from the top every few rounds.
+
+    Attributes:
+        every: rounds, None for no freezing.
+        stages: the names of the parameters of each, from the input.
+    """
 
     every: int | None
     stages: tuple[Frozen, ...]
 
     def __call__(self, round: int) -> Frozen:
-        """The parameters that rest in a round, counted from 0."""
+        """The parameters that are frozen in a round, counted from 0."""
         resting = 0 if self.every is None else max(len(self.stages) - round // self.every, 0)
         return frozenset().union(*self.stages[:resting])
 
 
 @torch.no_grad()
 def frozen_features(trunk: Trunk, count: int, inputs: Tensor) -> Tensor:
-    """What the first `count` layers make of prepared images [B, c, H, W], as images again; features [B, h] become [B, h, 1, 1]."""
+    """The outputs of the first `count` layers as images again; features [B, h] become [B, h, 1, 1].
+
+    Args:
+        trunk: the trunk.
+        count: number of layers.
+        inputs: prepared images [B, c, H, W].
+    """
     was_training = trunk.training
     trunk.eval()
     for _, layer in trunk.chain()[:count]:
@@ -134,17 +153,17 @@ def frozen_features(trunk: Trunk, count: int, inputs: Tensor) -> Tensor:
 
 def stages(trunk: Trunk) -> list[list[tuple[str, nn.Module]]]:
     """The layers of each stage, from the input. A frozen stage is still one."""
-    found: list[list[tuple[str, nn.Module]]] = []
+    result: list[list[tuple[str, nn.Module]]] = []
     before: list[tuple[str, nn.Module]] = []
     for path, layer in trunk.chain():
         if any(value.dim() > 1 for value in layer.state_dict().values()):
-            found.append([*before, (path, layer)])
+            result.append([*before, (path, layer)])
             before = []
-        elif found:
-            found[-1].append((path, layer))
+        elif result:
+            result[-1].append((path, layer))
         else:
             before.append((path, layer))
-    return found
+    return result
 
 
 def _names(stage: list[tuple[str, nn.Module]]) -> list[str]:
@@ -163,7 +182,7 @@ def _make_constant(path: str, layer: nn.Module) -> None:
                 inner.register_buffer(name, parameter.detach())
 
 
-def _trunk_of(model: HardSharing) -> Trunk:
+def _trunk_of(model: MultiTaskModel) -> Trunk:
     trunk = getattr(model, "trunk", None)
     if not isinstance(trunk, Trunk):
         raise ValueError(f"transfer needs a model with one trunk, a chain of layers, got {type(model).__name__}")

@@ -1,10 +1,10 @@
 """torchvision's networks as trunks, without their classifiers and for images of any size and number of channels.
 
 Each is a chain of layers under torchvision's names that ends in the mean over all places of its last map (global average pooling), so
-that no layer depends on the size of the images. `width=None` takes that mean for the features; a number puts a linear embedding of that
-width behind it, whose directions can serve cosine heads: the mean itself is mostly that of a ReLU, without a negative number.
+that no layer depends on the size of the images. `width=None` takes that mean as the features; a number adds a linear embedding of that
+width, whose directions can serve cosine heads: the mean itself mostly follows a ReLU and has no negative numbers.
 
-Where the images have not three channels, the first convolution is made for theirs; `weights` says what becomes of published ones.
+Where the images do not have three channels, the first convolution is made for theirs; `weights` says what becomes of published ones.
 Nearly all have BatchNorm: see `norm`.
 """
 
@@ -39,8 +39,11 @@ def vgg(image_shape: ImageShape, *, depth: int = 11, batch_norm: bool = False, w
 
     Initialised as torchvision does it (He et al. 2015).
 
-    depth: 11, 13, 16 or 19, which counts its three linear layers: they are left out; batch_norm: the variant with BatchNorm; width:
-    features of a linear layer behind the trunk, None takes the trunk's own features.
+    Args:
+        image_shape: (channels, height, width) of an image.
+        depth: 11, 13, 16 or 19, which counts its three linear layers: they are left out.
+        batch_norm: the variant with BatchNorm.
+        width: features of a linear layer behind the trunk, None takes the trunk's own features.
     """
     _one_of("depth", depth, VGG)
     # torchvision's own class would first draw 120 million numbers for the linear layers.
@@ -58,9 +61,12 @@ def vgg(image_shape: ImageShape, *, depth: int = 11, batch_norm: bool = False, w
 def resnet(image_shape: ImageShape, *, depth: int = 18, small_images: bool = False, width: int | None = None) -> Trunk:
     """ResNet with 512 or 2048 features (He et al. 2016).
 
-    depth: 18 or 34 (512 features), 50, 101 or 152 (2048), which counts the classifier; small_images: the first convolution is 3x3 with
-    stride 1 and no pooling follows, as is usual on images of 32x32 (otherwise it is of stride 4 in all); published weights do not fit
-    that; width: features of a linear layer behind the trunk, None takes the trunk's own features.
+    Args:
+        image_shape: (channels, height, width) of an image.
+        depth: 18 or 34 (512 features), 50, 101 or 152 (2048), which counts the classifier.
+        small_images: the first convolution is 3x3 with stride 1 and no pooling follows, as is usual on images of 32x32 (otherwise it
+            is of stride 4 in all); published weights do not fit that.
+        width: features of a linear layer behind the trunk, None takes the trunk's own features.
     """
     _one_of("depth", depth, RESNET)
     net = _models().get_model(f"resnet{depth}", num_classes=1)
@@ -74,9 +80,12 @@ def resnet(image_shape: ImageShape, *, depth: int = 18, small_images: bool = Fal
 def inception_v3(image_shape: ImageShape, *, width: int | None = None) -> Trunk:
     """Inception v3 with 2048 features, for images of 75 x 75 and up (Szegedy et al. 2016).
 
-    Without its auxiliary classifier. The published weights are made for pixels of mean .5 and deviation .5 (`normalise.deviation=0.5`).
+    Without its auxiliary classifier. The published weights are made for pixels of mean .5 and deviation .5
+    (`normalise.deviation=0.5`).
 
-    width: features of a linear layer behind the trunk, None takes the trunk's own features.
+    Args:
+        image_shape: (channels, height, width) of an image.
+        width: features of a linear layer behind the trunk, None takes the trunk's own features.
     """
     net = _models().Inception3(num_classes=1, aux_logits=False, init_weights=True)
     published = _published("inception_v3", "fc", "AuxLogits")
@@ -86,8 +95,10 @@ def inception_v3(image_shape: ImageShape, *, width: int | None = None) -> Trunk:
 def mobilenet_v2(image_shape: ImageShape, *, multiplier: float = 1.0, width: int | None = None) -> Trunk:
     """MobileNet v2 with 1280 features (Sandler et al. 2018).
 
-    multiplier: factor of the numbers of channels, and of features where it is above 1; width: features of a linear layer behind the
-    trunk, None takes the trunk's own features.
+    Args:
+        image_shape: (channels, height, width) of an image.
+        multiplier: factor of the numbers of channels, and of features where it is above 1.
+        width: features of a linear layer behind the trunk, None takes the trunk's own features.
     """
     check_multiplier(multiplier)
     net = _models().mobilenet_v2(width_mult=multiplier, num_classes=1)
@@ -97,8 +108,11 @@ def mobilenet_v2(image_shape: ImageShape, *, multiplier: float = 1.0, width: int
 def mobilenet_v3(image_shape: ImageShape, *, size: str = "small", multiplier: float = 1.0, width: int | None = None) -> Trunk:
     """MobileNet v3 with 576 or 960 features (Howard et al. 2019).
 
-    size: small (576 features) or large (960); multiplier: factor of the numbers of channels; width: features of a linear layer behind the
-    trunk, None takes the trunk's own features.
+    Args:
+        image_shape: (channels, height, width) of an image.
+        size: small (576 features) or large (960).
+        multiplier: factor of the numbers of channels.
+        width: features of a linear layer behind the trunk, None takes the trunk's own features.
     """
     _one_of("size", size, ("small", "large"))
     check_multiplier(multiplier)
@@ -110,9 +124,11 @@ def mobilenet_v3(image_shape: ImageShape, *, size: str = "small", multiplier: fl
 def shufflenet_v2(image_shape: ImageShape, *, multiplier: float = 1.0, width: int | None = None) -> Trunk:
     """ShuffleNet v2 with 1024 features, 2048 from multiplier 2 (Ma et al. 2018).
 
-    multiplier: factor of the channels of its stages. The paper's own numbers at .5, 1, 1.5 and 2; elsewhere 116 times it in the first
-    stage, to the next even number, doubled from stage to stage; width: features of a linear layer behind the trunk, None takes the
-    trunk's own features.
+    Args:
+        image_shape: (channels, height, width) of an image.
+        multiplier: factor of the channels of its stages. The paper's own numbers at .5, 1, 1.5 and 2; elsewhere 116 times it in the
+            first stage, to the next even number, doubled from stage to stage.
+        width: features of a linear layer behind the trunk, None takes the trunk's own features.
     """
     check_multiplier(multiplier)
     stage = 2 * max(round(58 * multiplier), 1)
@@ -125,8 +141,10 @@ def shufflenet_v2(image_shape: ImageShape, *, multiplier: float = 1.0, width: in
 def squeezenet(image_shape: ImageShape, *, version: str = "1_1", width: int | None = None) -> Trunk:
     """SqueezeNet with 512 features, without BatchNorm (Iandola et al. 2016).
 
-    version: 1_0 or, with 2.4 times fewer multiplications, 1_1; width: features of a linear layer behind the trunk, None takes the trunk's
-    own features.
+    Args:
+        image_shape: (channels, height, width) of an image.
+        version: 1_0 or, with 2.4 times fewer multiplications, 1_1.
+        width: features of a linear layer behind the trunk, None takes the trunk's own features.
     """
     _one_of("version", version, ("1_0", "1_1"))
     net = _models().SqueezeNet(version, num_classes=1)
@@ -138,9 +156,11 @@ def efficientnet(
 ) -> Trunk:
     """EfficientNet with 1280 to 2560 features (Tan & Le 2019 and 2021).
 
-    variant: b0 to b7 (1280 to 2560 features), v2_s, v2_m or v2_l (1280); stochastic_depth: the probability with which the last block is
-    passed over for an image in training, less for those before it; width: features of a linear layer behind the trunk, None takes the
-    trunk's own features.
+    Args:
+        image_shape: (channels, height, width) of an image.
+        variant: b0 to b7 (1280 to 2560 features), v2_s, v2_m or v2_l (1280).
+        stochastic_depth: the probability with which the last block is skipped for an image in training, less for those before it.
+        width: features of a linear layer behind the trunk, None takes the trunk's own features.
     """
     _one_of("variant", variant, EFFICIENTNET)
     if not 0 <= stochastic_depth < 1:
@@ -151,7 +171,7 @@ def efficientnet(
 
 
 def _models() -> Any:
-    """torchvision.models, which takes longer to import than all of `mtl`: only where one of its networks is built."""
+    """Import torchvision.models where one of its networks is built: it takes longer to import than all of `mtl`."""
     from torchvision import models
 
     return models
@@ -169,7 +189,7 @@ def _trunk(layers: Mapping[str, nn.Module], image_shape: ImageShape, width: int 
     first = next(layer for layer in chain.values() for layer in layer.modules() if isinstance(layer, nn.Conv2d))
     if image_shape[0] != first.in_channels:
         with torch.no_grad():
-            # Filters of colours stand for those of other channels: torchvision draws them with one deviation for any number of them.
+            # Filters of other channels start like those of colours: torchvision draws them with one deviation for any number of them.
             repeats = math.ceil(image_shape[0] / first.in_channels)
             first.weight = nn.Parameter(first.weight.repeat(1, repeats, 1, 1)[:, : image_shape[0]].clone())
         first.in_channels = image_shape[0]
@@ -190,11 +210,11 @@ def _trunk(layers: Mapping[str, nn.Module], image_shape: ImageShape, width: int 
 
 
 def _num_features(features: nn.Module, image_shape: ImageShape) -> int | None:
-    """How many come out, None where the images are too small. Nothing is computed: meta tensors have shapes only."""
+    """The number of features, None where the images are too small; computed on meta tensors, which have shapes only."""
     state = {name: value.to("meta") for name, value in features.state_dict().items()}
     training = features.training
     try:
-        # In training BatchNorm wants more than one place.
+        # In training BatchNorm needs more than one place.
         return int(functional_call(features.eval(), state, (torch.zeros(1, *image_shape, device="meta"),)).shape[1])
     except RuntimeError:
         return None

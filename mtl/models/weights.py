@@ -1,7 +1,7 @@
 """Weights to start a trunk from: published ones of torchvision, a file of them, or the trunk of a run.
 
 Where the images have c channels and the weights were trained on k of them, each filter of the first convolution becomes its sum over
-the k channels divided by c, on every channel: what it makes of an image whose channels are all the same stays as it was. For grey images
+the k channels divided by c, on every channel: its output for an image whose channels are all the same does not change. For grey images
 that is the sum over red, green and blue.
 """
 
@@ -20,24 +20,29 @@ from mtl.models.cnn import Trunk
 
 TRUNK = "model.trunk."  # of the names in a run's checkpoint
 CHECKPOINTS = ("checkpoints/best.ckpt", "checkpoints/last.ckpt")
-# What a BatchNorm has beside its parameters; a trunk may have put something in its place.
+# The buffers of a BatchNorm, which a trunk may have replaced.
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def load_weights(trunk: Trunk, weights: str) -> None:
-    """Overwrite the parameters and buffers of `trunk`, whose BatchNorm has been replaced or not.
+    """Overwrite the parameters and buffers of a trunk.
 
-    weights: a run directory (its best checkpoint, else its last), a checkpoint file, a file of torchvision's state dict, or the name of
-    published weights, which torchvision downloads unless they lie in torch's cache. An embedding behind torchvision's layers, which
-    published weights do not have, stays as it is. Raises ValueError where there are no such weights, where they cannot be read or
-    fetched, and where they do not fit, listing every parameter that does not.
+    Args:
+        trunk: the trunk, whose BatchNorm has been replaced or not.
+        weights: a run directory (its best checkpoint, else its last), a checkpoint file, a file of torchvision's state dict, or the
+            name of published weights, which torchvision downloads unless they are in torch's cache. An embedding behind torchvision's
+            layers, which published weights do not have, does not change.
+
+    Raises:
+        ValueError: where there are no such weights, where they cannot be read or fetched, and where they do not fit, listing every
+            parameter that does not.
     """
     path = Path(weights).expanduser()
     if path.is_dir():
-        found = [path / name for name in CHECKPOINTS if (path / name).is_file()]
-        if not found:
+        checkpoints = [path / name for name in CHECKPOINTS if (path / name).is_file()]
+        if not checkpoints:
             raise ValueError(f"weights={weights} must be a run directory with {' or '.join(CHECKPOINTS)}, and it has neither")
-        source = _named(trunk, _read(found[0], weights), weights)
+        source = _named(trunk, _read(checkpoints[0], weights), weights)
     elif path.is_file():
         source = _named(trunk, _read(path, weights), weights)
     else:
@@ -46,7 +51,7 @@ def load_weights(trunk: Trunk, weights: str) -> None:
 
 
 def adapt_channels(filters: Tensor, channels: int) -> Tensor:
-    """filters: [out, k, height, width] to [out, channels, height, width]; see above."""
+    """Filters for another number of channels, [out, k, height, width] to [out, channels, height, width]; see above."""
     return (filters.sum(1, keepdim=True) / channels).expand(-1, channels, -1, -1).contiguous()
 
 
@@ -73,8 +78,8 @@ def _named(trunk: Trunk, content: Mapping[str, Any], weights: str) -> Params:
 def _from_torchvision(trunk: Trunk, state: Mapping[str, Any]) -> Params:
     dropped = () if trunk.published is None else trunk.published.dropped
     named = {f"features.{name}": value for name, value in state.items() if name.partition(".")[0] not in dropped}
-    kept = {name: value for name, value in trunk.state_dict().items() if name.startswith("features.embedding.")}
-    return kept | named
+    embedding = {name: value for name, value in trunk.state_dict().items() if name.startswith("features.embedding.")}
+    return embedding | named
 
 
 def _fetch(trunk: Trunk, name: str) -> Mapping[str, Any]:

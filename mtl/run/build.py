@@ -25,7 +25,7 @@ from mtl.losses.by_kind import ByKind
 from mtl.models.architecture import Parts
 from mtl.models.centre import map_layers, map_stride
 from mtl.models.cnn import ImageShape, Trunk
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 from mtl.models.norm import replace_batch_norm
 from mtl.models.peers import Peers
 from mtl.models.transfer import Transfer
@@ -93,7 +93,7 @@ def _bytes(tensor: Tensor) -> memoryview:
     return tensor.contiguous().flatten().view(torch.uint8).numpy().data
 
 
-def build_model(config: DictConfig, image_shape: ImageShape, tasks: tuple[str, ...], num_exclusive: int) -> HardSharing:
+def build_model(config: DictConfig, image_shape: ImageShape, tasks: tuple[str, ...], num_exclusive: int) -> MultiTaskModel:
     """The model at its start, which depends on the seed and on `weights` alone. num_exclusive: as in `Subtasks`."""
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(config.seed, "model"))
@@ -110,14 +110,14 @@ def build_model(config: DictConfig, image_shape: ImageShape, tasks: tuple[str, .
         if config.mode == "detection":
             channels, _ = map_stride(map_layers(trunk), image_shape[0])
             detector = instantiate(config.detector)(channels)
-        return HardSharing(trunk, heads, loss, detector)
+        return MultiTaskModel(trunk, heads, loss, detector)
 
 
 def build_objective(config: DictConfig) -> Objective:
     return Objective(instantiate(config.augmentation), instantiate(config.normalise), config.reduction, config.mirror)
 
 
-def build_views(config: DictConfig, data: FederatedData, model: HardSharing, objective: Objective) -> Views:
+def build_views(config: DictConfig, data: FederatedData, model: MultiTaskModel, objective: Objective) -> Views:
     """The parts of the model that clients train: the whole, widths or architectures. Raises ValueError where they cannot be."""
     widths, fleet, trunk = instantiate(config.widths), instantiate(config.fleet), model.trunk
     if isinstance(trunk, Peers):
@@ -177,7 +177,7 @@ def _with_source(config: DictConfig, transfer: Transfer, there: DictConfig, data
     images = source.images.expand(-1, channels, -1, -1) if source.images.shape[1] == 1 else source.images
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(config.seed, "model"))
-        start = HardSharing(_make_trunk(config, data.image_shape), nn.Identity(), nn.Identity())
+        start = MultiTaskModel(_make_trunk(config, data.image_shape), nn.Identity(), nn.Identity())
     objective = build_objective(config)
     return add_instances(
         data,

@@ -35,7 +35,7 @@ from mtl.learning.centralised import CentralisedLearning
 from mtl.learning.detection import DetectionLearning, SceneTraining
 from mtl.learning.federated import FederatedLearning
 from mtl.learning.learner import Learner, Reporting
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 from mtl.models.transfer import Transfer
 from mtl.run.build import build_views, build_workloads, kept
 from mtl.run.load import build_start
@@ -48,7 +48,7 @@ class Parts:
     """What the learner of every mode is made of. reporting: what is logged, and how the stored images were."""
 
     data: FederatedData
-    model: HardSharing
+    model: MultiTaskModel
     objective: Objective
     client: LocalSGD
     work: LocalWork
@@ -218,7 +218,7 @@ def _count_steps(config: DictConfig, parts: Parts) -> tuple[int, int]:
     return total, returns
 
 
-def _build_rule(config: DictConfig, model: HardSharing, *, steps_per_round: float, num_rounds: float) -> GradientRule:
+def _build_rule(config: DictConfig, model: MultiTaskModel, *, steps_per_round: float, num_rounds: float) -> GradientRule:
     """How the tasks' losses become one update."""
     options = config.balance
     return make_balance(

@@ -19,7 +19,7 @@ from mtl.federation.layout import Layout
 from mtl.federation.objective import Objective
 from mtl.learning.checkpoints import read_checkpoint
 from mtl.models.cnn import ImageShape, Trunk
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 from mtl.models.peers import Peers
 from mtl.models.transfer import Transfer
 from mtl.models.weights import CHECKPOINTS
@@ -36,7 +36,7 @@ class TrainedRun:
     """
 
     config: DictConfig
-    model: HardSharing
+    model: MultiTaskModel
     objective: Objective
     tasks: tuple[str, ...]
     num_exclusive: int
@@ -103,14 +103,14 @@ def load_run(run_dir: Path, *, client: int | None = None) -> TrainedRun:
     )
 
 
-def untrained(config: DictConfig, image_shape: ImageShape, tasks: tuple[str, ...], num_exclusive: int) -> HardSharing:
+def untrained(config: DictConfig, image_shape: ImageShape, tasks: tuple[str, ...], num_exclusive: int) -> MultiTaskModel:
     """The model as the run's seed draws it, without the weights it may have started from."""
     config = config.copy()
     config.weights = None
     return build_model(config, image_shape, tasks, num_exclusive)
 
 
-def build_start(config: DictConfig, data: FederatedData) -> tuple[HardSharing, Objective]:
+def build_start(config: DictConfig, data: FederatedData) -> tuple[MultiTaskModel, Objective]:
     """What training starts from: a new model, or that of the run `start`, its channels cut where `prune` says so; and the objective, with
     a teacher where there is one. Raises ValueError where they do not fit together.
     """
@@ -134,7 +134,7 @@ def build_start(config: DictConfig, data: FederatedData) -> tuple[HardSharing, O
     return model, objective
 
 
-def _distillation(config: DictConfig, student: HardSharing, objective: Objective, data: FederatedData) -> Distillation:
+def _distillation(config: DictConfig, student: MultiTaskModel, objective: Objective, data: FederatedData) -> Distillation:
     options = instantiate(config.distil)
     teacher = _fitting("distil.teacher", options.teacher, data)
     if teacher.objective.normalise != objective.normalise:
@@ -142,7 +142,7 @@ def _distillation(config: DictConfig, student: HardSharing, objective: Objective
     return Distillation(options, teacher.model, student)
 
 
-def _relations(transfer: Transfer, model: HardSharing) -> Distillation:
+def _relations(transfer: Transfer, model: MultiTaskModel) -> Distillation:
     """The source trunk, which is the model's at its start, as a teacher of relations alone."""
     assert isinstance(model.trunk, Trunk)  # by the rules
     options = Distilling(hard=1.0, soft=0.0, distance=transfer.distance, angle=transfer.angle)

@@ -23,7 +23,7 @@ from mtl.edge.latency import file_call, measure
 from mtl.edge.machine import timing_machine
 from mtl.edge.prune import Pruning
 from mtl.models.flops import num_parameters
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 from mtl.report.style import figure_style, save_figure
 from mtl.report.tradeoff import Model, draw_tradeoff
 from mtl.run.build import read_config
@@ -194,7 +194,7 @@ def _train(config: DictConfig, run_dir: Path, rounds: int | None) -> Path:
     return run_dir
 
 
-def _share_of_zeros(model: HardSharing) -> float:
+def _share_of_zeros(model: MultiTaskModel) -> float:
     parameters = list(model.parameters())
     return sum(int((values == 0).sum()) for values in parameters) / sum(values.numel() for values in parameters)
 

@@ -24,7 +24,7 @@ from mtl.learning.quantized import train_quantized
 from mtl.metrics.scores import Metrics, best_thresholds, evaluate_scores, worst_clients
 from mtl.models.cnn import Trunk
 from mtl.models.flops import count_forward
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 from mtl.run.build import build_data, data_fingerprint
 from mtl.run.load import TrainedRun, load_run
 from mtl.trained.export_faces import (
@@ -194,7 +194,7 @@ def _check_file(predict: export.Predict, expected: Sequence[Tensor], images: Ten
     return parity
 
 
-def device_model(run: TrainedRun, model: HardSharing) -> DeviceModel:
+def device_model(run: TrainedRun, model: MultiTaskModel) -> DeviceModel:
     """What of the run goes to the device."""
     tasks = None if len(run.own) == len(run.tasks) else run.own
     unit = run.model.detector is not None  # as galleries hold embeddings
@@ -230,7 +230,7 @@ def predict_eager(run: TrainedRun, images: Tensor) -> tuple[Tensor, ...]:
     return scores, torch.cat([finder.embed(to_float(part)) for part in images.split(size)])
 
 
-def _train_quantized(run: TrainedRun, data: FederatedData, client: int | None, steps: int) -> HardSharing:
+def _train_quantized(run: TrainedRun, data: FederatedData, client: int | None, steps: int) -> MultiTaskModel:
     """On all training images, or on those of the client whose model it is."""
     if client is None:
         data = data.pooled()

@@ -14,7 +14,7 @@ from mtl.base.files import write_arrays, write_json
 from mtl.data import faces
 from mtl.data.pairs import Pairs, lfw_pairs, unseen_pairs
 from mtl.metrics.verification import FARS, Verification, pair_scores, verify
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 from mtl.report.style import GREY, figure_style, save_figure
 from mtl.report.verification import draw_verification
 from mtl.run.build import build_objective
@@ -144,7 +144,7 @@ class _Embedder:
         self.warnings = tuple(f"{run_dir}: {warning}" for warning in warnings)
         self.objective = replace(build_objective(self.run.config), mirror=flip)
 
-    def scores(self, model: HardSharing) -> Tensor:
+    def scores(self, model: MultiTaskModel) -> Tensor:
         """The cosine of each pair."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         embeddings = self.objective.embed(model.to(device), self.at_hand.images)

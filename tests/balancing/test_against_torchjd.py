@@ -67,24 +67,24 @@ AGGREGATORS: list[tuple[Balancer, Callable[[], jd.Aggregator], float]] = [
 ]
 
 
-@pytest.mark.parametrize(("ours", "theirs", "tolerance"), AGGREGATORS)
+@pytest.mark.parametrize(("balancer", "reference", "tolerance"), AGGREGATORS)
 @pytest.mark.parametrize(("num_tasks", "num_coordinates"), [(2, 3), (5, 7), (12, 40)])
 def test_directions_agree(
-    ours: Balancer, theirs: Callable[[], jd.Aggregator], tolerance: float, num_tasks: int, num_coordinates: int
+    balancer: Balancer, reference: Callable[[], jd.Aggregator], tolerance: float, num_tasks: int, num_coordinates: int
 ) -> None:
     gradients = make_gradients(num_tasks, num_coordinates)
-    expected = theirs()(gradients)
-    error = (direction(ours, gradients) - expected).norm() / expected.norm()
+    expected = reference()(gradients)
+    error = (direction(balancer, gradients) - expected).norm() / expected.norm()
     assert error < tolerance
 
 
 @pytest.mark.parametrize(("num_tasks", "num_coordinates"), [(2, 3), (5, 7), (12, 40)])
 def test_mgda_is_at_least_as_short_as_by_frank_wolfe(num_tasks: int, num_coordinates: int) -> None:
     gradients = make_gradients(num_tasks, num_coordinates)
-    found, expected = direction(MGDA(), gradients), jd.MGDA(epsilon=1e-6, max_iters=3_000)(gradients)
-    assert found.norm() <= expected.norm() * (1 + 1e-12)
+    result, expected = direction(MGDA(), gradients), jd.MGDA(epsilon=1e-6, max_iters=3_000)(gradients)
+    assert result.norm() <= expected.norm() * (1 + 1e-12)
     # Frank-Wolfe is slow at the end.
-    assert (found - expected).norm() < 3e-2 * expected.norm()
+    assert (result - expected).norm() < 3e-2 * expected.norm()
 
 
 # With twelve tasks torchjd's solver gives up, far from |J^T a| = sqrt(T).
@@ -110,21 +110,21 @@ def test_pcgrad_agrees_in_the_same_order(num_tasks: int) -> None:
 
 @pytest.mark.parametrize("num_tasks", [2, 5, 20])
 def test_gradvac_agrees_in_the_same_order_over_steps(num_tasks: int) -> None:
-    ours, theirs = GradVac(beta=0.3), jd.GradVac(beta=0.3, eps=1e-15)
+    balancer, reference = GradVac(beta=0.3), jd.GradVac(beta=0.3, eps=1e-15)
     losses, everyone = torch.ones(num_tasks, dtype=torch.float64), torch.ones(num_tasks, dtype=torch.bool)
-    state = ours.init(losses)
+    state = balancer.init(losses)
     for step in range(4):
         gradients = make_gradients(num_tasks, num_tasks + 3, seed=step)
         with torch.random.fork_rng():
             torch.manual_seed(step)
             orders = [torch.randperm(num_tasks - 1) for _ in range(num_tasks)]
             torch.manual_seed(step)
-            expected = theirs(gradients)
+            expected = reference(gradients)
         draw = torch.zeros(num_tasks, num_tasks)
         for i, order in enumerate(orders):
             draw[i, torch.arange(num_tasks) != i] = order.argsort() / num_tasks
-        found, _, state = ours.combine(state, losses, gradients, everyone, draw)
-        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
+        result, _, state = balancer.combine(state, losses, gradients, everyone, draw)
+        torch.testing.assert_close(result, expected, rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("leak", [0.0, 0.3])
@@ -139,27 +139,27 @@ def test_graddrop_agrees_for_the_same_draw(leak: float) -> None:
 
 
 def test_pcd_agrees_over_steps() -> None:
-    ours, theirs = PCD(tau=0.1, beta=0.9), jd.PCD(tau=0.1, beta=0.9)
+    balancer, reference = PCD(tau=0.1, beta=0.9), jd.PCD(tau=0.1, beta=0.9)
     losses, everyone = torch.ones(5, dtype=torch.float64), torch.ones(5, dtype=torch.bool)
-    state = ours.init(losses)
+    state = balancer.init(losses)
     for step in range(6):
         gradients = make_gradients(5, 7, seed=step)
-        found, _, state = ours.combine(state, losses, gradients, everyone, NOTHING)
-        torch.testing.assert_close(found, theirs(gradients), rtol=1e-9, atol=1e-9)
+        result, _, state = balancer.combine(state, losses, gradients, everyone, NOTHING)
+        torch.testing.assert_close(result, reference(gradients), rtol=1e-9, atol=1e-9)
 
 
 def test_cr_mogm_agrees_over_steps() -> None:
-    ours, theirs = CRMOGM(UPGrad(), decay=0.7), jd.CRMOGMWeighting(jd.UPGradWeighting(projector=PROJECTOR), alpha=0.7)
+    balancer, reference = CRMOGM(UPGrad(), decay=0.7), jd.CRMOGMWeighting(jd.UPGradWeighting(projector=PROJECTOR), alpha=0.7)
     losses, everyone = torch.ones(5, dtype=torch.float64), torch.ones(5, dtype=torch.bool)
-    state = ours.init(losses)
+    state = balancer.init(losses)
     for step in range(6):
         gramian = gramian_of(make_gradients(5, 7, seed=step))
-        found, state = ours.weigh(state, losses, gramian, everyone, NOTHING)
-        torch.testing.assert_close(found, theirs(gramian), rtol=1e-6, atol=1e-9)
+        result, state = balancer.weigh(state, losses, gramian, everyone, NOTHING)
+        torch.testing.assert_close(result, reference(gramian), rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs"),
+    ("balancer", "reference"),
     [
         (UPGrad(preference=(3, 1, 1, 2, 0.5)), lambda p: jd.UPGrad(pref_vector=p, projector=PROJECTOR)),
         (DualProj(preference=(3, 1, 1, 2, 0.5)), lambda p: jd.DualProj(pref_vector=p, projector=PROJECTOR)),
@@ -168,11 +168,11 @@ def test_cr_mogm_agrees_over_steps() -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_preferences_agree(ours: Balancer, theirs: Callable[[Tensor], jd.Aggregator]) -> None:
+def test_preferences_agree(balancer: Balancer, reference: Callable[[Tensor], jd.Aggregator]) -> None:
     preference = torch.tensor([3, 1, 1, 2, 0.5], dtype=torch.float64) / 7.5
     for seed in range(5):
         gradients = make_gradients(5, 7, seed)
-        torch.testing.assert_close(direction(ours, gradients), theirs(preference)(gradients), rtol=1e-5, atol=1e-8)
+        torch.testing.assert_close(direction(balancer, gradients), reference(preference)(gradients), rtol=1e-5, atol=1e-8)
 
 
 def gradient_of(scalarizer: js.Scalarizer, losses: Tensor) -> Tensor:
@@ -191,46 +191,46 @@ def make_losses(step: int) -> Tensor:
 
 # 1e-8 is added to the losses inside our logarithms.
 @pytest.mark.parametrize(
-    ("ours", "theirs", "tolerance"),
+    ("balancer", "reference", "tolerance"),
     [(GLS(), js.GeometricMean(), 1e-6), (STCH(mu=0.1), js.STCH(mu=0.1), 1e-12), (STCH(mu=2.0), js.STCH(mu=2.0), 1e-12)],
 )
-def test_weights_from_losses_agree(ours: Balancer, theirs: js.Scalarizer, tolerance: float) -> None:
+def test_weights_from_losses_agree(balancer: Balancer, reference: js.Scalarizer, tolerance: float) -> None:
     losses = make_losses(0)
-    found, _ = ours.weigh({}, losses, None, torch.ones(5, dtype=torch.bool), NOTHING)
-    torch.testing.assert_close(found, gradient_of(theirs, losses), rtol=tolerance, atol=0)
+    result, _ = balancer.weigh({}, losses, None, torch.ones(5, dtype=torch.bool), NOTHING)
+    torch.testing.assert_close(result, gradient_of(reference, losses), rtol=tolerance, atol=0)
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [(UW(learning_rate=0.1), js.UW(5)), (IMTLL(learning_rate=0.1), js.IMTLL(5))])
-def test_learned_scales_agree_with_sgd_on_theirs(ours: Balancer, theirs: js.Scalarizer) -> None:
-    theirs.double()
-    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1)
-    state = ours.init(make_losses(0))
+@pytest.mark.parametrize(("balancer", "reference"), [(UW(learning_rate=0.1), js.UW(5)), (IMTLL(learning_rate=0.1), js.IMTLL(5))])
+def test_learned_scales_agree_with_sgd(balancer: Balancer, reference: js.Scalarizer) -> None:
+    reference.double()
+    optimizer = torch.optim.SGD(reference.parameters(), lr=0.1)
+    state = balancer.init(make_losses(0))
     for step in range(5):
-        weights, state = ours.weigh(state, make_losses(step), None, torch.ones(5, dtype=torch.bool), NOTHING)
+        weights, state = balancer.weigh(state, make_losses(step), None, torch.ones(5, dtype=torch.bool), NOTHING)
         optimizer.zero_grad()
-        torch.testing.assert_close(weights, gradient_of(theirs, make_losses(step)), rtol=1e-12, atol=0)
+        torch.testing.assert_close(weights, gradient_of(reference, make_losses(step)), rtol=1e-12, atol=0)
         optimizer.step()
 
 
 def test_dwa_agrees_with_epochs_of_two_steps() -> None:
-    ours, theirs = DWA(temperature=0.7, period=2), js.DWA(temperature=0.7)
-    state = ours.init(make_losses(0))
+    balancer, reference = DWA(temperature=0.7, period=2), js.DWA(temperature=0.7)
+    state = balancer.init(make_losses(0))
     for step in range(9):
-        weights, state = ours.weigh(state, make_losses(step), None, torch.ones(5, dtype=torch.bool), NOTHING)
-        torch.testing.assert_close(weights, gradient_of(theirs, make_losses(step)), rtol=1e-12, atol=0)
+        weights, state = balancer.weigh(state, make_losses(step), None, torch.ones(5, dtype=torch.bool), NOTHING)
+        torch.testing.assert_close(weights, gradient_of(reference, make_losses(step)), rtol=1e-12, atol=0)
         if step % 2 == 1:
-            theirs.step()
+            reference.step()
 
 
 def test_famo_agrees_over_steps() -> None:
     bounds = (0.0, -0.2, 0.05, -1.0, 0.0)
-    ours = FAMO(learning_rate=0.1, decay=0.01, lower_bounds=bounds)
-    theirs = js.FAMO(5, min_losses=torch.tensor(bounds, dtype=torch.float64), lr=0.1, weight_decay=0.01).double()
+    balancer = FAMO(learning_rate=0.1, decay=0.01, lower_bounds=bounds)
+    reference = js.FAMO(5, min_losses=torch.tensor(bounds, dtype=torch.float64), lr=0.1, weight_decay=0.01).double()
     everyone = torch.ones(5, dtype=torch.bool)
-    state = ours.init(make_losses(0))
+    state = balancer.init(make_losses(0))
     for step in range(6):
         before, after = make_losses(step), make_losses(step + 100)
-        weights, state = ours.weigh(state, before, None, everyone, NOTHING)
-        torch.testing.assert_close(weights, gradient_of(theirs, before), rtol=1e-9, atol=0)
-        state = ours.observe(state, after, everyone)
-        theirs.update(after)
+        weights, state = balancer.weigh(state, before, None, everyone, NOTHING)
+        torch.testing.assert_close(weights, gradient_of(reference, before), rtol=1e-9, atol=0)
+        state = balancer.observe(state, after, everyone)
+        reference.update(after)

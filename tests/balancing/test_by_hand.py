@@ -42,11 +42,11 @@ def pair(*values: float) -> Tensor:
 
 def weigh(balancer: Balancer, *steps: Tensor, gramian: Tensor | None = None) -> list[list[float]]:
     """The weights at each step, from the losses of each."""
-    state, found = balancer.init(steps[0]), []
+    state, result = balancer.init(steps[0]), []
     for losses in steps:
         weights, state = balancer.weigh(state, losses, gramian, BOTH, NOTHING)
-        found.append(weights.tolist())
-    return found
+        result.append(weights.tolist())
+    return result
 
 
 def test_fixed_and_equal_weights() -> None:
@@ -80,24 +80,24 @@ def test_learned_scales_rest_where_log_losses_weigh() -> None:
 
 def test_log_stch_by_hand() -> None:
     # One step of warm-up without and one with the nadir, (2, 5); then both stand at half and twice theirs.
-    found = weigh(LogSTCH(mu=0.5, warmup=2, nadir_steps=1), pair(9, 9), pair(2, 5), pair(1, 10))
-    assert found[1] == pytest.approx([1 / 2, 1 / 5], rel=1e-7)
+    result = weigh(LogSTCH(mu=0.5, warmup=2, nadir_steps=1), pair(9, 9), pair(2, 5), pair(1, 10))
+    assert result[1] == pytest.approx([1 / 2, 1 / 5], rel=1e-7)
     low, high = 0.5**2, 2.0**2
-    assert found[2] == pytest.approx([2 * low / (low + high) / 1, 2 * high / (low + high) / 10], rel=1e-7)
+    assert result[2] == pytest.approx([2 * low / (low + high) / 1, 2 * high / (low + high) / 10], rel=1e-7)
 
 
 def test_gradnorm_by_hand() -> None:
     # Lengths 1 and 3, then losses at 1/2 and 1 of their first: paces 2/3 and 4/3.
     gramian = torch.diag(pair(1, 9))
     balancer = GradNorm(alpha=1.0, learning_rate=0.1)
-    found = weigh(balancer, pair(2, 2), pair(1, 2), pair(1, 2), gramian=gramian)
-    assert found[0] == [1, 1]
+    result = weigh(balancer, pair(2, 2), pair(1, 2), pair(1, 2), gramian=gramian)
+    assert result[0] == [1, 1]
     # First step: targets are the mean length 2, so w = (1 + .1, 1 - .3), scaled by 2 / 1.8.
     first = [1.1 / 0.9, 0.7 / 0.9]
-    assert found[1] == pytest.approx(first)
+    assert result[1] == pytest.approx(first)
     # Second: lengths 1.222 and 2.333, mean 1.778, targets 1.185 and 2.370: the first is too long, the second too short.
     second = [first[0] - 0.1, first[1] + 0.3]
-    assert found[2] == pytest.approx([2 * w / sum(second) for w in second])
+    assert result[2] == pytest.approx([2 * w / sum(second) for w in second])
 
 
 def test_db_mtl_by_hand() -> None:
@@ -230,9 +230,9 @@ def test_pcd_drops_constraints_that_cannot_all_hold() -> None:
 
 def test_cr_mogm_by_hand() -> None:
     """GLS of (1, 4) weighs (1, .25) and of (4, 1) (.25, 1); half of the last weights stays."""
-    found = weigh(CRMOGM(GLS(), decay=0.5), pair(1, 4), pair(4, 1))
-    assert found[0] == pytest.approx([1, 0.25], rel=1e-6)
-    assert found[1] == pytest.approx([0.625, 0.625], rel=1e-6)
+    result = weigh(CRMOGM(GLS(), decay=0.5), pair(1, 4), pair(4, 1))
+    assert result[0] == pytest.approx([1, 0.25], rel=1e-6)
+    assert result[1] == pytest.approx([0.625, 0.625], rel=1e-6)
 
 
 def test_preferences_by_hand() -> None:
@@ -273,5 +273,5 @@ def test_preferences_that_make_no_sense_are_refused() -> None:
 @pytest.mark.parametrize("balancer", [UW(), IMTLL()], ids=lambda balancer: type(balancer).__name__)
 def test_the_scale_of_a_solved_task_stands_still(balancer: Balancer) -> None:
     """s would grow by its rate in every step, and the first loss after a thousand of them would throw it far below."""
-    found = weigh(balancer, *[pair(0, 1)] * 1000)
-    assert found[-1][0] == found[0][0]
+    result = weigh(balancer, *[pair(0, 1)] * 1000)
+    assert result[-1][0] == result[0][0]

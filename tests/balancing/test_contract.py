@@ -49,10 +49,10 @@ def test_a_batch_of_problems_gives_what_each_gives_alone(balancer: Balancer) -> 
     problem = make_problem(3, seed=1)
     problem = replace(problem, active=torch.rand(3, TASKS, generator=torch.Generator().manual_seed(0)) < 0.7)
     draws = make_draws(balancer, problem)
-    together = run(balancer, problem, draws)
+    stacked = run(balancer, problem, draws)
     for k in range(3):
         alone = Problem(problem.losses[:, k], problem.after[:, k], problem.gradients[:, k], problem.active[k])
-        for whole, part in zip(together, run(balancer, alone, [draw[k] for draw in draws]), strict=True):
+        for whole, part in zip(stacked, run(balancer, alone, [draw[k] for draw in draws]), strict=True):
             torch.testing.assert_close(whole[:, k], part, **CLOSE)
 
 
@@ -68,10 +68,10 @@ def test_tasks_in_another_order_give_weights_in_that_order(balancer: Balancer) -
 
 
 @every_balancer
-@pytest.mark.parametrize("kept", [(0, 1, 2, 4), (1, 3), (2,)])
-def test_inactive_tasks_are_as_if_they_did_not_exist_even_if_not_finite(balancer: Balancer, kept: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("remaining", [(0, 1, 2, 4), (1, 3), (2,)])
+def test_inactive_tasks_are_as_if_they_did_not_exist_even_if_not_finite(balancer: Balancer, remaining: tuple[int, ...]) -> None:
     problem = make_problem(seed=3)
-    tasks = torch.tensor(kept)
+    tasks = torch.tensor(remaining)
     active = torch.zeros(TASKS, dtype=torch.bool).index_fill(0, tasks, True)
     without = chosen(balancer, problem, make_draws(balancer, problem), tasks)
     spoiled = replace(
@@ -166,11 +166,11 @@ def test_a_step_leaves_its_input_as_it_is(balancer: Balancer) -> None:
     problem = make_problem(2, seed=8)
     draws = make_draws(balancer, problem)
     _, _, state = advance(balancer, start(balancer, problem), problem, draws, 0)
-    kept = {key: value.clone() for key, value in state.items()}
+    copy = {key: value.clone() for key, value in state.items()}
     first = advance(balancer, state, problem, draws, 1)
     second = advance(balancer, state, problem, draws, 1)
     assert torch.equal(first[0], second[0])
-    assert all(torch.equal(state[key], kept[key]) for key in kept)
+    assert all(torch.equal(state[key], copy[key]) for key in copy)
 
 
 @pytest.mark.parametrize("balancer", FROM_GRAMIAN, ids=name)

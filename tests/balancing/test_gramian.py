@@ -53,9 +53,9 @@ def test_conflict_by_hand() -> None:
     # Cosines 0, -1/sqrt 2, -1/sqrt 2 of (1, 0), (0, 2), (-3, -3); a task without gradient is in no pair.
     gradients = torch.tensor([[1.0, 0.0], [0.0, 2.0], [-3.0, -3.0], [0.0, 0.0]])
     everyone = torch.ones(4, dtype=torch.bool)
-    found = conflict(gramian_of(gradients), everyone)
-    assert found.mean_cosine.item() == pytest.approx(-(2**0.5) / 3)
-    assert found.conflicting.item() == pytest.approx(2 / 3)
+    result = conflict(gramian_of(gradients), everyone)
+    assert result.mean_cosine.item() == pytest.approx(-(2**0.5) / 3)
+    assert result.conflicting.item() == pytest.approx(2 / 3)
     two = conflict(gramian_of(gradients), torch.tensor([True, True, False, True]))
     assert (two.mean_cosine.item(), two.conflicting.item()) == (0, 0)
     one = conflict(gramian_of(gradients), torch.tensor([True, False, False, False]))

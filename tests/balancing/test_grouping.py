@@ -43,8 +43,8 @@ def test_groups_are_those_of_scipys_average_linkage(number: int, seed: int, data
     cosine, _ = cosines(gramian_of(torch.randn(number, 6, generator=rng, dtype=torch.float64)))
     distances = squareform((1 - cosine).clamp_min(0).fill_diagonal_(0).numpy(), checks=False)
     labels = fcluster(linkage(distances, "average"), k, "maxclust")
-    theirs = sorted([t for t in range(number) if labels[t] == label] for label in set(labels))
-    assert group_tasks(cosine, k) == theirs
+    expected = sorted([t for t in range(number) if labels[t] == label] for label in set(labels))
+    assert group_tasks(cosine, k) == expected
 
 
 @given(st.integers(0, 999), st.permutations(range(6)))

@@ -169,8 +169,8 @@ def test_cagrad_helps_the_worst_off_most(problem: Problem, steps: int) -> None:
     candidates = mean[:, None] + radius[:, None] * torch.stack(offsets, -2)
     best = (candidates @ gradients.mT).amin(-1).amax(-1)
     scale = gradients.norm(dim=-1).amax(-1) ** 2
-    found = (gradients @ directions[..., None]).squeeze(-1).amin(-1)
-    assert ((found - best).abs() <= 1e-6 * scale).all()
+    result = (gradients @ directions[..., None]).squeeze(-1).amin(-1)
+    assert ((result - best).abs() <= 1e-6 * scale).all()
     assert ((directions - mean).norm(dim=-1, keepdim=True) <= radius * (1 + 1e-6)).all()
 
 
@@ -207,11 +207,11 @@ def test_torchjd_goes_the_same_way_step_for_step(problem: Problem, steps: int, n
         # Frank-Wolfe gives all weight to the task without a gradient.
         if name == "MGDA" and not start.all():
             continue
-        point, theirs = start, [start]
+        point, expected = start, [start]
         for _ in range(steps):
             point = point - trajectory.rate * AGGREGATORS[name](evaluate(problem, point)[1])
-            theirs.append(point)
-        torch.testing.assert_close(trajectory.points[:, i], torch.stack(theirs), rtol=1e-6, atol=1e-7)
+            expected.append(point)
+        torch.testing.assert_close(trajectory.points[:, i], torch.stack(expected), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", ["GradDrop", "RLW"])

@@ -16,8 +16,8 @@ def by_hand(key: tuple[int, int], place: int) -> int:
 def test_bits_agree_with_pythons_integers() -> None:
     key = client_keys(3, "test", 1, [0, 5, 7])
     places = torch.tensor([0, 1, 2, 77, 2**31 - 1, -4], dtype=torch.int32)
-    ours = random_bits(key[:, None], places)
-    for k, row in zip(key.tolist(), ours.tolist(), strict=True):
+    result = random_bits(key[:, None], places)
+    for k, row in zip(key.tolist(), result.tolist(), strict=True):
         assert [bits % 2**32 for bits in row] == [by_hand((k[0], k[1]), place) for place in places.tolist()]
 
 

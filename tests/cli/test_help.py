@@ -57,18 +57,21 @@ def test_meanings_are_read_from_a_section_of_arguments() -> None:
     doc = """Draw.
 
     Args:
-        alpha: concentration,
-            above zero.
+        alpha: concentration; seed: is not
+            described here.
         seed: of the draw.
+        other: no option.
+
+    More of it.
 
     Returns:
         seed: not an argument.
+
+    Raises:
+        ValueError: alpha: is not above zero.
     """
-    assert meanings(doc.partition("    Returns")[0], ["alpha", "seed"]) == {
-        "alpha": "concentration, above zero",
-        "seed": "of the draw",
-    }
-    assert prose(doc.partition("    Returns")[0], ["alpha", "seed"]) == "Draw."
+    assert meanings(doc, ["alpha", "seed"]) == {"alpha": "concentration; seed: is not described here", "seed": "of the draw"}
+    assert prose(doc, ["alpha", "seed"]) == "Draw.\n\nMore of it."
 
 
 def test_prose_is_what_is_left_without_options_and_errors() -> None:

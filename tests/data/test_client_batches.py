@@ -7,14 +7,14 @@ from mtl.data.client_batches import CohortBatches, LocalWork, plan_batches
 from mtl.data.ragged import Ragged
 
 
-def held_by(*sizes: int) -> Ragged:
+def images_of_clients(*sizes: int) -> Ragged:
     """Clients that hold so many images, numbered one after the other."""
     return Ragged.of(list(torch.arange(sum(sizes)).split(list(sizes))))
 
 
 def plan_one(num_images: int, work: LocalWork, *, seed: int = 0, round: int = 0, client: int = 0) -> CohortBatches:
-    held = Ragged.of([torch.arange(num_images)] * (client + 1))
-    return plan_batches(held, [client], work, seed=seed, round=round)
+    client_images = Ragged.of([torch.arange(num_images)] * (client + 1))
+    return plan_batches(client_images, [client], work, seed=seed, round=round)
 
 
 @given(st.integers(1, 40), st.integers(1, 17), st.integers(1, 4), st.integers(0, 9))
@@ -54,35 +54,35 @@ def test_a_plan_depends_on_seed_round_and_client_alone() -> None:
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.integers(1, 5), st.integers(1, 3))
 @settings(max_examples=40, deadline=None)
 def test_a_client_has_the_same_batches_in_any_cohort(sizes: list[int], batch_size: int, epochs: int) -> None:
-    work, held = LocalWork(batch_size=batch_size, epochs=epochs), held_by(*sizes)
+    work, client_images = LocalWork(batch_size=batch_size, epochs=epochs), images_of_clients(*sizes)
     cohort = sorted(range(len(sizes)), key=lambda client: -work.num_steps(sizes[client]))
-    together = plan_batches(held, cohort, work, seed=3, round=1)
-    assert list(together.active) == [sum(work.num_steps(n) > s for n in sizes) for s in range(len(together.active))]
+    cohort_batches = plan_batches(client_images, cohort, work, seed=3, round=1)
+    assert list(cohort_batches.active) == [sum(work.num_steps(n) > s for n in sizes) for s in range(len(cohort_batches.active))]
     every = slice(0, None)
     for place, client in enumerate(cohort):
-        alone = plan_batches(held, [client], work, seed=3, round=1)
-        rows = (together.client == place).nonzero().flatten()
-        assert together.step[rows].tolist() == list(range(len(rows)))
+        alone = plan_batches(client_images, [client], work, seed=3, round=1)
+        rows = (cohort_batches.client == place).nonzero().flatten()
+        assert cohort_batches.step[rows].tolist() == list(range(len(rows)))
         size = alone.index.shape[1]  # beyond it all is padding
-        assert not together.valid[rows][:, size:].any()
-        assert torch.equal(together.index[rows][:, :size], alone.index)
+        assert not cohort_batches.valid[rows][:, size:].any()
+        assert torch.equal(cohort_batches.index[rows][:, :size], alone.index)
         for name in ("filled", "step"):
-            assert torch.equal(getattr(together, name)[rows], getattr(alone, name))
-        assert torch.equal(together.draws(every)[rows][:, :size], alone.draws(every))
-        assert torch.equal(together.dropout_keys(every, 2)[rows], alone.dropout_keys(every, 2))
+            assert torch.equal(getattr(cohort_batches, name)[rows], getattr(alone, name))
+        assert torch.equal(cohort_batches.draws(every)[rows][:, :size], alone.draws(every))
+        assert torch.equal(cohort_batches.dropout_keys(every, 2)[rows], alone.dropout_keys(every, 2))
 
 
 def test_batches_are_as_large_as_the_largest_that_occurs_and_the_draws_do_not_know() -> None:
     # A client of one image beside one of nine, at a batch size of 16: nothing but the padding differs.
-    held, work, every = held_by(9, 1), LocalWork(batch_size=16, epochs=2), slice(0, None)
-    together, alone = (plan_batches(held, clients, work, seed=3, round=1) for clients in ([0, 1], [1]))
-    assert together.index.shape == (4, 9)
+    client_images, work, every = images_of_clients(9, 1), LocalWork(batch_size=16, epochs=2), slice(0, None)
+    cohort_batches, alone = (plan_batches(client_images, clients, work, seed=3, round=1) for clients in ([0, 1], [1]))
+    assert cohort_batches.index.shape == (4, 9)
     assert alone.index.shape == (2, 1)
-    rows = (together.client == 1).nonzero().flatten()
-    assert torch.equal(together.index[rows][:, :1], alone.index)
-    assert torch.equal(together.draws(every)[rows][:, :1], alone.draws(every))
+    rows = (cohort_batches.client == 1).nonzero().flatten()
+    assert torch.equal(cohort_batches.index[rows][:, :1], alone.index)
+    assert torch.equal(cohort_batches.draws(every)[rows][:, :1], alone.draws(every))
     # The draws of an image are those of its place among full batches: a hash of step * 16 + place in the batch.
-    full = plan_batches(held_by(9, 16), [1], work, seed=3, round=1)
+    full = plan_batches(images_of_clients(9, 16), [1], work, seed=3, round=1)
     assert torch.equal(full.draws(every)[:, :1], alone.draws(every))
 
 

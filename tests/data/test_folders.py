@@ -95,7 +95,7 @@ def test_what_is_passed_over_is_counted_and_named(tmp_path, caplog):
         (tmp_path / name).write_text("no picture")
     assert len(folder(str(tmp_path))) == 4
     assert (
-        f"passed over in {tmp_path}, with the first of each kind: 2 .txt (train/a/notes.txt), 2 folders (__MACOSX), "
+        f"ignored in {tmp_path}, with the first of each kind: 2 .txt (train/a/notes.txt), 2 folders (__MACOSX), "
         "1 hidden (train/b/._1.png), 1 no extension (README)"
     ) in caplog.text
     assert not caplog.text.count(".cache")

@@ -28,8 +28,8 @@ def test_about_the_share_stays_known_and_nothing_else_changes() -> None:
     assert split is SPLIT
     assert torch.equal(after.targets, before.targets)
     assert not (after.known & ~before.known).any()
-    watched = torch.cat([SPLIT.val, SPLIT.test])
-    assert torch.equal(after.known[watched], before.known[watched])
+    monitored = torch.cat([SPLIT.val, SPLIT.test])
+    assert torch.equal(after.known[monitored], before.known[monitored])
     share = after.known[SPLIT.train].sum() / before.known[SPLIT.train].sum()
     assert share == pytest.approx(0.25, abs=0.05)
     assert torch.equal(KnownLabels(0.25)(before, SPLIT, 0)[0].known, after.known)

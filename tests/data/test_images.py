@@ -119,10 +119,10 @@ def test_crop_is_top_left_height_width(tmp_path):
 
 def test_images_come_in_the_order_of_their_paths(tmp_path):
     paths = [paint(tmp_path / f"{level}.png", level, "L") for level in range(50)][::-1]
-    pixels, kept = read_images(paths, grey=True)
+    pixels, places = read_images(paths, grey=True)
     assert pixels.dtype == torch.uint8
     assert pixels[:, 0, 0, 0].tolist() == list(range(50))[::-1]
-    assert kept.tolist() == list(range(50))
+    assert places.tolist() == list(range(50))
 
 
 def break_file(path: Path, kind: str) -> Path:
@@ -143,8 +143,8 @@ def test_corrupt_images_are_skipped_on_request_with_a_warning_each_time(tmp_path
     paths = [break_file(tmp_path / "0.png", "text"), paint(tmp_path / "1.png"), break_file(tmp_path / "2.png", "truncated")]
     for _ in ("decoded", "cached"):
         caplog.clear()
-        pixels, kept = load_images("x", tmp_path, paths, skip_corrupt=True)
-        assert kept.tolist() == [1]
+        pixels, places = load_images("x", tmp_path, paths, skip_corrupt=True)
+        assert places.tolist() == [1]
         assert pixels.shape == (1, 3, 3, 4)
         assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
             f"skipped 2 of 3 images that cannot be decoded; the first is {paths[0]}"

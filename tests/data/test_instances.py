@@ -23,37 +23,37 @@ def rng(seed: int = 0) -> torch.Generator:
 
 
 def test_the_ratio_of_two_normal_densities_is_found() -> None:
-    own, source = 0.7 * draw(400, 1) + 0.5, draw(800, 1, seed=1)
-    found = density_ratio(own, source, rng())
+    client, source = 0.7 * draw(400, 1) + 0.5, draw(800, 1, seed=1)
+    ratios = density_ratio(client, source, rng())
 
     def density(x: Tensor, mean: float, deviation: float) -> Tensor:
         return torch.exp(-((x - mean) ** 2) / (2 * deviation**2)) / deviation
 
     true = (density(source, 0.5, 0.7) / density(source, 0.0, 1.0))[:, 0]
-    assert float(torch.corrcoef(torch.stack([found, true]))[0, 1]) > 0.97
-    assert float(found.mean()) == pytest.approx(1, abs=0.1)
-    assert float((found - true).abs().mean()) < 0.15
+    assert float(torch.corrcoef(torch.stack([ratios, true]))[0, 1]) > 0.97
+    assert float(ratios.mean()) == pytest.approx(1, abs=0.1)
+    assert float((ratios - true).abs().mean()) < 0.15
 
 
 def test_one_centre_is_worked_out_by_hand() -> None:
     # One own image at 0, the source at 1, 1 and 3: the median distance is 1, and any one strength gives the same shares.
-    found = density_ratio(torch.zeros(1, 1), torch.tensor([[1.0], [1.0], [3.0]]), rng())
+    ratios = density_ratio(torch.zeros(1, 1), torch.tensor([[1.0], [1.0], [3.0]]), rng())
     kernels = [math.exp(-0.5), math.exp(-0.5), math.exp(-4.5)]
     strength = math.exp(0) / (sum(k * k for k in kernels) / 3 + 1)
-    assert found.tolist() == pytest.approx([strength * k for k in kernels])
+    assert ratios.tolist() == pytest.approx([strength * k for k in kernels])
 
 
 @pytest.mark.parametrize(("n", "m"), [(4, 7), (6, 3)])
 def test_leaving_out_is_fitting_without(n: int, m: int) -> None:
-    ours, theirs, ridge = draw(n, 5).exp(), draw(m, 5, seed=1).exp(), 0.3
+    client_kernels, source_kernels, ridge = draw(n, 5).exp(), draw(m, 5, seed=1).exp(), 0.3
     errors = []
     for i in range(min(n, m)):
-        own, source = (torch.cat([part[:i], part[i + 1 :]]) for part in (ours, theirs))
+        client, source = (torch.cat([part[:i], part[i + 1 :]]) for part in (client_kernels, source_kernels))
         gram = sum(torch.outer(row, row) for row in source) / len(source)
-        strengths = torch.linalg.inv(gram + ridge * torch.eye(5)) @ (sum(own) / len(own))
+        strengths = torch.linalg.inv(gram + ridge * torch.eye(5)) @ (sum(client) / len(client))
         strengths = torch.tensor([max(float(value), 0) for value in strengths], dtype=torch.float64)
-        errors.append(float(strengths @ theirs[i]) ** 2 / 2 - float(strengths @ ours[i]))
-    assert left_out_error(ours, theirs, ridge) == pytest.approx(sum(errors) / len(errors))
+        errors.append(float(strengths @ source_kernels[i]) ** 2 / 2 - float(strengths @ client_kernels[i]))
+    assert left_out_error(client_kernels, source_kernels, ridge) == pytest.approx(sum(errors) / len(errors))
 
 
 def test_drawn_shares_are_those_of_the_weights() -> None:
@@ -77,8 +77,8 @@ def with_source(
 ) -> FederatedData:
     source = make_images(num_classes=5, per_class=4, seed=9)
     index = torch.arange(len(source)).view(5, 4)[:, 1:].flatten()  # the first of each class is for something else
-    own = one_vs_rest(source) if subtasks is None else subtasks
-    return add_instances(data, source.images, own, index, embed=embed, ratio=ratio, disjoint=disjoint, seed=seed)
+    source_subtasks = one_vs_rest(source) if subtasks is None else subtasks
+    return add_instances(data, source.images, source_subtasks, index, embed=embed, ratio=ratio, disjoint=disjoint, seed=seed)
 
 
 @pytest.mark.parametrize("disjoint", [False, True])
@@ -106,10 +106,10 @@ def test_the_labels_of_each_side_are_its_own(disjoint: bool) -> None:
         assert named == [f"source:c{originals[image.numpy().tobytes()]}"]
     held_back = {image.numpy().tobytes() for image in source.images[::4]}
     assert not any(image.numpy().tobytes() in held_back for image in both.images[images:])
-    for client, held in enumerate(both.clients):
-        assert torch.equal(held[: data.clients.size(client)], data.clients[client])
-        assert len(held) == 1.5 * data.clients.size(client)
-        counted = (both.targets & both.known)[held].sum(0), (~both.targets & both.known)[held].sum(0)
+    for client, client_images in enumerate(both.clients):
+        assert torch.equal(client_images[: data.clients.size(client)], data.clients[client])
+        assert len(client_images) == 1.5 * data.clients.size(client)
+        counted = (both.targets & both.known)[client_images].sum(0), (~both.targets & both.known)[client_images].sum(0)
         assert torch.equal(both.positives[client], counted[0])
         assert torch.equal(both.negatives[client], counted[1])
         assert torch.equal(both.assignment[client, tasks:], both.positives[client, tasks:] > 0)

@@ -137,9 +137,9 @@ def test_label_limited_clients_have_k_classes_each_in_log_normal_amounts() -> No
     assert ((counts > 0).sum(1) == 2).all()
     assert counts[counts > 0].min() >= 5
     assert (counts.sum(0) == 20_000).all()
-    for held in counts.T:
-        assert (held > 0).sum() == 40  # as the authors have it: l = (user + j) % 10, j = 0, 1
-    logs = [(held[held > 0] - 5).clamp_min(1).double().log() for held in counts.T]
+    for class_counts in counts.T:
+        assert (class_counts > 0).sum() == 40  # as the authors have it: l = (user + j) % 10, j = 0, 1
+    logs = [(class_counts[class_counts > 0] - 5).clamp_min(1).double().log() for class_counts in counts.T]
     assert torch.cat([values - values.mean() for values in logs]).std() == pytest.approx(1.0, rel=0.12)
     pairs = {tuple(row.nonzero().flatten().tolist()) for row in counts}
     assert len(pairs) == 10  # a circle

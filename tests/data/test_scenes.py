@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from mtl.data.faces import orl
+from mtl.data.scene_drawing import OVAL, paste, shuffle_tiles
 from mtl.data.scene_transforms import SCENE_DRAWS, SceneAugmentation
-from mtl.data.scenes import OVAL, SceneSet, _paste, _shuffle, orl_scenes, scene_faces
+from mtl.data.scenes import SceneSet, orl_scenes, scene_faces
 
 SMALL = {"image_size": (96, 96), "face_height": (24.0, 60.0), "max_faces": 3}
 
@@ -46,16 +47,16 @@ def test_a_scene_depends_on_the_seed_its_part_and_its_number_alone(scenes: Scene
 def test_no_photograph_of_a_test_scene_is_in_a_training_scene(monkeypatch: pytest.MonkeyPatch) -> None:
     from mtl.data import scenes as module
 
-    shown: list[torch.Tensor] = []
-    draw = module._draw
+    drawn: list[torch.Tensor] = []
+    draw = module.draw_scenes
 
     def spy(key: torch.Tensor, photographs: torch.Tensor, style: object) -> object:
-        shown.append(photographs)
+        drawn.append(photographs)
         return draw(key, photographs, style)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "_draw", spy)
+    monkeypatch.setattr(module, "draw_scenes", spy)
     orl_scenes(scenes=(2, 2, 2), photographs=(4, 2, 4), seed=5, **SMALL)  # type: ignore[arg-type]
-    sets = [{photograph.numpy().tobytes() for photograph in part} for part in shown]
+    sets = [{photograph.numpy().tobytes() for photograph in part} for part in drawn]
     assert [len(part) for part in sets] == [160, 80, 160]
     assert not sets[0] & sets[1]
     assert not sets[0] & sets[2]
@@ -65,7 +66,7 @@ def test_no_photograph_of_a_test_scene_is_in_a_training_scene(monkeypatch: pytes
 def test_a_pasted_face_fills_its_box_and_leaves_the_rest() -> None:
     canvas, picture = torch.zeros(1, 1, 80, 80), torch.ones(1, 1, 112, 92)
     centre, height = torch.tensor([[40.0, 44.0]]), torch.tensor([48.0])
-    out = _paste(canvas, picture, centre, height, torch.zeros(1), torch.zeros(1, 1, 1, dtype=torch.bool))
+    out = paste(canvas, picture, centre, height, torch.zeros(1), torch.zeros(1, 1, 1, dtype=torch.bool))
     covered = out[0, 0] > 0.5
     rows, columns = covered.any(1).nonzero().flatten(), covered.any(0).nonzero().flatten()
     width = 48 * OVAL[0] * 92 / (OVAL[1] * 112)
@@ -78,10 +79,10 @@ def test_a_pasted_face_fills_its_box_and_leaves_the_rest() -> None:
 
 def test_decoys_have_the_pixels_of_a_face_in_another_order() -> None:
     picture = torch.rand(1, 1, 112, 92, generator=torch.Generator().manual_seed(0))
-    shuffled = _shuffle(picture, torch.rand(1, 16, generator=torch.Generator().manual_seed(1)))
+    shuffled = shuffle_tiles(picture, torch.rand(1, 16, generator=torch.Generator().manual_seed(1)))
     assert torch.equal(picture.flatten().sort().values, shuffled.flatten().sort().values)
     assert not torch.equal(picture, shuffled)
-    in_order = _shuffle(picture, torch.arange(16.0)[None])
+    in_order = shuffle_tiles(picture, torch.arange(16.0)[None])
     assert torch.equal(in_order, picture)
 
 
@@ -122,8 +123,8 @@ def test_unusable_scenes_are_refused() -> None:
 def marked(boxes: torch.Tensor, size: tuple[int, int] = (40, 60)) -> torch.Tensor:
     """[B, 1, H, W], one inside each box and zero elsewhere."""
     images = torch.zeros(len(boxes), 1, *size)
-    for image, own in zip(images, boxes, strict=True):
-        for left, top, right, bottom in own.int().tolist():
+    for image, boxes_of_image in zip(images, boxes, strict=True):
+        for left, top, right, bottom in boxes_of_image.int().tolist():
             image[0, top:bottom, left:right] = 1
     return images
 

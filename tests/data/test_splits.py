@@ -52,16 +52,16 @@ def test_official_keeps_the_test_images_and_takes_validation_from_training(image
 
 def test_the_default_split_is_the_official_one_where_there_is_one(images: ImageData, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    own = dataclasses.replace(images, official_split=torch.tensor([0, 0, 0, 1, 2, 2] * 4, dtype=torch.int8))
-    split = splits.auto(own, 0)
+    with_parts = dataclasses.replace(images, official_split=torch.tensor([0, 0, 0, 1, 2, 2] * 4, dtype=torch.int8))
+    split = splits.auto(with_parts, 0)
     assert split.test.tolist() == [i for i in range(24) if i % 6 > 3]
     assert split.val.tolist() == [i for i in range(24) if i % 6 == 3]
     assert "split=official of made: 12 images to train, 4 for validation, 8 to test" in caplog.text
     with pytest.raises(
-        ValueError, match=r"split.train split.val must be null, as made comes in parts .* got 3, 0; say split=per_class"
+        ValueError, match=r"split.train split.val must be null, as made has an official split, got 3, 0; use split=per_class"
     ):
-        splits.auto(own, 0, train=3, val=0)
-    assert len(splits.per_class(own, 0, train=5).train) == 20
+        splits.auto(with_parts, 0, train=3, val=0)
+    assert len(splits.per_class(with_parts, 0, train=5).train) == 20
     for other in (images, dataclasses.replace(images, official_split=torch.zeros(24, dtype=torch.int8))):
         assert all(map(torch.equal, dataclasses.astuple(splits.auto(other, 0)), dataclasses.astuple(splits.per_class(other, 0))))
         three = splits.auto(other, 0, train=3, val=1, test=2)
@@ -70,9 +70,11 @@ def test_the_default_split_is_the_official_one_where_there_is_one(images: ImageD
 
 
 def test_parts_without_a_test_are_refused_and_not_mixed(images: ImageData) -> None:
-    own = dataclasses.replace(images, official_split=torch.tensor([0, 0, 0, 0, 1, 1] * 4, dtype=torch.int8))
-    with pytest.raises(ValueError, match="split=official needs test images, and made has none of its own; use split=fractions"):
-        splits.auto(own, 0)
+    with_parts = dataclasses.replace(images, official_split=torch.tensor([0, 0, 0, 0, 1, 1] * 4, dtype=torch.int8))
+    with pytest.raises(
+        ValueError, match="split=official needs test images, and the official split of made has none; use split=fractions"
+    ):
+        splits.auto(with_parts, 0)
 
 
 def test_official_needs_a_partition(images: ImageData) -> None:

@@ -64,16 +64,16 @@ def test_cutout_greys_a_square_and_nothing_else() -> None:
 def test_an_image_is_changed_the_same_in_any_company() -> None:
     change = Augmentation(rotation=15, scale=0.1, shift=0.1, brightness=0.2, cutout=0.2)
     draw = torch.rand(3, DRAWS)
-    together = change(PICTURE, draw)
+    batched = change(PICTURE, draw)
     for i in range(3):
-        assert torch.allclose(change(PICTURE[i : i + 1], draw[i : i + 1])[0], together[i], atol=1e-6)
+        assert torch.allclose(change(PICTURE[i : i + 1], draw[i : i + 1])[0], batched[i], atol=1e-6)
 
 
 def test_normalise_by_constants_and_by_image() -> None:
     assert torch.allclose(Normalise(mean=0.4, deviation=0.2)(PICTURE), (PICTURE - 0.4) / 0.2)
-    own = Normalise(per_image=True)(PICTURE)
-    assert torch.allclose(own.mean((1, 2, 3)), torch.zeros(3), atol=1e-5)
-    assert torch.allclose(own.std((1, 2, 3), correction=0), torch.ones(3), atol=1e-2)
+    normalised = Normalise(per_image=True)(PICTURE)
+    assert torch.allclose(normalised.mean((1, 2, 3)), torch.zeros(3), atol=1e-5)
+    assert torch.allclose(normalised.std((1, 2, 3), correction=0), torch.ones(3), atol=1e-2)
 
 
 def test_equalised_pictures_do_not_depend_on_light_and_contrast() -> None:

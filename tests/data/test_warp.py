@@ -98,10 +98,10 @@ def test_equalised_levels_are_those_worked_out_by_hand() -> None:
 def test_each_channel_of_each_picture_is_equalised_by_itself_and_an_even_one_stays() -> None:
     images = torch.rand(2, 2, 16, 16, generator=torch.Generator().manual_seed(2)) * 0.3
     images[1, 1] = 0.25
-    together = equalise(images)
+    batched = equalise(images)
     for i in range(2):
         for c in range(2):
-            assert torch.equal(together[i, c], equalise(images[i : i + 1, c : c + 1])[0, 0])
-    assert torch.equal(together[1, 1], images[1, 1])
-    assert float(together[0, 0].min()) == 0
-    assert float(together[0, 0].max()) == 1
+            assert torch.equal(batched[i, c], equalise(images[i : i + 1, c : c + 1])[0, 0])
+    assert torch.equal(batched[1, 1], images[1, 1])
+    assert float(batched[0, 0].min()) == 0
+    assert float(batched[0, 0].max()) == 1

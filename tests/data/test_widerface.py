@@ -50,8 +50,8 @@ def test_a_fraction_of_the_training_part_is_for_validation(root: Path) -> None:
 
 def test_a_box_of_less_than_a_pixel_is_dropped() -> None:
     bbox = torch.tensor([[0, 0, 10, 10], [0, 0, 3, 10], [5, 5, 0, 4], [4, 4, 8, 8]])
-    kept = usable_boxes(bbox, torch.tensor([False, False, False, True]), torch.tensor([0.25, 0.25]), (20, 20))
-    assert kept.tolist() == [[0, 0, 2.5, 2.5]]
+    boxes = usable_boxes(bbox, torch.tensor([False, False, False, True]), torch.tensor([0.25, 0.25]), (20, 20))
+    assert boxes.tolist() == [[0, 0, 2.5, 2.5]]
 
 
 def test_a_missing_data_set_and_a_missing_picture_are_named(root: Path, tmp_path: Path) -> None:

@@ -12,16 +12,16 @@ from mtl.devices.fleet import Fleet, deal_out
 from mtl.devices.widths import Level, Widths, narrow
 from mtl.losses.bce import BCE
 from mtl.models.cnn import ImageShape, Trunk, classic_cnn, flat, lenet, separable_cnn, small_cnn
-from mtl.models.hard_sharing import HardSharing
 from mtl.models.heads import LinearHeads
+from mtl.models.multi_task_model import MultiTaskModel
 from mtl.models.norm import replace_batch_norm
 from mtl.models.trunks import resnet
 
 SHAPE = (1, 16, 16)
 
 
-def whole(trunk: Trunk) -> HardSharing:
-    return HardSharing(trunk, LinearHeads(trunk.width, 3), BCE(3))
+def whole(trunk: Trunk) -> MultiTaskModel:
+    return MultiTaskModel(trunk, LinearHeads(trunk.width, 3), BCE(3))
 
 
 def two_linear(image_shape: ImageShape) -> Trunk:
@@ -116,7 +116,7 @@ def test_what_cannot_be_narrowed_is_refused() -> None:
     with pytest.raises(ValueError, match=r"widths.levels=0.5 cuts no channel of this trunk"):
         narrow(whole(flat(SHAPE)), SHAPE, 0.5)
     with pytest.raises(ValueError, match=r"need architecture=hard_sharing, a model with one trunk, got Sequential"):
-        narrow(HardSharing(nn.Sequential(flat(SHAPE)), LinearHeads(256, 3), BCE(3)), SHAPE, 0.5)
+        narrow(MultiTaskModel(nn.Sequential(flat(SHAPE)), LinearHeads(256, 3), BCE(3)), SHAPE, 0.5)
 
 
 def test_levels_are_dealt_out_like_devices() -> None:

@@ -15,8 +15,8 @@ from mtl.edge.distil import Distillation, Distilling, angles, attention, distanc
 from mtl.losses.bce import BCE
 from mtl.losses.pairs import PairLosses
 from mtl.models.cnn import small_cnn
-from mtl.models.hard_sharing import HardSharing
 from mtl.models.heads import LinearHeads
+from mtl.models.multi_task_model import MultiTaskModel
 from mtl.run.train import train
 from tests.edge.conftest import CENTRALISED, Train
 from tests.run.test_train import numbers, small
@@ -91,8 +91,8 @@ def test_padding_has_no_influence(part: Callable[[Tensor, Tensor, Tensor], Tenso
     assert bool(s.grad.isfinite().all())
 
 
-def models() -> tuple[HardSharing, HardSharing]:
-    return tuple(HardSharing(small_cnn((1, 8, 8), channels=(8,), width=6), LinearHeads(6, 3), BCE(3)) for _ in range(2))  # type: ignore[return-value]
+def models() -> tuple[MultiTaskModel, MultiTaskModel]:
+    return tuple(MultiTaskModel(small_cnn((1, 8, 8), channels=(8,), width=6), LinearHeads(6, 3), BCE(3)) for _ in range(2))  # type: ignore[return-value]
 
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it() -> None:
@@ -115,7 +115,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it() -> None:
 
 def test_hints_need_embeddings_of_one_width() -> None:
     teacher, _ = models()
-    student = HardSharing(small_cnn((1, 8, 8), channels=(8,), width=4), LinearHeads(4, 3), BCE(3))
+    student = MultiTaskModel(small_cnn((1, 8, 8), channels=(8,), width=4), LinearHeads(4, 3), BCE(3))
     with pytest.raises(
         ValueError, match=r"distil.feature needs embeddings of one width, got 6 of the teacher and 4 of the student"
     ):

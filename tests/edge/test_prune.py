@@ -12,8 +12,8 @@ from mtl.edge.prune import Pruning, cut_channels, prunable, take_shapes, zero_sm
 from mtl.losses.bce import BCE
 from mtl.models.cnn import Trunk, classic_cnn, flat, lenet, separable_cnn, small_cnn
 from mtl.models.flops import count_forward, num_parameters
-from mtl.models.hard_sharing import HardSharing
 from mtl.models.heads import LinearHeads
+from mtl.models.multi_task_model import MultiTaskModel
 from mtl.models.norm import replace_batch_norm
 from mtl.run.load import load_run
 from mtl.run.train import train
@@ -23,8 +23,8 @@ from tests.run.test_train import small
 SHAPE = (1, 16, 16)
 
 
-def whole(trunk: Trunk) -> HardSharing:
-    return HardSharing(trunk, LinearHeads(trunk.width, 3), BCE(3)).eval()
+def whole(trunk: Trunk) -> MultiTaskModel:
+    return MultiTaskModel(trunk, LinearHeads(trunk.width, 3), BCE(3)).eval()
 
 
 def test_the_ratio_grows_as_a_cube() -> None:

@@ -19,7 +19,7 @@ from mtl.federation.population.views import Views
 from mtl.federation.round import Federation, State
 from mtl.federation.schedule import Schedule
 from mtl.federation.server import Server, ServerStep, Surroundings, fedavg
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 from tests.conftest import clone
 
 
@@ -62,9 +62,9 @@ def start_of(fed: Federation, params: Params | None = None) -> State:
     return State(fed.server.init(start, fed.layout), bank)
 
 
-def named(params: Params) -> HardSharing:
+def named(params: Params) -> MultiTaskModel:
     """What has these parameters, where a model is asked for no more than that."""
-    return cast(HardSharing, SimpleNamespace(params=lambda: params))
+    return cast(MultiTaskModel, SimpleNamespace(params=lambda: params))
 
 
 def orders_of(params: Params, tasks: Tensor, sizes: list[int], views: Views | None = None) -> Orders:

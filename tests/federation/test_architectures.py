@@ -20,7 +20,7 @@ from mtl.losses.bce import BCE
 from mtl.losses.pairs import TaskCounts
 from mtl.models import cnn, heads
 from mtl.models.architecture import Parts
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 from mtl.run.build import build_data, build_model
 from mtl.run.config import compose
 from mtl.run.members import PARTIAL
@@ -47,14 +47,14 @@ CASES = [(name, OPTIONS[name]) for name in ARCHITECTURES] + [
 ]
 
 
-def model_of(name: str, options: dict, data: FederatedData, trunk: str = "groupnorm") -> HardSharing:  # type: ignore[type-arg]
+def model_of(name: str, options: dict, data: FederatedData, trunk: str = "groupnorm") -> MultiTaskModel:  # type: ignore[type-arg]
     torch.manual_seed(0)
     make = {
         "groupnorm": lambda: cnn.small_cnn(data.image_shape, channels=(4, 8), width=6, groups=2),
         "dropout": lambda: cnn.classic_cnn(data.image_shape, channels=(4,), width=8),
     }[trunk]
     parts = Parts(make, lambda width: heads.LinearHeads(width, data.num_tasks), trunk, data.tasks, data.image_shape)
-    return HardSharing(*PARTIAL["architecture"][name](parts, **options), BCE(data.num_tasks)).double()
+    return MultiTaskModel(*PARTIAL["architecture"][name](parts, **options), BCE(data.num_tasks)).double()
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
@@ -107,9 +107,9 @@ def test_scores_are_those_of_each_client_s_own_model(name: str, options: dict, k
     model.train()
     if keep == "nothing":
         model.load_state_dict(state.params, strict=False)
-    for held_numbers in (model.held, 2**24):
+    for held_numbers in (model.activation_numel, 2**24):
         # A few images and clients at a time give what all at once do.
-        model.held = held_numbers
+        model.activation_numel = held_numbers
         for stacked in (False, True):
             scores = Inference(model, objective, rule).scores(data, state, index, stacked=stacked)
             assert torch.allclose(scores, expected, atol=1e-5)

@@ -35,7 +35,7 @@ from mtl.losses.ldam import LDAM
 from mtl.losses.sphereface2 import SphereFace2
 from mtl.models import cnn, heads
 from mtl.models.cnn import Trunk
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 from mtl.models.norm import replace_batch_norm
 from tests.conftest import make_federation
 from tests.federation.helpers import federation_of, start_of
@@ -72,7 +72,7 @@ def local_norm_cnn(image_shape: tuple[int, int, int]) -> Trunk:
     return Trunk(replace_batch_norm(features, "local"), 8)
 
 
-def model_of(kind: str, data: FederatedData, dtype: torch.dtype = torch.float32) -> HardSharing:
+def model_of(kind: str, data: FederatedData, dtype: torch.dtype = torch.float32) -> MultiTaskModel:
     torch.manual_seed(0)
     trunk = {
         "flat": lambda: cnn.flat(data.image_shape),
@@ -82,16 +82,16 @@ def model_of(kind: str, data: FederatedData, dtype: torch.dtype = torch.float32)
         "localnorm": lambda: local_norm_cnn(data.image_shape),
     }[kind]()
     if kind == "deferred":
-        return HardSharing(trunk, heads.LinearHeads(trunk.width, 4), LDAM(4, scale=2.0, defer=0.3)).to(dtype)
+        return MultiTaskModel(trunk, heads.LinearHeads(trunk.width, 4), LDAM(4, scale=2.0, defer=0.3)).to(dtype)
     if kind.endswith("norm"):
-        return HardSharing(trunk, heads.CosineHeads(trunk.width, 4), SphereFace2(4)).to(dtype)
-    return HardSharing(trunk, heads.LinearHeads(trunk.width, 4), BCE(4, positive_weight="balanced")).to(dtype)
+        return MultiTaskModel(trunk, heads.CosineHeads(trunk.width, 4), SphereFace2(4)).to(dtype)
+    return MultiTaskModel(trunk, heads.LinearHeads(trunk.width, 4), BCE(4, positive_weight="balanced")).to(dtype)
 
 
 def three_rounds(
     make: Callable[[Training], Backend],
     data: FederatedData,
-    model: HardSharing,
+    model: MultiTaskModel,
     *,
     keep: str = "nothing",
     client: LocalSGD | None = None,
@@ -257,10 +257,10 @@ class Branching(nn.Module):
         return inputs if inputs.sum() > 0 else -inputs
 
 
-def branching(data: FederatedData) -> HardSharing:
+def branching(data: FederatedData) -> MultiTaskModel:
     torch.manual_seed(0)
     features = nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(64, 8), Branching()))
-    return HardSharing(Trunk(features, 8), heads.LinearHeads(8, 4), BCE(4))
+    return MultiTaskModel(Trunk(features, 8), heads.LinearHeads(8, 4), BCE(4))
 
 
 def test_a_trunk_that_cannot_be_stacked_is_refused_by_its_layer_and_auto_falls_to_the_loop(

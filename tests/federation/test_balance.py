@@ -40,7 +40,7 @@ from mtl.federation.round import RoundLog, State, run_round
 from mtl.federation.schedule import Schedule
 from mtl.federation.server import Server, fedavg
 from mtl.losses.pairs import TaskCounts
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 from mtl.run.build import build_model
 from mtl.run.config import compose
 from mtl.run.members import WHOLE
@@ -78,12 +78,12 @@ def a_batch(seed: int = 0, size: int = 5) -> Batch:
     )
 
 
-def losses_of(model: HardSharing, batch: Batch) -> Tensor:
+def losses_of(model: MultiTaskModel, batch: Batch) -> Tensor:
     counts = TaskCounts(batch.positives, batch.negatives, batch.progress)
     return OBJECTIVE.losses(model, batch.inputs, batch.targets, batch.mask, batch.valid, counts).tasks
 
 
-def one_by_one(model: HardSharing, batch: Batch) -> list[Params]:
+def one_by_one(model: MultiTaskModel, batch: Batch) -> list[Params]:
     """The gradient of each task's loss, by every parameter."""
     params = dict(model.named_parameters())
     tasks = losses_of(model, batch)
@@ -95,7 +95,7 @@ def one_by_one(model: HardSharing, batch: Batch) -> list[Params]:
     ]
 
 
-def balanced(method: Balancer, model: HardSharing, batch: Batch, **options: object) -> tuple[Params, Tensor | None]:
+def balanced(method: Balancer, model: MultiTaskModel, batch: Batch, **options: object) -> tuple[Params, Tensor | None]:
     balance = make_balance(method, model, **options)  # type: ignore[arg-type]
     params = dict(model.named_parameters())
     step = balance.step(model, OBJECTIVE, stacked=False)

@@ -26,8 +26,8 @@ from mtl.federation.server_steps.distil_ensemble import DistilEnsemble, Ensemble
 from mtl.learning.checkpoints import read_checkpoint
 from mtl.losses.bce import BCE
 from mtl.models.cnn import Trunk
-from mtl.models.hard_sharing import HardSharing
 from mtl.models.heads import LinearHeads
+from mtl.models.multi_task_model import MultiTaskModel
 from mtl.run.config import compose
 from mtl.run.train import train
 from tests.conftest import clone, make_images
@@ -43,17 +43,17 @@ def prepared(images: torch.Tensor) -> torch.Tensor:
     return (images.float() / 255 - 0.5) / 0.25
 
 
-def two_layers(seed: int) -> HardSharing:
+def two_layers(seed: int) -> MultiTaskModel:
     torch.manual_seed(seed)
     trunk = Trunk(nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 6)), 6)
-    return HardSharing(trunk, LinearHeads(6, 4), BCE(4))
+    return MultiTaskModel(trunk, LinearHeads(6, 4), BCE(4))
 
 
-def ensemble_of(model: HardSharing, images: torch.Tensor = IMAGES, **options: object) -> Ensemble:
+def ensemble_of(model: MultiTaskModel, images: torch.Tensor = IMAGES, **options: object) -> Ensemble:
     return Ensemble(DistilEnsemble(**options), [model], OBJECTIVE, LocalSGD(head_scale=1.0), images, seed=0)  # type: ignore[arg-type]
 
 
-def stacked(models: list[HardSharing]) -> Block:
+def stacked(models: list[MultiTaskModel]) -> Block:
     params = {name: torch.stack([model.params()[name] for model in models]) for name in models[0].params()}
     return Block(list(range(len(models))), {"params": params}, {}, torch.zeros(0))
 
@@ -127,7 +127,7 @@ def test_it_mends_what_averaging_breaks() -> None:
     assert error(mended) < 0.2 * error(mean)
 
 
-def rounds(make: Callable[[Training], Backend], data: FederatedData, model: HardSharing, of: list[int] | None = None) -> State:
+def rounds(make: Callable[[Training], Backend], data: FederatedData, model: MultiTaskModel, of: list[int] | None = None) -> State:
     training = Training(model, OBJECTIVE, LocalSGD(), LocalWork(batch_size=3), 0)
     views = Views.whole(model, data.num_clients)
     if of is not None:

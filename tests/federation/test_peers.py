@@ -29,8 +29,8 @@ from mtl.federation.server_steps.distil_ensemble import DistilEnsemble, Ensemble
 from mtl.learning.checkpoints import read_checkpoint
 from mtl.losses.bce import BCE
 from mtl.models.cnn import separable_cnn, small_cnn
-from mtl.models.hard_sharing import HardSharing
 from mtl.models.heads import CosineHeads
+from mtl.models.multi_task_model import MultiTaskModel
 from mtl.models.peers import Peers
 from mtl.run.build import build_data, build_views, build_workloads
 from mtl.run.config import compose
@@ -46,13 +46,13 @@ from tests.run.test_train import SMALL, kill_after, numbers, without_time
 OF = [0, 1, 1]
 
 
-def peers_of(data: FederatedData) -> tuple[HardSharing, Views]:
+def peers_of(data: FederatedData) -> tuple[MultiTaskModel, Views]:
     torch.manual_seed(0)
     shape = data.image_shape
     trunk = Peers(
         {"plain": small_cnn(shape, channels=(8,), width=6), "deep": separable_cnn(shape, channels=(8, 8), width=6)}, "plain"
     )
-    model = HardSharing(trunk, CosineHeads(6, data.num_tasks), BCE(data.num_tasks)).double()
+    model = MultiTaskModel(trunk, CosineHeads(6, data.num_tasks), BCE(data.num_tasks)).double()
     levels = [Level(1.0, model.with_trunk(trunk.alone(name)), {}, name) for name in trunk.names]
     return model, Views(levels, torch.tensor(OF))
 
@@ -69,7 +69,7 @@ class Only(Sampling):
 
 def one_round(
     data: FederatedData,
-    model: HardSharing,
+    model: MultiTaskModel,
     views: Views | None,
     make: Callable[[Training], Backend] = LoopBackend,
     *,

@@ -28,7 +28,7 @@ from mtl.losses.bce import BCE
 from mtl.losses.pairs import TaskCounts
 from mtl.models import cnn, heads
 from mtl.models.cnn import Trunk
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 from mtl.models.norm import replace_batch_norm
 from tests.conftest import clone, make_federation
 from tests.federation.helpers import federation_of, start_of
@@ -36,13 +36,13 @@ from tests.federation.helpers import federation_of, start_of
 OBJECTIVE = Objective(Augmentation(flip=False), Normalise())
 
 
-def make_model(data: FederatedData, *, dropout: bool = False) -> HardSharing:
+def make_model(data: FederatedData, *, dropout: bool = False) -> MultiTaskModel:
     torch.manual_seed(0)
     trunk = cnn.classic_cnn(data.image_shape, channels=(4,), width=8) if dropout else cnn.flat(data.image_shape)
-    return HardSharing(trunk, heads.LinearHeads(trunk.width, data.num_tasks), BCE(data.num_tasks))
+    return MultiTaskModel(trunk, heads.LinearHeads(trunk.width, data.num_tasks), BCE(data.num_tasks))
 
 
-def make_fed(data: FederatedData, model: HardSharing, **changed: object) -> Federation:
+def make_fed(data: FederatedData, model: MultiTaskModel, **changed: object) -> Federation:
     client = changed.pop("client", LocalSGD(learning_rate=0.1, momentum=0.0, weight_decay=0.0, head_scale=1.0))
     work = changed.pop("work", LocalWork(batch_size=4, epochs=1))
     training = Training(model, OBJECTIVE, client, work, seed=0)  # type: ignore[arg-type]
@@ -55,7 +55,7 @@ def own(state: State, clients: list[int]) -> Params:
 
 
 def run(
-    data: FederatedData, model: HardSharing, rounds: int, keep: str = "nothing", **changed: object
+    data: FederatedData, model: MultiTaskModel, rounds: int, keep: str = "nothing", **changed: object
 ) -> tuple[State, list[RoundLog]]:
     fed = make_fed(data, model, keep=keep, **changed)
     state, logs = start_of(fed), []
@@ -221,8 +221,8 @@ def test_scores_that_depend_on_the_batch_are_the_same_on_any_number_of_ranks(
     torch.manual_seed(0)
     trunk = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.Linear(144, 8))
     local = Trunk(replace_batch_norm(trunk, "local"), 8)
-    model = HardSharing(local, heads.LinearHeads(8, 4), BCE(4))
-    model.held = NUMBERS // 3  # three images at once
+    model = MultiTaskModel(local, heads.LinearHeads(8, 4), BCE(4))
+    model.activation_numel = NUMBERS // 3  # three images at once
     fed = make_fed(federation, model, keep=keep)
     learner = FederatedLearning(model, fed, Inference(model, OBJECTIVE), start_of(fed).bank)
     expected = learner.scores(federation.split.test)

@@ -25,7 +25,7 @@ from mtl.federation.server_steps.spread_heads import fedaws, spread_loss, spread
 from mtl.losses.hinge import Hinge
 from mtl.metrics.scores import rank1
 from mtl.models import cnn, heads
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 from mtl.run.config import compose
 from mtl.run.rules import check_rules
 from mtl.run.train import train
@@ -109,12 +109,12 @@ def training_of(data: FederatedData, head: str) -> Training:
     torch.manual_seed(0)
     trunk = cnn.small_cnn(data.image_shape, channels=(8, 16), width=16)
     layer = {"cosine": heads.CosineHeads, "codes": heads.FixedCodes}[head](trunk.width, PEOPLE)
-    model = HardSharing(trunk, layer, Hinge(PEOPLE, margin=0.9, squared=True))
+    model = MultiTaskModel(trunk, layer, Hinge(PEOPLE, margin=0.9, squared=True))
     objective = Objective(Augmentation(flip=False), Normalise())
     return Training(model, objective, LocalSGD(learning_rate=0.3, head_scale=1.0), LocalWork(batch_size=6, steps=2), 0)
 
 
-def train_positive_only(data: FederatedData, head: str, server: Server, *, rounds: int = 30) -> tuple[HardSharing, Tensor]:
+def train_positive_only(data: FederatedData, head: str, server: Server, *, rounds: int = 30) -> tuple[MultiTaskModel, Tensor]:
     """The paper's loss on clients without negatives; returns the model and the scores of the test images."""
     assert (data.negatives[data.assignment] == 0).all()
     training = training_of(data, head)

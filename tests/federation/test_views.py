@@ -35,7 +35,7 @@ from mtl.federation.server import Server, fedavg
 from mtl.learning.checkpoints import read_checkpoint
 from mtl.losses.bce import BCE
 from mtl.models import cnn, heads
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 from mtl.run.build import build_data, build_views, build_workloads
 from mtl.run.learners import build_sampling
 from mtl.run.load import build_start
@@ -47,14 +47,14 @@ from tests.federation.test_rounds import OBJECTIVE, assert_equal
 from tests.run.test_train import kill_after, numbers, small, without_time
 
 
-def views_of(model: HardSharing, data: FederatedData, of: list[int], ratios: tuple[float, ...] = (1.0, 0.5, 0.25)) -> Views:
+def views_of(model: MultiTaskModel, data: FederatedData, of: list[int], ratios: tuple[float, ...] = (1.0, 0.5, 0.25)) -> Views:
     return Views([narrow(model, data.image_shape, ratio) for ratio in ratios], torch.tensor(of))
 
 
 def rounds(
     make: Callable[[Training], Backend],
     data: FederatedData,
-    model: HardSharing,
+    model: MultiTaskModel,
     views: Views | None,
     *,
     count: int = 3,
@@ -88,7 +88,7 @@ def test_each_coordinate_is_the_mean_over_those_that_train_it_by_hand() -> None:
     data = make_federation(3, num_classes=4)
     torch.manual_seed(0)
     trunk = cnn.classic_cnn(data.image_shape, channels=(4,), width=6, conv_dropout=0.0, dropout=0.0)
-    model = HardSharing(trunk, heads.LinearHeads(6, 4), BCE(4))
+    model = MultiTaskModel(trunk, heads.LinearHeads(6, 4), BCE(4))
     views = views_of(model, data, [0, 1, 2])
     plain = LocalSGD(learning_rate=0.1, momentum=0.0, weight_decay=0.0, head_scale=1.0)
     state, _ = rounds(LoopBackend, data, model, views, count=1, client=plain, server=fedavg(), augment=False)
@@ -216,13 +216,13 @@ def test_loop_and_stacked_agree(clients: list[tuple[int, int]], kind: str, keep:
             assert torch.allclose(value, right[name], rtol=1e-10, atol=1e-12), name
 
 
-def wide(kind: str, data: FederatedData) -> HardSharing:
+def wide(kind: str, data: FederatedData) -> MultiTaskModel:
     """In double precision, with channels enough to cut: two groups at the least."""
     if kind != "groupnorm":
         return model_of(kind, data, torch.float64)
     torch.manual_seed(0)
     trunk = cnn.small_cnn(data.image_shape, channels=(8, 8), width=8, groups=4)
-    return HardSharing(trunk, heads.LinearHeads(8, 4), BCE(4)).double()
+    return MultiTaskModel(trunk, heads.LinearHeads(8, 4), BCE(4)).double()
 
 
 @pytest.mark.parametrize("make", [LoopBackend, StackedBackend])

@@ -15,13 +15,13 @@ def test_bce_with_a_positive_weight_agrees_with_torch(weight: float | list[float
     rng = torch.Generator().manual_seed(0)
     logits, targets = torch.randn(7, 3, generator=rng), torch.rand(7, 3, generator=rng) < 0.4
     everything = torch.ones(7, 3, dtype=torch.bool)
-    ours = reduce_pairs(
+    result = reduce_pairs(
         *BCE(3, positive_weight=weight).terms(logits, COUNTS), targets, everything, everything[:, 0], reduction="sum"
     )
-    theirs = nn.functional.binary_cross_entropy_with_logits(
+    expected = nn.functional.binary_cross_entropy_with_logits(
         logits, targets.float(), pos_weight=torch.tensor(weight), reduction="none"
     )
-    assert torch.allclose(ours.tasks, theirs.sum(0))
+    assert torch.allclose(result.tasks, expected.sum(0))
 
 
 def test_balanced_weight_is_negatives_over_positives_and_one_where_a_kind_is_missing() -> None:

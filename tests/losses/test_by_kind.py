@@ -19,8 +19,8 @@ def test_each_kind_costs_and_decides_as_it_would_alone() -> None:
     people, attributes = SphereFace2(3), balanced(2)
     of_people, of_attributes = TaskCounts(COUNTS.positives[:3], COUNTS.negatives[:3]), TaskCounts(*_last(COUNTS))
     expected = zip(people.terms(cosines[:, :3], of_people), attributes.terms(cosines[:, 3:], of_attributes), strict=True)
-    for ours, (first, last) in zip(loss.terms(cosines, COUNTS), expected, strict=True):
-        torch.testing.assert_close(ours, torch.cat([first, 0.25 * last], 1))
+    for result, (first, last) in zip(loss.terms(cosines, COUNTS), expected, strict=True):
+        torch.testing.assert_close(result, torch.cat([first, 0.25 * last], 1))
     decided = torch.cat([people.decision(cosines[:, :3]), attributes.decision(cosines[:, 3:])], 1)
     torch.testing.assert_close(loss.decision(cosines), decided)
     assert [name for name, _ in loss.named_parameters()] == ["classes.bias"]

@@ -61,13 +61,13 @@ def test_where_two_faces_meet_the_higher_splat_counts() -> None:
 def test_losses_are_those_worked_out_by_hand() -> None:
     # One face in the middle of 1 x 3 cells; heat .5, 1, .5; all probabilities one half.
     targets = centre_targets(torch.tensor([[[4.0, 0, 8, 4]]]), torch.ones(1, 1, dtype=torch.bool), (1, 3), 4)
-    beside = float(targets.heat[0, 0, 0])
+    neighbour = float(targets.heat[0, 0, 0])
     maps = torch.zeros(1, 5, 1, 3)
     maps[0, 1:, 0, 1] = torch.tensor([0.25, 0.5, 0.3, -0.4])
     losses = centre_losses(maps, targets)
     half = 0.25 * math.log(2)
     assert losses.positive.tolist() == pytest.approx([half, 0.25 + 0.0, 0.3 + 0.4])
-    assert losses.negative.tolist() == pytest.approx([2 * (1 - beside) ** 4 * half, 0, 0])
+    assert losses.negative.tolist() == pytest.approx([2 * (1 - neighbour) ** 4 * half, 0, 0])
 
 
 def test_padding_and_empty_scenes_have_no_influence() -> None:

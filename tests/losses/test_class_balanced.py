@@ -28,8 +28,8 @@ def test_weights_agree_with_the_formula_in_double_precision(beta: float) -> None
     expected = (1 - beta) / (1 - np.power(beta, numbers))
     expected = expected / expected.sum(1, keepdims=True) * 2
     log_beta = ClassBalanced(4, beta=beta).log_beta
-    ours = torch.stack(effective_number_weights(counts(*pairs), log_beta), 1)
-    assert ours.numpy() == pytest.approx(expected, rel=1e-6)
+    result = torch.stack(effective_number_weights(counts(*pairs), log_beta), 1)
+    assert result.numpy() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.999])

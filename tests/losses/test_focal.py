@@ -14,12 +14,12 @@ COUNTS = TaskCounts(torch.ones(3), torch.ones(3))
 def test_focal_agrees_with_torchvision(gamma: float, alpha: float | None) -> None:
     logits = (torch.randn(50, 3, generator=torch.Generator().manual_seed(0)) * 4).requires_grad_()
     terms = Focal(3, gamma=gamma, alpha=alpha).terms(logits, COUNTS)
-    for ours, target in zip(terms, (1.0, 0.0), strict=True):
+    for result, target in zip(terms, (1.0, 0.0), strict=True):
         # torchvision writes "no alpha" as -1.
-        theirs = sigmoid_focal_loss(logits, torch.full_like(logits, target), alpha=-1 if alpha is None else alpha, gamma=gamma)
-        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
+        expected = sigmoid_focal_loss(logits, torch.full_like(logits, target), alpha=-1 if alpha is None else alpha, gamma=gamma)
+        torch.testing.assert_close(result, expected, atol=1e-6, rtol=1e-4)
         torch.testing.assert_close(
-            *(torch.autograd.grad(t.sum(), logits, retain_graph=True)[0] for t in (ours, theirs)), atol=1e-6, rtol=1e-4
+            *(torch.autograd.grad(t.sum(), logits, retain_graph=True)[0] for t in (result, expected)), atol=1e-6, rtol=1e-4
         )
 
 

@@ -42,12 +42,12 @@ def make(name: str, num_tasks: int = T, **options: Any) -> PairLoss:
 
 def per_task_options() -> list[tuple[str, str, float]]:
     """Name of a loss, of an option that may be a list, and its default."""
-    found = []
+    result = []
     for name, member in PARTIAL["loss"].items():
         for option in inspect.signature(member[0] if isinstance(member, tuple) else member).parameters.values():
             if list[float] in get_args(option.annotation):
-                found.append((name, option.name, option.default))
-    return found
+                result.append((name, option.name, option.default))
+    return result
 
 
 def slopes(loss: PairLoss, logits: Tensor) -> list[Tensor]:
@@ -147,10 +147,10 @@ def test_with_both_kinds_treated_alike_yes_is_where_a_positive_costs_less(name: 
 def test_the_special_case_is_bce(name: str, options: dict[str, Any]) -> None:
     logits = torch.linspace(-100, 100, 401)[:, None].repeat(1, T).requires_grad_()
     loss = make(name, **options)
-    for ours, theirs in zip(loss.terms(logits, COUNTS), BCE(T).terms(logits, COUNTS), strict=True):
-        torch.testing.assert_close(ours, theirs)
-    for ours, theirs in zip(slopes(loss, logits), slopes(BCE(T), logits), strict=True):
-        torch.testing.assert_close(ours, theirs)
+    for result, expected in zip(loss.terms(logits, COUNTS), BCE(T).terms(logits, COUNTS), strict=True):
+        torch.testing.assert_close(result, expected)
+    for result, expected in zip(slopes(loss, logits), slopes(BCE(T), logits), strict=True):
+        torch.testing.assert_close(result, expected)
 
 
 @every_loss
@@ -179,8 +179,8 @@ def test_tasks_in_another_order_give_losses_in_that_order(name: str) -> None:
     logits = torch.rand(5, T)
     straight = loss.terms(logits, COUNTS)
     permuted = loss.terms(logits[:, order], TaskCounts(POSITIVES[order], NEGATIVES[order]))
-    for ours, theirs in zip(straight, permuted, strict=True):
-        torch.testing.assert_close(ours[:, order], theirs)
+    for result, expected in zip(straight, permuted, strict=True):
+        torch.testing.assert_close(result[:, order], expected)
 
 
 @pytest.mark.parametrize(("name", "option", "default"), per_task_options())
@@ -194,9 +194,9 @@ def test_a_list_gives_each_subtask_its_own_number(name: str, option: str, defaul
         return torch.stack([*terms, loss.decision(logits)])
 
     for progress in (0.75, 1.0):
-        together = outputs(progress, **{option: numbers})
+        result = outputs(progress, **{option: numbers})
         for t, number in enumerate(numbers):
-            torch.testing.assert_close(together[..., t], outputs(progress, **{option: number})[..., t])
+            torch.testing.assert_close(result[..., t], outputs(progress, **{option: number})[..., t])
     assert any(not torch.equal(outputs(p), outputs(p, **{option: numbers})) for p in (0.75, 1.0)), "the option has no effect"
 
 
@@ -236,8 +236,8 @@ def test_stacked_clients_with_counts_of_their_own_get_what_each_gets_alone(name:
 
     both = vmap(grad(value, argnums=(0, 1)))(params, logits, positives, negatives, progress)
     for client in range(2):
-        own = {key: stacked[client] for key, stacked in params.items()}
-        alone = grad(value, argnums=(0, 1))(own, *(part[client] for part in (logits, positives, negatives, progress)))
+        client_params = {key: stacked[client] for key, stacked in params.items()}
+        alone = grad(value, argnums=(0, 1))(client_params, *(part[client] for part in (logits, positives, negatives, progress)))
         torch.testing.assert_close(both[1][client], alone[1])
         for key in params:
             torch.testing.assert_close(both[0][key][client], alone[0][key])

@@ -55,8 +55,8 @@ def test_a_missing_kind_counts_as_one_label_for_the_margins_and_leaves_the_weigh
     logits, loss = torch.linspace(-1, 1, 5)[:, None].repeat(1, 3), LDAM(3)
     one_sided = TaskCounts(torch.tensor([9.0, 0.0, 0.0]), torch.tensor([0.0, 9.0, 0.0]), torch.ones(()))
     with_one = TaskCounts(torch.tensor([9.0, 1.0, 1.0]), torch.tensor([1.0, 9.0, 1.0]))
-    for ours, theirs in zip(loss.terms(logits, one_sided), loss.terms(logits, with_one), strict=True):
-        assert torch.equal(ours, theirs)
+    for result, expected in zip(loss.terms(logits, one_sided), loss.terms(logits, with_one), strict=True):
+        assert torch.equal(result, expected)
 
 
 def test_the_decision_is_the_scaled_score_without_margins() -> None:

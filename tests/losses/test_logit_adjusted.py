@@ -23,8 +23,8 @@ def test_it_is_the_papers_softmax_over_two_classes(tau: float) -> None:
     log_prior = torch.stack([counts.positives, counts.negatives]).div(counts.positives + counts.negatives).log()
     for t in range(2):
         scores = torch.stack([logits[:, t], torch.zeros(9)], 1) + tau * log_prior[:, t]
-        for ours, label in ((positive, 0), (negative, 1)):
-            torch.testing.assert_close(ours[:, t], F.cross_entropy(scores, torch.full((9,), label), reduction="none"))
+        for result, label in ((positive, 0), (negative, 1)):
+            torch.testing.assert_close(result[:, t], F.cross_entropy(scores, torch.full((9,), label), reduction="none"))
 
 
 def test_a_missing_kind_counts_as_one_label() -> None:
@@ -32,8 +32,8 @@ def test_a_missing_kind_counts_as_one_label() -> None:
     loss = LogitAdjusted(3)
     one_sided = TaskCounts(torch.tensor([9.0, 0.0, 0.0]), torch.tensor([0.0, 9.0, 0.0]))
     with_one = TaskCounts(torch.tensor([9.0, 1.0, 1.0]), torch.tensor([1.0, 9.0, 1.0]))
-    for ours, theirs in zip(loss.terms(logits, one_sided), loss.terms(logits, with_one), strict=True):
-        assert torch.equal(ours, theirs)
+    for result, expected in zip(loss.terms(logits, one_sided), loss.terms(logits, with_one), strict=True):
+        assert torch.equal(result, expected)
 
 
 def test_the_prior_is_not_part_of_the_decision() -> None:

@@ -11,10 +11,10 @@ KNOWN = torch.rand(60, 3, generator=RNG) < 0.8
 
 
 def test_auroc_agrees_with_scikit_learn_on_known_labels() -> None:
-    ours = auroc(SCORES, TARGETS, KNOWN)
+    result = auroc(SCORES, TARGETS, KNOWN)
     for t in range(3):
         known = KNOWN[:, t]
-        assert ours[t] == pytest.approx(roc_auc_score(TARGETS[known, t], SCORES[known, t]), abs=1e-6)
+        assert result[t] == pytest.approx(roc_auc_score(TARGETS[known, t], SCORES[known, t]), abs=1e-6)
 
 
 def test_auroc_tells_large_scores_apart() -> None:
@@ -36,16 +36,16 @@ def test_auroc_of_many_tied_scores_agrees_with_scikit_learn() -> None:
     rng = torch.Generator().manual_seed(1)
     scores = (torch.randn(100_000, 2, generator=rng) * 3).round() * torch.tensor([1e-20, 1e20])
     targets = torch.rand(100_000, 2, generator=rng) < torch.sigmoid(scores / torch.tensor([1e-20, 1e20]))
-    ours = auroc(scores, targets, torch.ones_like(targets))
+    result = auroc(scores, targets, torch.ones_like(targets))
     for t in range(2):
-        assert ours[t].item() == pytest.approx(roc_auc_score(targets[:, t], scores[:, t].double()), abs=1e-12)
+        assert result[t].item() == pytest.approx(roc_auc_score(targets[:, t], scores[:, t].double()), abs=1e-12)
 
 
 def test_balanced_accuracy_agrees_with_scikit_learn_on_known_labels() -> None:
-    ours = balanced_accuracy(SCORES, TARGETS, KNOWN)
+    result = balanced_accuracy(SCORES, TARGETS, KNOWN)
     for t in range(3):
         known = KNOWN[:, t]
-        assert ours[t] == pytest.approx(balanced_accuracy_score(TARGETS[known, t], SCORES[known, t] > 0), abs=1e-6)
+        assert result[t] == pytest.approx(balanced_accuracy_score(TARGETS[known, t], SCORES[known, t] > 0), abs=1e-6)
 
 
 def test_rank1_by_hand() -> None:
@@ -60,9 +60,9 @@ def test_constant_scores_know_nobody_wherever_they_stand() -> None:
 
 def test_equal_highest_scores_share_the_answer() -> None:
     scores = torch.tensor([[2.0, 2.0, 1.0], [1.0, 2.0, 2.0], [torch.inf, torch.inf, torch.inf], [0.0, 3.0, 2.0]])
-    own = torch.tensor([0, 0, 2, 1])
-    assert share_of_highest(scores, own).tolist() == pytest.approx([1 / 2, 0, 1 / 3, 1])
-    assert rank1(scores, own) == pytest.approx((1 / 2 + 1 / 3 + 1) / 4)
+    target = torch.tensor([0, 0, 2, 1])
+    assert share_of_highest(scores, target).tolist() == pytest.approx([1 / 2, 0, 1 / 3, 1])
+    assert rank1(scores, target) == pytest.approx((1 / 2 + 1 / 3 + 1) / 4)
 
 
 def test_a_score_that_is_no_number_names_its_subtask() -> None:
@@ -86,10 +86,10 @@ def test_rank1_is_among_the_subtasks_that_exclude_one_another() -> None:
 
 
 def test_attributes_beside_identities_have_means_of_their_own() -> None:
-    beside = evaluate_scores(SCORES, TARGETS, KNOWN, torch.full((60,), -1), ("a", "smiling", "bald"), 1)
+    with_identities = evaluate_scores(SCORES, TARGETS, KNOWN, torch.full((60,), -1), ("a", "smiling", "bald"), 1)
     alone = evaluate_scores(SCORES[:, 1:], TARGETS[:, 1:], KNOWN[:, 1:], torch.full((60,), -1), ("smiling", "bald"), 0)
     for name in ("auroc", "balanced_accuracy"):
-        assert beside[f"attributes_{name}"] == alone[name]
+        assert with_identities[f"attributes_{name}"] == alone[name]
         assert f"attributes_{name}" not in alone
 
 
@@ -123,9 +123,9 @@ def test_equal_scores_everywhere_are_a_coin() -> None:
 
 def test_no_threshold_is_better_than_the_best() -> None:
     thresholds = best_thresholds(SCORES, TARGETS, KNOWN)
-    found = balanced_accuracy(SCORES - thresholds, TARGETS, KNOWN)
+    best = balanced_accuracy(SCORES - thresholds, TARGETS, KNOWN)
     for shift in torch.linspace(-60, 60, 601):
-        assert (balanced_accuracy(SCORES - shift, TARGETS, KNOWN) <= found + 1e-9).all()
+        assert (balanced_accuracy(SCORES - shift, TARGETS, KNOWN) <= best + 1e-9).all()
     # Nothing is known of it: zero. Of thresholds that are equally good, the nearest to zero: here itself.
     assert best_thresholds(SCORES, TARGETS, torch.zeros_like(KNOWN)).tolist() == [0.0, 0.0, 0.0]
     assert best_thresholds(torch.tensor([[-3.0], [5.0]]), torch.tensor([[False], [True]]), torch.ones(2, 1).bool()).tolist() == [

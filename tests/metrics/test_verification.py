@@ -30,12 +30,12 @@ def test_two_folds_by_hand() -> None:
     # On fold 1 accepting one or three of .8 .7 .4 .2 is right for three: of the two, the later; on fold 0 the kinds part between .6 and .5.
     assert result.threshold.tolist() == pytest.approx([0.3, 0.55])
     assert result.accuracy.tolist() == pytest.approx([3 / 4, 2 / 4])
-    told = result.summary()
-    assert told["accuracy"] == pytest.approx(0.625)
-    assert told["accuracy_deviation"] == pytest.approx(0.125 * math.sqrt(2))
-    assert told["accuracy_standard_error"] == pytest.approx(0.125)
-    assert told["auc"] == pytest.approx(13 / 16)  # pairs of pairs in the right order: 4 + 4 + 3 + 2
-    assert told["eer"] == pytest.approx(0.25)
+    summary = result.summary()
+    assert summary["accuracy"] == pytest.approx(0.625)
+    assert summary["accuracy_deviation"] == pytest.approx(0.125 * math.sqrt(2))
+    assert summary["accuracy_standard_error"] == pytest.approx(0.125)
+    assert summary["auc"] == pytest.approx(13 / 16)  # pairs of pairs in the right order: 4 + 4 + 3 + 2
+    assert summary["eer"] == pytest.approx(0.25)
     # The stricter negative of the others is the limit at FAR .5: .2 for fold 0 and .1 for fold 1; .25 of two pairs is none.
     assert result.tar[0.5].tolist() == [1.0, 1.0]
     assert result.far[0.5].tolist() == [0.5, 1.0]
@@ -95,8 +95,8 @@ def test_thresholds_do_not_see_the_fold_that_they_are_tried_on(seed: int, number
     assert one.threshold[number] == two.threshold[number]
     # Nor does the limit of a false accept rate: what is accepted in the fold follows from its scores and that limit alone.
     limit = far_threshold(scores[fold != number], same[fold != number], 0.1)
-    mine = (fold == number) & same
-    assert two.tar[0.1][number] == (other[mine] > limit).double().mean()
+    same_in_fold = (fold == number) & same
+    assert two.tar[0.1][number] == (other[same_in_fold] > limit).double().mean()
 
 
 @given(st.integers(0, 999), st.sampled_from([0.01, 0.1, 0.3]), st.booleans())

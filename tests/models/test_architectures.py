@@ -1,4 +1,4 @@
-"""Every architecture keeps the contract of `HardSharing`, and is another one where its options say so."""
+"""Every architecture keeps the contract of `MultiTaskModel`, and is another one where its options say so."""
 
 import copy
 import math
@@ -20,9 +20,10 @@ from mtl.models.cnn import Trunk
 from mtl.models.cross_stitch import cross_stitch
 from mtl.models.dselect_k import DSelectGates, dselect_k, smooth_step
 from mtl.models.grouped import grouped
-from mtl.models.hard_sharing import HardSharing, hard_sharing
+from mtl.models.hard_sharing import hard_sharing
 from mtl.models.mmoe import mmoe
 from mtl.models.mtan import mtan
+from mtl.models.multi_task_model import MultiTaskModel
 from mtl.models.norm import replace_batch_norm
 from mtl.models.ple import ple
 from mtl.models.soft_sharing import soft_sharing
@@ -55,9 +56,9 @@ def parts_of(
     return Parts(make, lambda width: head(width, len(TASKS)), "made", TASKS, shape)
 
 
-def model_of(architecture: Architecture, parts: Parts | None = None, seed: int = 0) -> HardSharing:
+def model_of(architecture: Architecture, parts: Parts | None = None, seed: int = 0) -> MultiTaskModel:
     torch.manual_seed(seed)
-    return HardSharing(*architecture(parts or parts_of()), BCE(len(TASKS))).double()
+    return MultiTaskModel(*architecture(parts or parts_of()), BCE(len(TASKS))).double()
 
 
 def images(count: int = 3, shape: cnn.ImageShape = SHAPE) -> Tensor:
@@ -143,7 +144,7 @@ def test_groups_that_are_not_every_subtask_once_are_refused(groups: Any, message
         group_of_each(groups, TASKS)
 
 
-def independent(model: HardSharing, trunks: list[Trunk], group: Tensor) -> Tensor:
+def independent(model: MultiTaskModel, trunks: list[Trunk], group: Tensor) -> Tensor:
     """Logits of trunks that know nothing of one another, with the heads of `model`."""
     last = model.heads.last
     features = torch.stack([trunk.double()(images()) for trunk in trunks], 1)
@@ -153,8 +154,8 @@ def independent(model: HardSharing, trunks: list[Trunk], group: Tensor) -> Tenso
 
 def test_grouped_is_a_trunk_for_each_group() -> None:
     trunks: list[Trunk] = []
-    kept = parts_of(lambda: trunks.append(small()) or copy.deepcopy(trunks[-1]))  # type: ignore[func-returns-value]
-    model = model_of(lambda parts: grouped(parts, groups=[[0, 3], [1, 2, 4]]), kept)
+    recording = parts_of(lambda: trunks.append(small()) or copy.deepcopy(trunks[-1]))  # type: ignore[func-returns-value]
+    model = model_of(lambda parts: grouped(parts, groups=[[0, 3], [1, 2, 4]]), recording)
     assert numbers(model.trunk) == 2 * numbers(small())
     assert torch.allclose(model(images()), independent(model, trunks, torch.tensor([0, 1, 1, 0, 1])))
 
@@ -172,14 +173,14 @@ def test_one_group_is_hard_sharing() -> None:
 def test_branches_drop_out_apart_and_as_named() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 64), nn.Dropout(0.5))
-    model = HardSharing(Branches([net, copy.deepcopy(net)]), nn.Identity(), BCE(2))
+    model = MultiTaskModel(Branches([net, copy.deepcopy(net)]), nn.Identity(), BCE(2))
     assert model.dropouts == ["trunk.module.1"]
     inputs = torch.rand(3, 4)
     model.set_step(torch.tensor([[5, 6]], dtype=torch.int32), torch.ones(3, dtype=torch.bool))
     first = model.trunk(inputs, same=True)
     assert torch.equal(first, model.trunk(inputs, same=True))
-    kept = first != 0
-    assert 0.3 < float((kept[0] == kept[1]).float().mean()) < 0.7
+    survivors = first != 0
+    assert 0.3 < float((survivors[0] == survivors[1]).float().mean()) < 0.7
     assert torch.equal(model.eval().trunk(inputs, same=True)[0], model.trunk(inputs, same=True)[1])
 
 
@@ -192,8 +193,8 @@ def test_the_norm_policy_holds_in_every_branch(norm: str) -> None:
     with pytest.raises(ValueError, match=r"BatchNorm \(trunk.*\) has running statistics"):
         model_of(lambda parts: grouped(parts, groups=2), parts_of(with_batch_norm))
     trunks: list[Trunk] = []
-    kept = parts_of(lambda: trunks.append(replace_batch_norm(with_batch_norm(), norm)) or copy.deepcopy(trunks[-1]))  # type: ignore
-    model = model_of(lambda parts: cross_stitch(parts, groups=2, same=1.0), kept)
+    recording = parts_of(lambda: trunks.append(replace_batch_norm(with_batch_norm(), norm)) or copy.deepcopy(trunks[-1]))  # type: ignore
+    model = model_of(lambda parts: cross_stitch(parts, groups=2, same=1.0), recording)
     expected = independent(model, trunks, group_of_each(2, TASKS))
     model.set_step(torch.zeros(0, 2, dtype=torch.int32), torch.ones(3, dtype=torch.bool))
     assert torch.allclose(model(images()), expected)
@@ -209,8 +210,8 @@ def test_cross_stitch_at_identity_is_trunks_on_their_own() -> None:
 
 def test_cross_stitch_mixes_after_every_stage() -> None:
     trunks: list[Trunk] = []
-    kept = parts_of(lambda: trunks.append(small()) or copy.deepcopy(trunks[-1]))  # type: ignore[func-returns-value]
-    model = model_of(lambda parts: cross_stitch(parts, groups=3, same=0.8), kept)
+    recording = parts_of(lambda: trunks.append(small()) or copy.deepcopy(trunks[-1]))  # type: ignore[func-returns-value]
+    model = model_of(lambda parts: cross_stitch(parts, groups=3, same=0.8), recording)
     assert model.trunk.alpha.shape == (3, 3, 3)
     assert torch.allclose(model.trunk.alpha.sum(-1), torch.ones(3, 3, dtype=torch.float64))
     features = [images()] * 3
@@ -241,8 +242,8 @@ def test_soft_sharing_with_equal_rows_is_one_trunk() -> None:
 
 def test_soft_sharing_mixes_each_layer_by_its_own_numbers() -> None:
     trunks: list[Trunk] = []
-    kept = parts_of(lambda: trunks.append(small()) or copy.deepcopy(trunks[-1]))  # type: ignore[func-returns-value]
-    model = model_of(lambda parts: soft_sharing(parts, groups=3), kept)
+    recording = parts_of(lambda: trunks.append(small()) or copy.deepcopy(trunks[-1]))  # type: ignore[func-returns-value]
+    model = model_of(lambda parts: soft_sharing(parts, groups=3), recording)
     rng = torch.Generator().manual_seed(3)
     for mixing in model.trunk.mixing.values():
         set_to(mixing, torch.rand(3, 2, generator=rng))
@@ -391,9 +392,9 @@ def test_cgc_without_weight_on_its_own_experts_is_mmoe() -> None:
     model = model_of(lambda parts: cgc(parts, num_shared=3, num_own=2, width=7))
     other = model_of(lambda parts: mmoe(parts, num_experts=3, width=7))
     gates = model.heads.gates.layer
-    wanted = {name: value for name, value in model.state_dict().items() if name in other.state_dict() and "gates" not in name}
-    assert len(wanted) == len(other.state_dict()) - 2
-    other.load_state_dict(wanted, strict=False)
+    shared = {name: value for name, value in model.state_dict().items() if name in other.state_dict() and "gates" not in name}
+    assert len(shared) == len(other.state_dict()) - 2
+    other.load_state_dict(shared, strict=False)
     set_to(gates.bias, torch.tensor([-torch.inf, -torch.inf, 0.0, 0.0, 0.0]).expand(5, 5))
     set_to(other.heads.gates.layer.weight, gates.weight[:, 2:])
     assert torch.allclose(model(images()), other(images()))

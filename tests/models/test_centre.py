@@ -33,13 +33,13 @@ def test_decoding_its_targets_gives_the_boxes_back() -> None:
     at = targets.cell[:, None].expand(-1, 4, -1)
     values = torch.where(valid[..., None], torch.cat([targets.offset, targets.log_size], 2), 0)
     maps[:, 1:] = maps[:, 1:].flatten(2).scatter_add(2, at, values.transpose(1, 2)).view(2, 4, 16, 14)
-    found, scores = decode(maps, 8, top=5)
+    decoded, scores = decode(maps, 8, top=5)
     for image in range(2):
         sure = scores[image] > 0.9
         assert int(sure.sum()) == int(valid[image].sum())
-        order = found[image, sure][:, 0].argsort()
+        order = decoded[image, sure][:, 0].argsort()
         expected = boxes[image, valid[image]]
-        assert torch.allclose(found[image, sure][order], expected[expected[:, 0].argsort()], atol=1e-3)
+        assert torch.allclose(decoded[image, sure][order], expected[expected[:, 0].argsort()], atol=1e-3)
 
 
 def test_only_peaks_count_the_highest_first() -> None:

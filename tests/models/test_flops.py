@@ -19,7 +19,7 @@ from mtl.losses.sphereface2 import SphereFace2
 from mtl.models import cnn, heads
 from mtl.models.cnn import ImageShape, Trunk
 from mtl.models.flops import count_forward, count_once, count_step, image_flops
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 from mtl.models.norm import replace_batch_norm
 from tests.conftest import make_federation
 
@@ -29,7 +29,7 @@ OBJECTIVE = Objective(Augmentation(flip=False), Normalise())
 def cost_of(trunk: Trunk, *, batch: int = 4, size: int = 16, cosine: bool = True, client: LocalSGD | None = None) -> TrainingCost:
     data = make_federation(size=size)
     kind, loss = (heads.CosineHeads, SphereFace2(4)) if cosine else (heads.LinearHeads, BCE(4))
-    model = HardSharing(trunk, kind(trunk.width, 4), loss)
+    model = MultiTaskModel(trunk, kind(trunk.width, 4), loss)
     return training_cost(model, OBJECTIVE, client or LocalSGD(), LocalWork(batch_size=batch), data)
 
 
@@ -54,7 +54,7 @@ def test_the_flops_of_convolutions_by_channel_are_those_counted_by_hand() -> Non
 @pytest.mark.parametrize("mirror", [False, True])
 def test_the_flops_of_an_image_are_those_of_the_graph_on_a_device(mirror: bool) -> None:
     trunk = cnn.small_cnn((1, 16, 16), channels=(8, 16), width=8)
-    model = HardSharing(trunk, heads.CosineHeads(8, 4), SphereFace2(4))
+    model = MultiTaskModel(trunk, heads.CosineHeads(8, 4), SphereFace2(4))
     by_hand = 2 * (8 * 8 * 8 * 9 * 1 + 4 * 4 * 16 * 9 * 8 + (4 * 4 * 16) * 8 + 8 * 4)
     views = 2 if mirror else 1
     assert image_flops(model, (1, 16, 16), mirror=mirror) == views * by_hand
@@ -67,7 +67,7 @@ def test_the_flops_of_an_image_are_those_of_the_graph_on_a_device(mirror: bool) 
 
 def test_layers_that_training_passes_over_are_there_on_a_device() -> None:
     trunk = cnn.small_cnn((1, 16, 16), channels=(8, 16), width=8)
-    model = HardSharing(trunk, heads.CosineHeads(8, 4), SphereFace2(4))
+    model = MultiTaskModel(trunk, heads.CosineHeads(8, 4), SphereFace2(4))
     whole = image_flops(model, (1, 16, 16), mirror=False)
     trunk.passed_over = 3
     assert image_flops(model, (1, 16, 16), mirror=False) == whole
@@ -105,7 +105,7 @@ def local_norm(image_shape: ImageShape) -> Trunk:
     ids=["small", "classic", "separable", "lenet", "flat", "local norm"],
 )
 def test_a_step_costs_in_proportion_to_its_images(trunk: Callable[[ImageShape], Trunk]) -> None:
-    model = HardSharing(trunk((1, 16, 16)), heads.LinearHeads(8 if trunk is not cnn.flat else 256, 4), BCE(4))
+    model = MultiTaskModel(trunk((1, 16, 16)), heads.LinearHeads(8 if trunk is not cnn.flat else 256, 4), BCE(4))
 
     def loss(module: nn.Module, images: int) -> Tensor:
         module.set_step(torch.zeros(len(module.dropouts), 2, dtype=torch.int32), torch.ones(images, dtype=torch.bool))
@@ -119,7 +119,7 @@ def test_a_step_costs_in_proportion_to_its_images(trunk: Callable[[ImageShape], 
 def test_the_memory_of_a_step_is_by_hand() -> None:
     data = make_federation(size=16)
     trunk = cnn.flat(data.image_shape)
-    model = HardSharing(trunk, heads.LinearHeads(trunk.width, 4), LDAM(4))
+    model = MultiTaskModel(trunk, heads.LinearHeads(trunk.width, 4), LDAM(4))
     for momentum, copies in ((0.0, 2), (0.9, 3)):
         cost = training_cost(model, OBJECTIVE, LocalSGD(momentum=momentum), LocalWork(batch_size=6), data)
         assert cost.parameters == 4 * 256 + 4
@@ -133,7 +133,7 @@ def test_the_memory_of_a_step_is_by_hand() -> None:
 def test_counting_leaves_the_model_as_it_is() -> None:
     data = make_federation(size=16)
     trunk = cnn.classic_cnn(data.image_shape, channels=(4,), width=8)
-    model = HardSharing(trunk, heads.LinearHeads(trunk.width, 4), BCE(4)).eval()
+    model = MultiTaskModel(trunk, heads.LinearHeads(trunk.width, 4), BCE(4)).eval()
     before = {name: value.clone() for name, value in [*model.named_parameters(), *model.named_buffers()]}
     training_cost(model, OBJECTIVE, LocalSGD(), LocalWork(), data)
     assert not model.training

@@ -27,10 +27,10 @@ def test_written_out_it_is_torchs_own(shape: tuple[int, ...], affine: bool) -> N
 
 def test_one_image_by_hand() -> None:
     """Groups (1, 3) and (2, 2): means 2 and 2, variances 1 and 0."""
-    found = normalise_groups(
+    result = normalise_groups(
         torch.tensor([[1.0, 3.0, 2.0, 2.0]]), 2, torch.tensor([1.0, 2, 3, 4]), torch.tensor([0.0, 1, 2, 3]), 3.0
     )
-    assert found.tolist() == [[-0.5, 2.0, 2.0, 3.0]]
+    assert result.tolist() == [[-0.5, 2.0, 2.0, 3.0]]
 
 
 def channels_last(maps: Tensor) -> Tensor:
@@ -61,11 +61,11 @@ def test_each_of_a_stack_is_as_one_alone(refusing: bool, form: Callable[[Tensor]
     def loss(maps: Tensor, weight: Tensor) -> Tensor:
         return torch.func.functional_call(layer, {"weight": weight}, (maps,)).pow(3).sum()
 
-    found = vmap(grad(loss, argnums=(0, 1)))(maps, weight)
+    result = vmap(grad(loss, argnums=(0, 1)))(maps, weight)
     for k in range(4):
-        own, scale = maps[k].clone().requires_grad_(), weight[k].clone().requires_grad_()
-        expected = torch.autograd.grad(F.group_norm(own, 2, scale, layer.bias).pow(3).sum(), (own, scale))
-        for one, other in zip(found, expected, strict=True):
+        image, scale = maps[k].clone().requires_grad_(), weight[k].clone().requires_grad_()
+        expected = torch.autograd.grad(F.group_norm(image, 2, scale, layer.bias).pow(3).sum(), (image, scale))
+        for one, other in zip(result, expected, strict=True):
             torch.testing.assert_close(one[k], other)
 
 

@@ -5,7 +5,7 @@ from torch import nn
 from mtl.federation.layout import is_head
 from mtl.losses.bce import BCE
 from mtl.models import cnn, heads
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 
 TRUNKS = [cnn.small_cnn, cnn.classic_cnn, cnn.separable_cnn, cnn.lenet, cnn.flat]
 
@@ -19,12 +19,12 @@ def test_a_trunk_gives_features_of_its_width(make: object, shape: tuple[int, int
 
 def test_classic_cnn_has_the_published_number_of_parameters() -> None:
     trunk = cnn.classic_cnn((3, 32, 32))
-    model = HardSharing(trunk, heads.LinearHeads(trunk.width, 10), BCE(10))
+    model = MultiTaskModel(trunk, heads.LinearHeads(trunk.width, 10), BCE(10))
     assert sum(value.numel() for value in model.params().values()) == 1_626_442  # pfl-research's CIFAR-10 network
 
 
 def test_lenet_has_the_published_number_of_parameters() -> None:
-    model = HardSharing(cnn.lenet((3, 32, 32)), heads.LinearHeads(84, 10), BCE(10))
+    model = MultiTaskModel(cnn.lenet((3, 32, 32)), heads.LinearHeads(84, 10), BCE(10))
     # By hand: (3 25 + 1) 6 + (6 25 + 1) 16 + (400 + 1) 120 + (120 + 1) 84 + (84 + 1) 10.
     assert sum(value.numel() for value in model.params().values()) == 456 + 2416 + 48120 + 10164 + 850 == 62_006
 
@@ -42,7 +42,7 @@ def test_images_too_small_are_refused() -> None:
 def test_batch_norm_is_refused_by_name() -> None:
     trunk = cnn.Trunk(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16)), 16)
     with pytest.raises(ValueError, match=r"BatchNorm \(trunk.features.1\).*norm=group, norm=frozen or norm=local"):
-        HardSharing(trunk, heads.LinearHeads(16, 3), BCE(3))
+        MultiTaskModel(trunk, heads.LinearHeads(16, 3), BCE(3))
 
 
 def test_head_parameters_have_the_tasks_first_and_touch_only_their_task() -> None:
@@ -76,5 +76,5 @@ def test_cosine_heads_give_cosines_and_start_orthogonal() -> None:
 
 
 def test_parameters_say_whose_they_are() -> None:
-    model = HardSharing(cnn.flat((1, 2, 2)), heads.LinearHeads(4, 3), BCE(3))
+    model = MultiTaskModel(cnn.flat((1, 2, 2)), heads.LinearHeads(4, 3), BCE(3))
     assert {name: is_head(name) for name in model.params()} == {"heads.weight": True, "heads.bias": True}

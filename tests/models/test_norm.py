@@ -112,8 +112,8 @@ def half_resnet(**options: Any) -> ResNet:
 def grouped_resnet(start: nn.Module) -> nn.Module:
     """The same built by torchvision with 32 groups, and the parameters of one with BatchNorm."""
     model = half_resnet(norm_layer=lambda channels: nn.GroupNorm(32, channels)).double()
-    wanted = model.state_dict().keys()
-    model.load_state_dict({name: value for name, value in start.state_dict().items() if name in wanted})
+    names = model.state_dict().keys()
+    model.load_state_dict({name: value for name, value in start.state_dict().items() if name in names})
     return model
 
 
@@ -134,15 +134,15 @@ def test_each_client_of_a_resnet_under_vmap_trains_as_one_with_torchs_own_layers
         logits = functional_call(model, (params, buffers), (inputs,))
         return torch.where(valid[:, None], logits, 0).square().sum()
 
-    found = vmap(grad(loss))(params, buffers, inputs, valid)
+    result = vmap(grad(loss))(params, buffers, inputs, valid)
 
     reference = grouped_resnet(start) if norm == "group" else start.train(norm == "local")
     for k in range(3):
-        own = copy.deepcopy(reference)
-        own.load_state_dict({name: value[k] for name, value in params.items()}, strict=False)
-        expected = torch.autograd.grad(own(inputs[k][valid[k]]).square().sum(), list(own.parameters()))
-        for (name, _), value in zip(own.named_parameters(), expected, strict=True):
-            torch.testing.assert_close(found[name][k], value, rtol=1e-6, atol=1e-8, msg=name)
+        client_model = copy.deepcopy(reference)
+        client_model.load_state_dict({name: value[k] for name, value in params.items()}, strict=False)
+        expected = torch.autograd.grad(client_model(inputs[k][valid[k]]).square().sum(), list(client_model.parameters()))
+        for (name, _), value in zip(client_model.named_parameters(), expected, strict=True):
+            torch.testing.assert_close(result[name][k], value, rtol=1e-6, atol=1e-8, msg=name)
 
 
 def test_training_moves_the_weights_and_leaves_the_statistics() -> None:
@@ -171,9 +171,9 @@ def test_local_has_no_state_but_its_parameters() -> None:
 )
 def test_groups_divide_the_channels(layer: type[nn.Module], groups: dict[int, int]) -> None:
     for channels, expected in groups.items():
-        found = replaced(layer(channels), "group")
-        assert isinstance(found, nn.GroupNorm)
-        assert (found.num_groups, found.num_channels) == (expected, channels)
+        result = replaced(layer(channels), "group")
+        assert isinstance(result, nn.GroupNorm)
+        assert (result.num_groups, result.num_channels) == (expected, channels)
 
 
 @pytest.mark.parametrize("norm", ["group", "frozen", "local"])
@@ -200,13 +200,13 @@ def test_channels_last_stays_so_and_changes_nothing(norm: str) -> None:
     layer = replaced(randomise(nn.BatchNorm2d(8)), norm)
     buffers = with_valid(layer, torch.tensor([True, True, True, False]))
     inputs = torch.randn(12, 8, 5, 3, dtype=torch.float64)
-    expected = torch.stack([functional_call(layer, buffers, (own,)) for own in inputs.split(4)])
+    expected = torch.stack([functional_call(layer, buffers, (images,)) for images in inputs.split(4)])
 
     inputs = inputs.to(memory_format=torch.channels_last)
     outputs = functional_call(layer, buffers, (inputs[:4],))
     assert outputs.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(outputs, expected[0])
-    stacked = vmap(lambda own: functional_call(layer, buffers, (own,)))(inputs.unflatten(0, (3, 4)))
+    stacked = vmap(lambda images: functional_call(layer, buffers, (images,)))(inputs.unflatten(0, (3, 4)))
     torch.testing.assert_close(stacked, expected)
 
 

@@ -8,21 +8,21 @@ from mtl.losses.bce import BCE
 from mtl.losses.sphereface2 import SphereFace2
 from mtl.models import cnn, heads, trunks
 from mtl.models.cnn import Trunk
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 from mtl.models.norm import replace_batch_norm
 from mtl.models.transfer import Transfer, frozen_features, stages
 
 
-def small() -> HardSharing:
+def small() -> MultiTaskModel:
     torch.manual_seed(0)
     trunk = cnn.small_cnn((1, 16, 16), channels=(8, 16), width=8)
-    return HardSharing(trunk, heads.CosineHeads(8, 3), SphereFace2(3))
+    return MultiTaskModel(trunk, heads.CosineHeads(8, 3), SphereFace2(3))
 
 
-def dropping() -> HardSharing:
+def dropping() -> MultiTaskModel:
     torch.manual_seed(0)
     trunk = cnn.classic_cnn((1, 16, 16), channels=(4, 8), width=8)
-    return HardSharing(trunk, heads.LinearHeads(8, 3), BCE(3))
+    return MultiTaskModel(trunk, heads.LinearHeads(8, 3), BCE(3))
 
 
 def test_stages_are_layers_with_what_follows_them() -> None:
@@ -101,10 +101,10 @@ def test_stages_join_from_the_top() -> None:
 
 def test_what_cannot_be_frozen_is_refused() -> None:
     trunk = Trunk(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten()), 2)
-    local = HardSharing(replace_batch_norm(trunk, "local"), heads.LinearHeads(2, 2), BCE(2))
+    local = MultiTaskModel(replace_batch_norm(trunk, "local"), heads.LinearHeads(2, 2), BCE(2))
     with pytest.raises(ValueError, match=r"norm=local has no statistics to freeze in trunk.features.1; use norm=frozen"):
         Transfer(trained=0).freeze(local)
-    codes = HardSharing(cnn.small_cnn((1, 8, 8), channels=(8,), width=4), heads.FixedCodes(4, 2), BCE(2))
+    codes = MultiTaskModel(cnn.small_cnn((1, 8, 8), channels=(8,), width=4), heads.FixedCodes(4, 2), BCE(2))
     with pytest.raises(ValueError, match=r"transfer.unfreeze_every begins with the heads alone, and these have no parameters"):
         Transfer(unfreeze_every=1).freeze(codes)
     with pytest.raises(ValueError, match=r"transfer.trained=0 leaves nothing to train"):

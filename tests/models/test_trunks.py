@@ -17,7 +17,7 @@ from mtl.losses.bce import BCE
 from mtl.models import cnn, heads, trunks
 from mtl.models.cnn import Trunk
 from mtl.models.dropout import KeyedDropout
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 from mtl.models.norm import replace_batch_norm
 from mtl.models.sphereface import ResidualUnit, sphereface_cnn
 from mtl.models.weights import adapt_channels, load_weights
@@ -48,7 +48,7 @@ def ids(row: object) -> str | None:
     return row if isinstance(row, str) else ""
 
 
-def theirs(name: str) -> nn.Module:
+def torchvision_net(name: str) -> nn.Module:
     """torchvision's network with random statistics and without its classifier; VGG's pools to one place."""
     options = {"init_weights": False} if name == "inception_v3" else {}
     net = models.get_model(name, **options)
@@ -59,7 +59,7 @@ def theirs(name: str) -> nn.Module:
     return net.eval()
 
 
-def features_of_theirs(net: nn.Module, images: Tensor) -> Tensor:
+def torchvision_features(net: nn.Module, images: Tensor) -> Tensor:
     for head in ("fc", "classifier"):
         if hasattr(net, head):
             setattr(net, head, nn.Identity())
@@ -85,14 +85,14 @@ def test_with_their_weights_features_are_those_of_torchvisions_network(
     make: Make, options: dict[str, Any], name: str, head: int, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    net = theirs(name)
+    net = torchvision_net(name)
     torch.save(net.state_dict(), tmp_path / "weights.pth")
     shape = SHAPES.get(name, (3, 56, 46))
     trunk = make(shape, **options)
     load_weights(trunk, str(tmp_path / "weights.pth"))
     images = torch.rand(2, *shape)
     with torch.no_grad():
-        expected = features_of_theirs(net, images)
+        expected = torchvision_features(net, images)
         assert torch.allclose(trunk.eval()(images), expected, rtol=1e-4, atol=1e-5)
         frozen = replace_batch_norm(trunk, "frozen")
         assert torch.allclose(frozen(images), expected, rtol=1e-3, atol=1e-4)
@@ -143,9 +143,9 @@ def test_sphereface_has_the_layers_of_the_paper() -> None:
         (64, [7, 17, 33, 7]),
     ):
         trunk = sphereface_cnn((3, 112, 96), depth=depth, width=512)
-        found = [layer.out_channels for layer in trunk.modules() if isinstance(layer, nn.Conv2d)]
-        assert found == [c for c, n in zip((64, 128, 256, 512), convolutions, strict=True) for _ in range(n)]
-        assert len(found) == depth
+        result = [layer.out_channels for layer in trunk.modules() if isinstance(layer, nn.Conv2d)]
+        assert result == [c for c, n in zip((64, 128, 256, 512), convolutions, strict=True) for _ in range(n)]
+        assert len(result) == depth
         *_, embedding = trunk.modules()
         assert isinstance(embedding, nn.Linear)
         assert embedding.in_features == 512 * 7 * 6
@@ -187,11 +187,11 @@ def test_resnet_for_small_images_keeps_their_places() -> None:
 
 def test_grey_images_give_what_three_equal_channels_give(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    net = theirs("squeezenet1_1")
+    net = torchvision_net("squeezenet1_1")
     torch.save(net.state_dict(), tmp_path / "weights.pth")
     grey = torch.rand(2, 1, 40, 40)
     with torch.no_grad():
-        expected = features_of_theirs(net, grey.expand(-1, 3, -1, -1))
+        expected = torchvision_features(net, grey.expand(-1, 3, -1, -1))
         for channels in (1, 2, 5):
             trunk = trunks.squeezenet((channels, 40, 40)).eval()
             load_weights(trunk, str(tmp_path / "weights.pth"))
@@ -311,7 +311,7 @@ def test_every_trunk_can_be_stacked_and_then_trains_each_client_as_alone(
 ) -> None:
     torch.manual_seed(0)
     trunk = replace_batch_norm(make(shape, **options), "group")
-    model = HardSharing(trunk, heads.LinearHeads(trunk.width, 3), BCE(3)).double().train()
+    model = MultiTaskModel(trunk, heads.LinearHeads(trunk.width, 3), BCE(3)).double().train()
     params = {name: torch.stack([value, value * 1.1]) for name, value in model.params().items()}
     images = torch.rand(2, 2, *shape, dtype=torch.float64)
     keys = torch.randint(-(2**31), 2**31, (2, len(model.dropouts), 2), dtype=torch.int32)
@@ -321,22 +321,22 @@ def test_every_trunk_can_be_stacked_and_then_trains_each_client_as_alone(
         logits: Tensor = functional_call(model, params | model.step_buffers(keys, valid), (images,))
         return logits.square().sum()
 
-    found = vmap(grad(loss))(params, images, keys)
+    result = vmap(grad(loss))(params, images, keys)
     for k in range(2):
-        own = {name: value[k].clone().requires_grad_() for name, value in params.items()}
-        expected = torch.autograd.grad(loss(own, images[k], keys[k]), list(own.values()))
-        for name, value in zip(own, expected, strict=True):
-            torch.testing.assert_close(found[name][k], value, rtol=1e-6, atol=1e-9, msg=name)
+        client_params = {name: value[k].clone().requires_grad_() for name, value in params.items()}
+        expected = torch.autograd.grad(loss(client_params, images[k], keys[k]), list(client_params.values()))
+        for name, value in zip(client_params, expected, strict=True):
+            torch.testing.assert_close(result[name][k], value, rtol=1e-6, atol=1e-9, msg=name)
 
 
 def test_stochastic_depth_drops_whole_images_with_its_probability() -> None:
     trunk = replace_batch_norm(trunks.efficientnet((3, 32, 32), stochastic_depth=0.8), "group")
-    model = HardSharing(trunk, heads.LinearHeads(trunk.width, 2), BCE(2))
+    model = MultiTaskModel(trunk, heads.LinearHeads(trunk.width, 2), BCE(2))
     drops = [layer for layer in model.modules() if isinstance(layer, KeyedDropout)]
     assert len(drops) == len(model.dropouts) == 16  # its blocks: 1 + 2 + 2 + 3 + 3 + 4 + 1
     assert [layer.p for layer in drops] == pytest.approx([0.8 * i / 16 for i in range(16)])
     layer = KeyedDropout(0.3, whole="image")
     layer.key = torch.tensor([5, 6], dtype=torch.int32)
-    kept = layer(torch.ones(4000, 2, 3, 3)).flatten(1)
-    assert ((kept == 0).all(1) | (kept == torch.tensor(1.0) / 0.7).all(1)).all()
-    assert float((kept[:, 0] == 0).float().mean()) == pytest.approx(0.3, abs=0.03)  # deviation .007
+    outputs = layer(torch.ones(4000, 2, 3, 3)).flatten(1)
+    assert ((outputs == 0).all(1) | (outputs == torch.tensor(1.0) / 0.7).all(1)).all()
+    assert float((outputs[:, 0] == 0).float().mean()) == pytest.approx(0.3, abs=0.03)  # deviation .007

@@ -34,7 +34,7 @@ from mtl.federation.clients.gradients import Losses, PlainSum, State
 from mtl.federation.layout import is_head, shared
 from mtl.federation.objective import Objective
 from mtl.models.cnn import Trunk
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 
 LEAST, REMAINDER = 0.1, 0.1
 Normalise = Literal["none", "weights", "length"]
@@ -71,7 +71,7 @@ class Balance:
     def remembers_gradients(self) -> bool:
         return "representation" not in self.method.levels
 
-    def step(self, model: HardSharing, objective: Objective, *, stacked: bool) -> BalancedStep:
+    def step(self, model: MultiTaskModel, objective: Objective, *, stacked: bool) -> BalancedStep:
         """See `GradientRule`."""
         return BalancedStep(self, model, objective, stacked=stacked)
 
@@ -193,7 +193,7 @@ class Balance:
 
 def make_balance(
     method: Balancer,
-    model: HardSharing,
+    model: MultiTaskModel,
     *,
     level: str = "auto",
     heads: bool | None = None,

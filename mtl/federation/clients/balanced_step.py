@@ -18,7 +18,7 @@ from mtl.federation.clients.gradients import Gradients, Losses, State
 from mtl.federation.layout import is_head, kind_of, shared
 from mtl.federation.objective import Objective, pair_loss
 from mtl.losses.pairs import TaskCounts
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 
 if TYPE_CHECKING:
     from mtl.federation.clients.balance import Balance
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class BalancedStep:
     """stacked: whether parameters and batches have a first axis of clients; without it, they are those of `model` itself."""
 
-    def __init__(self, balance: "Balance", model: HardSharing, objective: Objective, *, stacked: bool) -> None:
+    def __init__(self, balance: "Balance", model: MultiTaskModel, objective: Objective, *, stacked: bool) -> None:
         self.balance, self.stacked = balance, stacked
         self._parts = _Parts(model, objective)
 
@@ -171,7 +171,7 @@ class BalancedLosses:
 class _Parts(nn.Module):
     """The stages of a step as calls of one module, so that its parameters can be swapped for a call."""
 
-    def __init__(self, model: HardSharing, objective: Objective) -> None:
+    def __init__(self, model: MultiTaskModel, objective: Objective) -> None:
         super().__init__()
         self.model, self.objective = model, objective
 

@@ -10,7 +10,7 @@ from mtl.data.client_batches import CohortBatches
 from mtl.data.federated_data import FederatedData
 from mtl.federation.objective import Objective
 from mtl.losses.pairs import TaskCounts
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 
 CHUNK = 2**23  # pixels that are prepared at once
 
@@ -62,7 +62,7 @@ NAMES = tuple(field.name for field in fields(Batch))
 @record_function("mtl/images")
 def prepare(
     objective: Objective,
-    model: HardSharing,
+    model: MultiTaskModel,
     batches: CohortBatches,
     rows: slice,
     tasks: Tensor,

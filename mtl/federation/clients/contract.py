@@ -18,7 +18,7 @@ from mtl.data.federated_data import FederatedData
 from mtl.federation.algorithms.contract import ClientAlgorithm
 from mtl.federation.clients.gradients import GradientRule, PlainSum, State
 from mtl.federation.objective import Objective
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 
 MEMORY = "gradients"  # the slot of what a client's gradient rule remembers
 Start = Callable[[Sequence[int]], Slots]
@@ -76,7 +76,7 @@ class Backend(Protocol):
 class Training:
     """What every backend trains with. The model is only read."""
 
-    model: HardSharing
+    model: MultiTaskModel
     objective: Objective
     algorithm: ClientAlgorithm
     work: LocalWork

@@ -16,7 +16,7 @@ from mtl.base.types import Params
 from mtl.federation.clients.batches import Batch
 from mtl.federation.objective import Objective
 from mtl.losses.pairs import TaskCounts
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 
 State = dict[str, Tensor]
 
@@ -71,7 +71,7 @@ class GradientRule(Protocol):
     def memory(self, params: Params, num_tasks: int) -> State:
         """What is remembered before the first step."""
 
-    def step(self, model: HardSharing, objective: Objective, *, stacked: bool) -> Step:
+    def step(self, model: MultiTaskModel, objective: Objective, *, stacked: bool) -> Step:
         """stacked: whether parameters and batches have a first axis of clients; without it, they are those of `model` itself."""
 
     def step_of_losses(self, losses: Callable[[Any], Losses]) -> Step:
@@ -91,7 +91,7 @@ class PlainSum:
     def memory(self, params: Params, num_tasks: int) -> State:
         return {}
 
-    def step(self, model: HardSharing, objective: Objective, *, stacked: bool) -> Step:
+    def step(self, model: MultiTaskModel, objective: Objective, *, stacked: bool) -> Step:
         if stacked:
             return StackedSum(model, objective)
 
@@ -134,7 +134,7 @@ class SumOfLosses:
 class StackedSum:
     """Of many clients side by side: `torch.func.vmap` of the gradient of one."""
 
-    def __init__(self, model: HardSharing, objective: Objective) -> None:
+    def __init__(self, model: MultiTaskModel, objective: Objective) -> None:
         self._losses = _Losses(model, objective)
 
     def gradients(self, params: Params, memory: State, batch: Batch, resting: Params) -> Gradients:
@@ -175,7 +175,7 @@ class StackedSum:
 class _Losses(nn.Module):
     """The objective of one client as a module, so that the model's parameters can be swapped for a call."""
 
-    def __init__(self, model: HardSharing, objective: Objective) -> None:
+    def __init__(self, model: MultiTaskModel, objective: Objective) -> None:
         super().__init__()
         self.model, self.objective = model, objective
 

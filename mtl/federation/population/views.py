@@ -22,7 +22,7 @@ from mtl.devices.widths import Level
 from mtl.federation.clients.auto import AutoBackend
 from mtl.federation.clients.contract import Backend, Block, CohortJob, Start, Training
 from mtl.federation.message import message_bytes
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 
 
 class Views:
@@ -40,7 +40,7 @@ class Views:
         self._absent = [set().union(*names) - own for own in names]
 
     @classmethod
-    def whole(cls, model: HardSharing, num_clients: int) -> "Views":
+    def whole(cls, model: MultiTaskModel, num_clients: int) -> "Views":
         """Every client trains the whole model."""
         return cls([Level(1.0, model, {})], torch.zeros(num_clients, dtype=torch.long))
 

@@ -38,7 +38,7 @@ from mtl.federation.objective import NUMBERS, Objective, images_at_once
 from mtl.federation.orders import Orders
 from mtl.federation.server import Server, Surroundings, fedavg
 from mtl.models.cnn import ImageShape
-from mtl.models.hard_sharing import HardSharing
+from mtl.models.multi_task_model import MultiTaskModel
 
 PIXELS = 2**20  # that many clients' models look at at once
 
@@ -110,7 +110,7 @@ class Ensemble:
     def __init__(
         self,
         options: DistilEnsemble,
-        models: Sequence[HardSharing],
+        models: Sequence[MultiTaskModel],
         objective: Objective,
         algorithm: ClientAlgorithm,
         images: Tensor,
@@ -149,7 +149,7 @@ class Ensemble:
         params = scores.own(trained.slots["params"])
         # Not by the clients beside one: where images are normalised by their batch, a score depends on it.
         part = images_at_once(scores.model, min(self.options.batch_size, len(self.images)))
-        size = max(min(PIXELS // (part * self.images[0].numel()), NUMBERS // (scores.model.held * part)), 1)
+        size = max(min(PIXELS // (part * self.images[0].numel()), NUMBERS // (scores.model.activation_numel * part)), 1)
         like = next(iter(params.values()))
         total = like.new_zeros(len(self.images), tasks.shape[1])
         for start in range(0, len(self.images), part):
@@ -229,7 +229,7 @@ def feddf(
 class _Scores(nn.Module):
     """The decision scores of stored images as a module, so that the model's parameters can be swapped for a call."""
 
-    def __init__(self, model: HardSharing, objective: Objective) -> None:
+    def __init__(self, model: MultiTaskModel, objective: Objective) -> None:
         super().__init__()
         self.model, self.objective = model, objective
 
