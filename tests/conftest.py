@@ -14,6 +14,39 @@ from mtl.data.federated_data import FederatedData
 from mtl.data.ragged import Ragged
 from mtl.data.splits import Split
 
+# The files that take longest, first: two processes that share the files then end together.
+LONGEST = (
+    "cli/test_cli.py",
+    "run/test_train.py",
+    "report/test_figures.py",
+    "run/test_ranks.py",
+    "edge/test_export.py",
+    "edge/test_architecture_export.py",
+    "federation/test_peers.py",
+    "report/test_page.py",
+    "test_transfer.py",
+    "federation/test_views.py",
+    "learning/test_detection.py",
+    "edge/test_face_export.py",
+    "edge/test_compress.py",
+    "edge/test_quantize.py",
+    "data/test_hiding.py",
+    "federation/test_distil_ensemble.py",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """pytest-xdist would take the files with most tests first, and most tests are quick."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tests = Path(__file__).parent
+    place = {tests / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
 
 def clone(params: Params) -> Params:
     return {name: value.clone() for name, value in params.items()}

@@ -1,5 +1,6 @@
 """The keys at the top of the configuration and the groups of options without members, with their defaults."""
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,6 +91,7 @@ OPTIONS: dict[str, type] = {
 }
 
 
+@functools.cache
 def top_level() -> Any:
     """The dataclass of all keys at the top, with their defaults."""
     return make_config(

@@ -10,12 +10,19 @@ import sys
 import time
 from pathlib import Path
 
+import hydra
 import pytest
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
 
 from mtl.cli.main import main
+from mtl.run.config import compose
+from mtl.run.train import train
 from tests.run.test_train import SMALL, numbers, small, without_time
 
 QUICK = ["augmentation=none", "data.image_size=[8,8]"]
+# More rounds than a process makes before its signal comes. With a constant rate a resume may ask for fewer.
+ENDLESS = ["rounds=2000", "schedule=constant"]
 
 
 def words(root: Path, run_dir: Path, *more: str) -> list[str]:
@@ -26,6 +33,10 @@ def start(arguments: list[str]) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", "mtl", *arguments], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ}
     )
+
+
+def last_round(run_dir: Path) -> int:
+    return max(int(row[0]) for row in numbers(run_dir) if row[0] != "round")
 
 
 def wait_for_round(run_dir: Path, round: int, process: "subprocess.Popen[str]") -> None:
@@ -121,7 +132,7 @@ def test_a_sweep_goes_on_after_a_failed_job_and_says_at_its_end_which_failed_and
 
 def test_ctrl_c_ends_the_sweep_and_resume_goes_on_with_it(class_folders: Path, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
-    settings = ["-m", "seed=0,1", "rounds=300", "evaluate_every=100", "checkpoint_every=1000", *QUICK]
+    settings = ["-m", "seed=0,1", "evaluate_every=1000", "checkpoint_every=1000", *QUICK, *ENDLESS]
     process = start(words(class_folders, sweep, *settings))
     wait_for_round(sweep / "0", 2, process)
     process.send_signal(signal.SIGINT)
@@ -130,13 +141,11 @@ def test_ctrl_c_ends_the_sweep_and_resume_goes_on_with_it(class_folders: Path, t
     assert f"resume=true output_dir={sweep} goes on" in errors
     assert "Traceback" not in errors
     assert not (sweep / "1").exists()
-    assert main(words(class_folders, sweep, *settings, "resume=true")) == 0
+    assert main(words(class_folders, sweep, *settings, "resume=true", f"rounds={last_round(sweep / '0') + 1}")) == 0
     assert sorted(path.parent.name for path in sweep.glob("*/summary.json")) == ["0", "1"]
 
 
 def test_runs_of_the_same_second_have_folders_of_their_own() -> None:
-    from mtl.run.config import compose
-
     assert len({compose().output_dir for _ in range(3)}) == 3
     config = compose()
     assert config.output_dir == config.output_dir
@@ -171,27 +180,29 @@ def test_a_closed_pipe_is_no_error(arguments: list[str]) -> None:
     assert process.wait() == 0
 
 
-def test_a_notebooks_backend_is_not_for_a_program(class_folders: Path, tmp_path: Path) -> None:
+def test_a_program_gives_the_numbers_of_the_library_and_takes_no_backend_of_a_notebook(
+    class_folders: Path, tmp_path: Path
+) -> None:
     environment = os.environ | {"MPLBACKEND": "module://nowhere.backend_inline"}
-    arguments = words(class_folders, tmp_path / "run", "rounds=1", "write_report=true", *QUICK)
+    arguments = words(class_folders, tmp_path / "line", "write_report=true")
     done = subprocess.run([sys.executable, "-m", "mtl", *arguments], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run" / "report.html").exists()
+    assert (tmp_path / "line" / "report.html").exists()
+    by_hand = train(small(class_folders), tmp_path / "hand")
+    assert without_time(json.loads((tmp_path / "line" / "summary.json").read_text())) == without_time(dict(by_hand))
 
 
-def test_compose_works_inside_a_program_of_hydra(tmp_path: Path) -> None:
+def test_compose_works_inside_a_program_of_hydra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "conf.yaml").write_text("a: 1")
-    (tmp_path / "program.py").write_text(
-        "import hydra\nfrom hydra.core.global_hydra import GlobalHydra\nfrom mtl.run.config import compose\n"
-        "@hydra.main(version_base='1.3', config_path='.', config_name='conf')\n"
-        "def main(config):\n    assert compose(['rounds=3']).rounds == 3\n    assert config.a == 1\n"
-        "    assert GlobalHydra.instance().is_initialized()\n    print('done')\n"
-        "main()\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "program.py", "hydra.run.dir=."], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert "done" in done.stdout, done.stderr
+    seen: list[tuple[int, int, bool]] = []
+
+    @hydra.main(version_base="1.3", config_path=str(tmp_path), config_name="conf")
+    def program(config: DictConfig) -> None:
+        seen.append((compose(["rounds=3"]).rounds, config.a, GlobalHydra.instance().is_initialized()))
+
+    monkeypatch.setattr(sys, "argv", ["program", f"hydra.run.dir={tmp_path}"])
+    program()
+    assert seen == [(3, 1, True)]
 
 
 def test_report_of_a_folder_without_runs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -201,14 +212,15 @@ def test_report_of_a_folder_without_runs_is_refused(tmp_path: Path, capsys: pyte
 
 @pytest.mark.parametrize("mode", ["federated", "centralised"])
 def test_a_killed_run_resumes_to_the_same_numbers_bit_for_bit(class_folders: Path, tmp_path: Path, mode: str) -> None:
-    settings = [f"mode={mode}", "rounds=60", "evaluate_every=7", "checkpoint_every=4"]
+    settings = [f"mode={mode}", "evaluate_every=3", "checkpoint_every=4", *ENDLESS]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert main(words(class_folders, whole, *settings)) == 0
     process = start(words(class_folders, cut, *settings))
-    wait_for_round(cut, 18, process)
+    wait_for_round(cut, 6, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (cut / "summary.json").exists()
+    settings.append(f"rounds={last_round(cut) + 4}")
+    assert main(words(class_folders, whole, *settings)) == 0
     assert main(words(class_folders, cut, *settings, "resume=true")) == 0
     assert without_time(json.loads((cut / "summary.json").read_text())) == without_time(
         json.loads((whole / "summary.json").read_text())
@@ -221,7 +233,7 @@ def test_ctrl_c_and_sigterm_save_the_round_and_leave(
     class_folders: Path, tmp_path: Path, mode: str, number: signal.Signals
 ) -> None:
     run_dir = tmp_path / "run"
-    process = start(words(class_folders, run_dir, f"mode={mode}", "rounds=400", "checkpoint_every=1000"))
+    process = start(words(class_folders, run_dir, f"mode={mode}", "checkpoint_every=1000", *ENDLESS))
     wait_for_round(run_dir, 3, process)
     process.send_signal(number)
     _, errors = process.communicate(timeout=120)
@@ -233,18 +245,8 @@ def test_ctrl_c_and_sigterm_save_the_round_and_leave(
 
 
 def test_experiments_are_named_by_their_files(tmp_path: Path) -> None:
-    from mtl.run.config import compose
-
     folder = Path(__file__).resolve().parents[2] / "mtl" / "experiments"
     names = [path.stem for path in folder.glob("*.yaml")]
     assert "orl" in names
     for name in names:
         assert compose([f"+experiment={name}"]).name == name
-
-
-def test_the_small_run_is_what_the_command_line_runs(class_folders: Path, tmp_path: Path) -> None:
-    from mtl.run.train import train
-
-    assert main(words(class_folders, tmp_path / "line")) == 0
-    by_hand = train(small(class_folders), tmp_path / "hand")
-    assert without_time(json.loads((tmp_path / "line" / "summary.json").read_text())) == without_time(dict(by_hand))

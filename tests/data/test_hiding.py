@@ -78,10 +78,7 @@ def test_hidden_labels_cost_no_more_than_labels_that_were_never_made(tmp_path: P
     def auroc(by: str, batch_size: int) -> float:
         return mean(
             train(
-                compose(
-                    [*words, f"known_labels.by={by}", f"work.batch_size={batch_size}", f"seed={seed}"],
-                    experiments=Path("experiments"),
-                ),
+                compose([*words, f"known_labels.by={by}", f"work.batch_size={batch_size}", f"seed={seed}"]),
                 tmp_path / f"{by}{seed}",
             )["test/auroc"]
             for seed in (0, 1)

@@ -23,7 +23,6 @@ from mtl.federation.population.views import Views, ViewsBackend
 from mtl.federation.round import State, run_round
 from mtl.federation.schedule import Schedule
 from mtl.federation.server_steps.distil_ensemble import DistilEnsemble, Ensemble, feddf
-from mtl.learning.checkpoints import read_checkpoint
 from mtl.losses.bce import BCE
 from mtl.models.cnn import Trunk
 from mtl.models.heads import LinearHeads
@@ -213,17 +212,14 @@ LESSONS = [
 ]
 
 
-def test_ranks_and_resume(class_folders: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_ends_as_one_never_interrupted(class_folders: Path, tmp_path: Path) -> None:
+    """That ranks agree is held by the run of `test_peers`, whose server distils too."""
     config = small(class_folders, *LESSONS)
     summary = train(config, tmp_path / "whole")
     kill_after(config, tmp_path / "cut", rounds=2)
     config.resume = True
     assert without_time(train(config, tmp_path / "cut")) == without_time(summary)
     assert numbers(tmp_path / "cut") == numbers(tmp_path / "whole")
-    train(small(class_folders, *LESSONS, "trainer.devices=2"), tmp_path / "two")
-    one, two = (read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt")["state_dict"] for name in ("whole", "two"))
-    for name, value in one.items():
-        assert torch.allclose(two[name], value, rtol=1e-4, atol=1e-5), name
 
 
 def test_what_does_not_go_with_it_is_refused(class_folders: Path, tmp_path: Path) -> None:

@@ -102,19 +102,15 @@ def test_a_script_inside_an_allocation_of_several_tasks_trains_alone(
     assert train(small(class_folders, "rounds=1"), tmp_path / "run")["test/auroc"] is not None
 
 
-def test_a_file_named_as_a_module_of_python_does_not_stop_the_ranks(
-    class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+RICH = ["server=fedavgm", "keep=heads", "sampling.dropout=0.3", "partition=iid", "partition.num_clients=3", "assignment=all"]
+
+
+def test_two_ranks_agree_with_one_and_say_the_same_and_a_file_named_as_a_module_of_python_stops_neither(
+    class_folders: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "statistics.py").write_text("raise RuntimeError('not this one')")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["", *sys.path])
-    assert train(small(class_folders, "rounds=1", "trainer.devices=2"), tmp_path / "run")["test/auroc"] is not None
-
-
-RICH = ["server=fedavgm", "keep=heads", "sampling.dropout=0.3", "partition=iid", "partition.num_clients=3", "assignment=all"]
-
-
-def test_two_ranks_agree_with_one_and_say_the_same(class_folders: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     build_data(small(class_folders, *RICH))  # decoded once, which is said
     caplog.set_level(logging.INFO)
     one = train(small(class_folders, *RICH), tmp_path / "one")

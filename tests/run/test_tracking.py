@@ -166,20 +166,29 @@ def test_the_environment_says_the_mode_where_it_makes_sense(
 
 def test_an_account_is_what_wandb_takes_for_one(tmp_path: Path) -> None:
     """Whatever the host of its login is named, and with a server of one's own."""
-    code = "from mtl.run.tracking import _has_account; print(_has_account())"
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine wandb.example.org\n  login user\n  password " + "0" * 40 + "\n")
+    netrc.chmod(0o600)
+    theirs = {"NETRC": str(netrc)}
+    # W&B reads its environment once a process.
+    code = """if True:
+        import json, os, sys
+        from mtl.run.tracking import _has_account
+        for more in json.loads(sys.argv[1]):
+            if os.fork() == 0:
+                os.environ.update(more)
+                print("account", _has_account(), flush=True)
+                os._exit(0)
+            os.wait()"""
+    asked = json.dumps([{}, theirs, theirs | {"WANDB_BASE_URL": "https://wandb.example.org"}])
     base = {name: text for name, text in os.environ.items() if not name.startswith("WANDB")}
-
-    def asked(**more: str) -> str:
-        environment = base | {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_SILENT": "true"} | more
-        return subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-        ).stdout.split()[-1]
-
-    assert asked() == "False"
-    (tmp_path / "netrc").write_text("machine wandb.example.org\n  login user\n  password " + "0" * 40 + "\n")
-    (tmp_path / "netrc").chmod(0o600)
-    assert asked() == "False"
-    assert asked(WANDB_BASE_URL="https://wandb.example.org") == "True"
+    environment = base | {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none"), "WANDB_SILENT": "true"}
+    said = subprocess.run([sys.executable, "-c", code, asked], env=environment, capture_output=True, text=True, check=True).stdout
+    assert [line for line in said.splitlines() if line.startswith("account")] == [
+        "account False",
+        "account False",
+        "account True",
+    ]
 
 
 def test_no_commit_of_somebody_elses_repository_is_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
