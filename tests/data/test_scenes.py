@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from mtl.data.faces import orl
+from mtl.data.scene_drawing import OVAL, _paste, _shuffle
 from mtl.data.scene_transforms import SCENE_DRAWS, SceneAugmentation
-from mtl.data.scenes import OVAL, SceneSet, _paste, _shuffle, orl_scenes, scene_faces
+from mtl.data.scenes import SceneSet, orl_scenes, scene_faces
 
 SMALL = {"image_size": (96, 96), "face_height": (24.0, 60.0), "max_faces": 3}
 
