@@ -6,7 +6,7 @@ from matplotlib.patches import Rectangle
 
 from mtl.report.groups import Group
 from mtl.report.measures import precision_recall
-from mtl.report.runs import Array, Detections
+from mtl.report.run_files import Array, Detections
 from mtl.report.style import BLUE, GREEN, ORANGE, RED, Drawing, Look, add_legend, pick_line, shorten
 
 LOOKS: dict[str, Look] = {

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from mtl.report.groups import Group, Spread
 from mtl.report.measures import count_confusions, matching_predictions, measure_score_ranges, sum_bins
-from mtl.report.runs import Array
+from mtl.report.run_files import Array
 from mtl.report.style import BLACK, BLUE, GREY, ORANGE, RED, SKY, Drawing, name_rows, set_log_ticks, shorten
 
 NUM_WORST, NUM_BEST = 40, 5

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mtl.report.groups import Group
-from mtl.report.runs import Array, Predictions
+from mtl.report.run_files import Array, Predictions
 
 
 def matching_predictions(group: Group) -> list[Predictions]:

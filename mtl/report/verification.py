@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from mtl.report.runs import Verified
+from mtl.report.run_files import Verified
 from mtl.report.style import GREY, add_legend, pick_line, set_log_ticks
 from mtl.report.tables import UNKNOWN
 
