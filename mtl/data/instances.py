@@ -59,11 +59,7 @@ def add_instances(
     which else are unknown. A client trains those of the source's subtasks that it has drawn positives of. Nothing changes for validation
     and test. Raises ValueError where the source's images are of another shape, positives of nothing, or images of validation or test.
     """
-    if images.shape[1:] != data.images.shape[1:] or images.dtype != data.images.dtype:
-        raise ValueError(
-            f"transfer.source must have images of {tuple(data.images.shape[1:])} in {data.images.dtype}, "
-            f"got {tuple(images.shape[1:])} in {images.dtype}"
-        )
+    _check_source(data, images)
     index = index[(subtasks.targets & subtasks.known)[index].any(1)]
     if not len(index):
         raise ValueError("transfer.source must have training images that are positives of its subtasks, got none")
@@ -73,21 +69,32 @@ def add_instances(
         raise ValueError(
             f"transfer.source must hold no image of validation or test, and {seen} of its training images are of them"
         )
-
-    theirs = F.normalize(embed(images[index]), dim=1)
+    source = F.normalize(embed(images[index]), dim=1)
     drawn = []
     for client, held in enumerate(data.clients):
         rng = generator(seed, "instances", client=client)
-        weights = density_ratio(F.normalize(embed(data.images[held]), dim=1), theirs, rng)
+        weights = density_ratio(F.normalize(embed(data.images[held]), dim=1), source, rng)
         start = float(torch.rand((), generator=rng, dtype=torch.float64))
         drawn.append(index[draw_systematically(weights, max(round(ratio * len(held)), 1), start)])
+    return _append(data, images, subtasks, drawn, disjoint=disjoint)
+
+
+def _check_source(data: FederatedData, images: Tensor) -> None:
+    if images.shape[1:] != data.images.shape[1:] or images.dtype != data.images.dtype:
+        raise ValueError(
+            f"transfer.source must have images of {tuple(data.images.shape[1:])} in {data.images.dtype}, "
+            f"got {tuple(images.shape[1:])} in {images.dtype}"
+        )
+
+
+def _append(data: FederatedData, images: Tensor, subtasks: Subtasks, drawn: list[Tensor], *, disjoint: bool) -> FederatedData:
+    """The data with the source images that each client has drawn behind its own. drawn: int64 indices of `images`, one list a client."""
     used, places = torch.cat(drawn).unique(return_inverse=True)
     chosen = (subtasks.targets & subtasks.known)[used].any(0)
     names = [f"{PREFIX}{name}" for name, is_chosen in zip(subtasks.names, chosen.tolist(), strict=True) if is_chosen]
     logger.info("%d images of the source with %d subtasks are trained along", len(used), len(names))
-
-    parts = places.split([len(own) for own in drawn])
-    clients = Ragged.of([torch.cat([held, len(data.images) + own]) for held, own in zip(data.clients, parts, strict=True)])
+    parts = places.split([len(indices) for indices in drawn])
+    clients = Ragged.of([torch.cat([held, len(data.images) + part]) for held, part in zip(data.clients, parts, strict=True)])
     targets = torch.block_diag(data.targets, subtasks.targets[used][:, chosen]).bool()
     known = torch.block_diag(data.known, subtasks.known[used][:, chosen]).bool()
     if disjoint:

@@ -1,6 +1,6 @@
 """`mtl verify`: face verification with the trunk of a run, beside an untrained trunk and the pixels themselves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,51 +61,26 @@ def verify_run(
     if pairs not in PAIRS:
         raise ValueError(f"--pairs must be one of {', '.join(PAIRS)}, got {pairs}")
     first, *others = [_Embedder(path, pairs, root, crop, flip, allow_unknown) for path in (run_dir, *beside)]
-    run, at_hand = first.run, first.at_hand
-    start = untrained(run.config, run.image_shape, run.tasks, run.num_exclusive)
-    scores = {
-        "trained": first.scores(run.model),
-        "untrained": first.scores(start),
-        "pixels": pair_scores(
-            torch.cat([first.objective.inputs(part).flatten(1) for part in at_hand.images.split(BATCH)]),
-            at_hand.first,
-            at_hand.second,
-        ),
-    }
-    if others:
-        joined = torch.stack([scores["trained"], *(other.scores(other.run.model) for other in others)]).mean(0)
-        scores = {"joined": joined} | scores
-    results = {name: verify(values, at_hand.same, at_hand.fold) for name, values in scores.items()}
-    stem = f"verification-{pairs}"
-    arrays = {"same": at_hand.same, "fold": at_hand.fold} | {f"{name}_scores": values for name, values in scores.items()}
-    for name, result in results.items():
-        arrays |= {f"{name}_far": result.roc.far, f"{name}_frr": result.roc.frr}
-    write_arrays(run_dir / f"{stem}.npz", **{name: value.numpy() for name, value in arrays.items()})
+    scores = _scores(first, others)
+    results = {name: verify(values, first.pairs.same, first.pairs.fold) for name, values in scores.items()}
     warnings = tuple(warning for embedder in (first, *others) for warning in embedder.warnings)
-    told = {
+    stem = f"verification-{pairs}"
+    _write_arrays(run_dir / f"{stem}.npz", first.pairs, scores, results)
+    summary = {
         "pairs": pairs,
-        "source": at_hand.source,
-        "num_pairs": len(at_hand),
-        "num_same": int(at_hand.same.sum()),
-        "num_different": int((~at_hand.same).sum()),
-        "num_folds": len(at_hand.fold.unique()),
+        **_pairs_facts(first.pairs),
         "crop": first.crop,
         "flip": flip,
         "beside": [{"run": str(path), "crop": other.crop} for path, other in zip(beside, others, strict=True)],
         "warnings": list(warnings),
-        "checkpoint": run.checkpoint.name,
-        "round": run.round,
-        "results": {name: _plain(result, at_hand) for name, result in results.items()},
+        "checkpoint": first.run.checkpoint.name,
+        "round": first.run.round,
+        "results": {name: _plain(result, first.pairs) for name, result in results.items()},
     }
-    write_json(run_dir / f"{stem}.json", told)
+    write_json(run_dir / f"{stem}.json", summary)
     picture = run_dir / "figures" / f"{stem}.png"
-    picture.parent.mkdir(exist_ok=True)
-    with figure_style():
-        curves = {name: (result.roc.far.numpy(), result.roc.frr.numpy()) for name, result in results.items()}
-        figure = draw_verification(curves)
-        figure.supxlabel(_counted(at_hand), size=7, color=GREY)
-        save_figure(figure, picture)
-    return VerifiedRun(at_hand, results, run_dir / f"{stem}.json", picture, warnings)
+    _draw(picture, first.pairs, results)
+    return VerifiedRun(first.pairs, results, run_dir / f"{stem}.json", picture, warnings)
 
 
 def verification_table(verified: VerifiedRun) -> Table:
@@ -137,18 +112,61 @@ class _Embedder:
         self.run = load_run(run_dir)
         self.crop, warnings = choose_crop(self.run.config.data, pairs, crop)
         channels, *image_size = self.run.image_shape
-        self.at_hand = _read(pairs, root, image_size, self.crop, grey=channels == 1)
-        if self.at_hand.images.shape[1] != channels:
+        self.pairs = _read(pairs, root, image_size, self.crop, grey=channels == 1)
+        if self.pairs.images.shape[1] != channels:
             raise ValueError(f"the run must be trained on pictures of 1 or 3 channels, got {channels} in {run_dir}")
-        warnings += check_unseen(run_dir, pairs, self.at_hand.source, allow_unknown=allow_unknown).unknown
+        warnings += check_unseen(run_dir, pairs, self.pairs.source, allow_unknown=allow_unknown).unknown
         self.warnings = tuple(f"{run_dir}: {warning}" for warning in warnings)
         self.objective = replace(build_objective(self.run.config), mirror=flip)
 
     def scores(self, model: HardSharing) -> Tensor:
         """The cosine of each pair."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        embeddings = self.objective.embed(model.to(device), self.at_hand.images)
-        return pair_scores(embeddings, self.at_hand.first, self.at_hand.second)
+        embeddings = self.objective.embed(model.to(device), self.pairs.images)
+        return pair_scores(embeddings, self.pairs.first, self.pairs.second)
+
+
+def _scores(first: "_Embedder", others: Sequence["_Embedder"]) -> dict[str, Tensor]:
+    """Scores [P] of the pairs by name, those of all runs joined first, where there are several."""
+    pairs = first.pairs
+    scores = {
+        "trained": first.scores(first.run.model),
+        "untrained": first.scores(untrained(first.run.config, first.run.image_shape, first.run.tasks, first.run.num_exclusive)),
+        "pixels": pair_scores(
+            torch.cat([first.objective.inputs(part).flatten(1) for part in pairs.images.split(BATCH)]),
+            pairs.first,
+            pairs.second,
+        ),
+    }
+    if not others:
+        return scores
+    joined = torch.stack([scores["trained"], *(other.scores(other.run.model) for other in others)]).mean(0)
+    return {"joined": joined} | scores
+
+
+def _write_arrays(path: Path, pairs: Pairs, scores: Mapping[str, Tensor], results: Mapping[str, Verification]) -> None:
+    arrays = {"same": pairs.same, "fold": pairs.fold} | {f"{name}_scores": values for name, values in scores.items()}
+    for name, result in results.items():
+        arrays |= {f"{name}_far": result.roc.far, f"{name}_frr": result.roc.frr}
+    write_arrays(path, **{name: value.numpy() for name, value in arrays.items()})
+
+
+def _draw(picture: Path, pairs: Pairs, results: Mapping[str, Verification]) -> None:
+    picture.parent.mkdir(exist_ok=True)
+    with figure_style():
+        figure = draw_verification({name: (result.roc.far.numpy(), result.roc.frr.numpy()) for name, result in results.items()})
+        figure.supxlabel(_counted(pairs), size=7, color=GREY)
+        save_figure(figure, picture)
+
+
+def _pairs_facts(pairs: Pairs) -> dict[str, Any]:
+    return {
+        "source": pairs.source,
+        "num_pairs": len(pairs),
+        "num_same": int(pairs.same.sum()),
+        "num_different": int((~pairs.same).sum()),
+        "num_folds": len(pairs.fold.unique()),
+    }
 
 
 def _read(pairs: str, root: str, image_size: Sequence[int], crop: Sequence[int] | None, *, grey: bool) -> Pairs:
