@@ -2,8 +2,15 @@
 
 import argparse
 import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from mtl.cli.terminal import console, fail, path
+from mtl.cli.terminal import console, fail, message_of, path
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mtl.trained.compress import Row
 
 
 def main(words: list[str]) -> int:
@@ -25,28 +32,32 @@ def main(words: list[str]) -> int:
     )
     parser.add_argument("--out", type=path, metavar="DIR", help="default: the run directory with -compressed behind its name")
     options = parser.parse_args(words)
-    from rich.table import Table
-
     from mtl.base.types import Diverged, Interrupted
-    from mtl.trained.compress import compress
+    from mtl.trained.compress import CompressOptions, compress
 
+    chosen = CompressOptions(
+        recipe=options.recipe,
+        student=options.student,
+        ratio=options.ratio,
+        sparsity=options.sparsity,
+        rounds=options.rounds,
+        threads=options.threads,
+    )
     out = options.out or options.run.resolve().with_name(f"{options.run.resolve().name}-compressed")
     try:
-        rows = compress(
-            options.run,
-            options.recipe,
-            out=out,
-            student=options.student,
-            ratio=options.ratio,
-            sparsity=options.sparsity,
-            rounds=options.rounds,
-            threads=options.threads,
-            data_root=options.data_root,
-        )
+        rows = compress(options.run, chosen, out=out, data_root=options.data_root)
     except Diverged as error:
-        return fail(str(error), 1)
+        return fail(message_of(error), 1)
     except Interrupted as stop:
-        return fail(str(stop), 130)
+        return fail(message_of(stop), 130)
+    console().print(_table(rows))
+    print(f"files and runs: {out}")
+    return 0
+
+
+def _table(rows: "Sequence[Row]") -> "Table":
+    from rich.table import Table
+
     rates = ("rank-1 %", "AUROC %", "worst task", "worst clients", "balanced accuracy %")
     table = Table("step", *rates, *("parameters", "zeros %", "MFLOPs", "bytes", "p50 ms", "p90 ms"))
     for row in rows:
@@ -56,6 +67,4 @@ def main(words: list[str]) -> int:
         table.add_row(row.step, *accuracies, *sizes, f"{row.p50:.3f}", f"{row.p90:.3f}")
     for column in table.columns[1:]:
         column.justify = "right"
-    console().print(table)
-    print(f"files and runs: {out}")
-    return 0
+    return table

@@ -9,6 +9,40 @@ from mtl.cli.terminal import console, path
 
 def main(words: list[str]) -> int:
     """Run the command. words: what follows `mtl enrol`. Returns the exit code."""
+    parser = _parser()
+    options = parser.parse_args(words)
+    creates = not (options.add or options.remove or options.list)
+    for option, required in (("gallery", creates or options.add), ("model", creates)):
+        if required and getattr(options, option) is None:
+            parser.error(f"--{option} is required")
+    from mtl.faces.gallery import Gallery
+    from mtl.trained import enrol
+
+    if options.list:
+        gallery = Gallery.load(options.output)
+        console().print(enrol.people_table(gallery))
+        print(gallery.calibration)
+        return 0
+    if options.remove:
+        enrol.remove_people(options.remove, options.output, threshold=options.threshold)
+    elif options.add:
+        enrol.add_people(options.gallery, options.output, run=options.model, threshold=options.threshold)
+    else:
+        enrol.enrol(
+            options.gallery,
+            options.model,
+            options.output,
+            threshold=options.threshold,
+            strangers=options.strangers,
+            data_root=options.data_root,
+            not_strangers=options.not_strangers,
+            force=options.force,
+        )
+    print(f"gallery: {options.output}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mtl enrol",
         description="Find the face in each photo of each person and write their embeddings as a gallery; add, remove and list people.",
@@ -45,33 +79,4 @@ def main(words: list[str]) -> int:
         metavar="NAME",
         help="people of the run's data who are enrolled under another name",
     )
-    options = parser.parse_args(words)
-    makes = not (options.add or options.remove or options.list)
-    for option, missing in (("gallery", makes or options.add), ("model", makes)):
-        if missing and getattr(options, option) is None:
-            parser.error(f"--{option} is required")
-    from mtl.faces.gallery import Gallery
-    from mtl.trained import enrol
-
-    if options.list:
-        gallery = Gallery.load(options.output)
-        console().print(enrol.people_table(gallery))
-        print(gallery.calibration)
-        return 0
-    if options.remove:
-        enrol.remove_people(options.remove, options.output, threshold=options.threshold)
-    elif options.add:
-        enrol.add_people(options.gallery, options.output, run=options.model, threshold=options.threshold)
-    else:
-        enrol.enrol(
-            options.gallery,
-            options.model,
-            options.output,
-            threshold=options.threshold,
-            strangers=options.strangers,
-            data_root=options.data_root,
-            not_strangers=options.not_strangers,
-            force=options.force,
-        )
-    print(f"gallery: {options.output}")
-    return 0
+    return parser

@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mtl.base.types import Diverged, Interrupted
 from mtl.cli.hydra_errors import explain
 from mtl.cli.terminal import fail
-from mtl.cli.words import readable, split_flags
+from mtl.cli.words import check_booleans, readable, split_flags
 from mtl.run.config import CONFIG_NAME, check_name, register
 from mtl.run.named_experiments import experiments_folder
 from mtl.run.spawn import inside_step
@@ -171,6 +171,7 @@ def _tell_failures() -> int:
 
 
 def _train(config: DictConfig, run_dir: Path) -> float | None:
+    check_booleans(HydraConfig.get().overrides.task, config)
     summary = train(config, run_dir)
     if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0") if inside_step() else "0")):
         return None  # the first rank tells

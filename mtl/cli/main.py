@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from mtl.cli.terminal import fail
+from mtl.cli.terminal import fail, message_of
 
 COMMANDS = ("train", "experiments", "report", "verify", "enrol", "recognise", "export", "latency", "compress")
 
@@ -59,9 +59,9 @@ def _main(arguments: Sequence[str] | None) -> int:
     try:
         code: int = importlib.import_module(f"mtl.cli.{words[0]}").main(words[1:])
         return code
-    except KeyboardInterrupt:
-        return fail("stopped by Ctrl-C", 130)
+    except KeyboardInterrupt as stop:
+        return fail(message_of(stop, "stopped by Ctrl-C"), 130)
     except BrokenPipeError:
         raise
     except (ValueError, OSError) as error:
-        return fail(str(error))
+        return fail(message_of(error))

@@ -19,6 +19,11 @@ def fail(message: str, code: int = 2) -> int:
     return code
 
 
+def message_of(error: BaseException, message: str = "") -> str:
+    """What to print of an error: `message` in place of its own, and its notes."""
+    return "; ".join([message or str(error), *getattr(error, "__notes__", ())])
+
+
 def console() -> "Console":
     """Where to print a table: as wide as the terminal, and 150 columns in a file or a pipe."""
     from rich.console import Console

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 
 from mtl.run.options import nearest
 
@@ -74,6 +75,25 @@ def _flag_value(name: str, value: str) -> str:
         expected = "a value" if choices is None else f"one of {', '.join(choices)}"
         raise ValueError(f"{name} needs {expected}, got {value or 'none'}")
     return value
+
+
+def check_booleans(words: Sequence[str], config: DictConfig) -> None:
+    """Check that options that are true or false were given as such. OmegaConf also takes numbers, and words like yes and on.
+
+    Args:
+        words: the overrides of one run.
+        config: the configuration that they made.
+
+    Raises:
+        ValueError: an option that is true or false was given anything else.
+    """
+    for override in OverridesParser.create().parse_overrides(list(words)):
+        if override.is_delete() or override.package is not None:
+            continue
+        given = str(override.value())
+        is_boolean = given.lower() in ("true", "false") or "${" in given
+        if not is_boolean and isinstance(OmegaConf.select(config, override.key_or_group), bool):
+            raise ValueError(f"{override.key_or_group} must be true or false, got {given}")
 
 
 def advice(words: Sequence[str]) -> str:

@@ -92,7 +92,7 @@ def scene_faces(scenes: SceneSet, *, image_size: Sequence[int] = (56, 46), margi
     )
 
 
-def orl_scenes(
+def orl_scenes(  # noqa: PLR0913 the options of a member
     root: str = "data",
     *,
     image_size: Sequence[int] = (160, 160),
