@@ -1,4 +1,4 @@
-"""The pieces of a report's page: its frame with the style, tables, and pictures that are embedded."""
+"""The pieces of a report's page: its frame with the style, tables, and embedded pictures."""
 
 import base64
 import struct
@@ -70,13 +70,24 @@ $body
 
 
 def write_page(path: Path, title: str, body: str) -> None:
-    """The whole page, or the one that was there before. What is not UTF-8 in the name of a folder is shown by its numbers."""
+    """Write the whole page, or leave the old one; bytes of a file name that are not UTF-8 are shown as escapes."""
     with atomic_write(path) as file:
         file.write(PAGE.substitute(title=escape(title), body=body).encode(errors="backslashreplace"))
 
 
 def write_figure(path: Path, figure: style.Drawing, alt: str, caption: str, *, missing: str = MISSING) -> str:
-    """The picture, which is also written to `path`, with its caption; where there is none, why: `missing`."""
+    """Write a figure as a PNG, and make the HTML that embeds it.
+
+    Args:
+        path: of the PNG; an older one is deleted where there is no figure.
+        figure: None where there is none.
+        alt: text in place of the picture.
+        caption: below the picture.
+        missing: why there is no figure.
+
+    Returns:
+        HTML of the picture with its caption, or of a line with the reason.
+    """
     if figure is None:
         path.unlink(missing_ok=True)  # an older report's figure must not pass for this one's
         return f"<p class=soft>Not shown: {escape(missing)}.</p>"
@@ -90,6 +101,13 @@ def write_figure(path: Path, figure: style.Drawing, alt: str, caption: str, *, m
 
 
 def write_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, kind: str = "numbers") -> str:
+    """Make the HTML of a table.
+
+    Args:
+        header: titles of the columns; none for a table without a header.
+        rows: cells, as text.
+        kind: class of the table in the style sheet.
+    """
     head = f"<thead><tr>{''.join(f'<th>{escape(cell)}</th>' for cell in header)}</tr></thead>" if header else ""
     body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
     return f'<div class="wide"><table class="{kind}">{head}<tbody>{body}</tbody></table></div>'

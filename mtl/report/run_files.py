@@ -20,9 +20,13 @@ SCORES = ("joined", "trained", "untrained", "pixels")  # of a verification, in t
 class Predictions:
     """Test decisions of one run.
 
-    scores: float [N, T], above zero is yes; targets, known: bool [N, T]; tasks: T names;
-    identity: int [N], which of the first `num_exclusive` tasks, that exclude one another, is the true one, -1 for none. A file that
-    does not say how many these are is of tasks that all do.
+    Attributes:
+        scores: float [N, T], above zero is yes.
+        targets: bool [N, T].
+        known: bool [N, T], whether a target is known.
+        tasks: T names.
+        identity: int [N], which of the first `num_exclusive` tasks is the true one, -1 for none.
+        num_exclusive: how many of the first tasks exclude one another; all, where the file does not say.
     """
 
     scores: Array
@@ -35,7 +39,14 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Federation:
-    """Who holds and who trains what: positives, negatives: int [C, T]; assignment: bool [C, T]; images: int [C]."""
+    """Who holds and who trains what.
+
+    Attributes:
+        positives: int [C, T], positive training labels.
+        negatives: int [C, T], negative training labels.
+        assignment: bool [C, T], whether the client trains the task.
+        images: int [C], training images.
+    """
 
     positives: Array
     negatives: Array
@@ -45,8 +56,13 @@ class Federation:
 
 @dataclass(frozen=True)
 class Conflict:
-    """For each pair of tasks, [T, T]: mean cosine of their gradients, share of steps in which it is negative, number of steps;
-    tasks: T names, those of the subtasks and of what else was balanced with them.
+    """How the gradients of each pair of tasks point.
+
+    Attributes:
+        cosine: [T, T], mean cosine of the two gradients.
+        conflicting: [T, T], share of the steps in which it is negative.
+        steps: [T, T], number of steps in which both tasks had labels.
+        tasks: T names, those of the subtasks and of what else was balanced with them.
     """
 
     cosine: Array
@@ -59,10 +75,19 @@ class Conflict:
 class Detections:
     """Faces found in the test scenes.
 
-    scores, hits: [D], of every face that was found, and whether it stands for a true one; num_faces: of true ones; confidence: score from
-    which a face counts as found. Of some scenes: images: uint8 [S, c, H, W]; found_scene [F], of images; found_boxes [F, 4] as (left, top,
-    right, bottom); found_names [F], "" for none; found_place [F], which true box each stands for, or -1; true_scene [M]; true_boxes [M, 4];
-    true_names [M].
+    Attributes:
+        scores: [D], of every face found.
+        hits: bool [D], whether it matches a true face.
+        num_faces: number of true faces.
+        confidence: score from which a face counts as found.
+        images: uint8 [S, c, H, W], some of the scenes.
+        found_scene: int [F], which of `images` a found face is in.
+        found_boxes: [F, 4], (left, top, right, bottom) in pixels.
+        found_names: [F], "" for none.
+        found_place: int [F], the true box that each matches, or -1.
+        true_scene: int [M], which of `images` a true face is in.
+        true_boxes: [M, 4].
+        true_names: [M].
     """
 
     scores: Array
@@ -81,8 +106,12 @@ class Detections:
 
 @dataclass(frozen=True)
 class Verified:
-    """What `mtl verify` wrote: rates: by score, what `verification-<pairs>.json` says; curves: by score, the false accept and the false
-    reject rates of all thresholds, empty where their file is missing; about: pairs, folds, round and where the pairs come from.
+    """What `mtl verify` wrote for one set of pairs.
+
+    Attributes:
+        about: pairs, folds, round and where the pairs come from.
+        rates: by score, the numbers of `verification-<pairs>.json`.
+        curves: by score, the false accept and the false reject rates [V] of all thresholds; empty where their file is missing.
     """
 
     about: dict[str, Any]
@@ -91,6 +120,7 @@ class Verified:
 
 
 def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object."""
     value = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(value, dict):
         raise ValueError(f"expected a JSON object, got a {type(value).__name__}")
@@ -98,13 +128,18 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def finite_or_none(value: object) -> float | None:
+    """The number as a float, None where it is no finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
 
 
 def read_metrics(path: Path) -> tuple[dict[str, dict[int, float]], int]:
-    """Curves by metric, and the number of lines left out. A round written twice (after a resume) keeps the later value."""
+    """Read `metrics.csv`.
+
+    Returns:
+        The curves, value by round by metric, where the later line of two for the same round counts; and the number of lines left out.
+    """
     curves: dict[str, dict[int, float]] = {}
     bad_lines = 0
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
@@ -125,6 +160,7 @@ def read_metrics(path: Path) -> tuple[dict[str, dict[int, float]], int]:
 
 
 def read_predictions(path: Path) -> Predictions:
+    """Read `predictions.npz`."""
     with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
         tasks = tuple(str(task) for task in file["tasks"])
         num_exclusive = int(file["num_exclusive"]) if "num_exclusive" in file else len(tasks)
@@ -135,6 +171,7 @@ def read_predictions(path: Path) -> Predictions:
 
 
 def read_federation(path: Path) -> Federation:
+    """Read `federation.npz`."""
     with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
         federation = Federation(file["positives"], file["negatives"], file["assignment"], file["images"])
     if federation.positives.ndim != 2:
@@ -145,6 +182,7 @@ def read_federation(path: Path) -> Federation:
 
 
 def read_conflict(path: Path) -> Conflict:
+    """Read `conflict.npz`."""
     with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
         conflict = Conflict(file["cosine"], file["conflicting"], file["steps"], file["tasks"])
     if conflict.steps.ndim != 2 or conflict.steps.shape[0] != conflict.steps.shape[1]:
@@ -155,27 +193,33 @@ def read_conflict(path: Path) -> Conflict:
 
 
 def read_detections(path: Path) -> Detections:
+    """Read `detection.npz`."""
     with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
         arrays = {name: file[name] for name in Detections.__dataclass_fields__}
-    found, true = len(arrays["found_scene"]), len(arrays["true_scene"])
+    num_found, num_true = len(arrays["found_scene"]), len(arrays["true_scene"])
     _check_shapes(arrays, ("num_faces", "confidence"), ())
     _check_shapes(arrays, ("hits",), arrays["scores"].shape[:1])
-    _check_shapes(arrays, ("found_scene", "found_names", "found_place"), (found,))
-    _check_shapes(arrays, ("true_scene", "true_names"), (true,))
-    _check_shapes(arrays, ("found_boxes",), (found, 4))
-    _check_shapes(arrays, ("true_boxes",), (true, 4))
+    _check_shapes(arrays, ("found_scene", "found_names", "found_place"), (num_found,))
+    _check_shapes(arrays, ("true_scene", "true_names"), (num_true,))
+    _check_shapes(arrays, ("found_boxes",), (num_found, 4))
+    _check_shapes(arrays, ("true_boxes",), (num_true, 4))
     if arrays["images"].ndim != 4 or arrays["images"].shape[1] not in (1, 3):
         raise ValueError(f"images must be [S, 1 or 3, H, W], got shape {arrays['images'].shape}")
     return Detections(**arrays | {"num_faces": int(arrays["num_faces"]), "confidence": float(arrays["confidence"])})
 
 
 def _place(order: Sequence[str], name: object) -> int:
-    """Where a name stands in `order`; others come last, as they are."""
+    """Index of a name in `order`; other names come last, in the order they are in."""
     return order.index(name) if isinstance(name, str) and name in order else len(order)
 
 
 def read_verified(path: Path, read: Callable[[str, Callable[[Path], Any], Any], Any]) -> dict[str, Verified]:
-    """By the name of the pairs. The curves stand in a file beside the rates, and the page says where it is missing."""
+    """Read what `mtl verify` wrote, by the name of the pairs.
+
+    Args:
+        path: run directory.
+        read: reads a file of it by name, reader and default, and notes where it cannot.
+    """
     verified = {}
     for file in sorted(path.glob("verification-*.json")):
         about = read(file.name, read_object, {})

@@ -1,4 +1,4 @@
-"""Read one run directory into a `Run`, keeping note of what an unfinished or killed run did not leave behind.
+"""Read one run directory into a `Run`, and note what an unfinished or killed run did not leave behind.
 
 Only `config.yaml` is required. Any other file may be missing or torn: what can be read is read, and `Run.notes` says what
 could not, so that a table never shows an absent number as a zero.
@@ -35,7 +35,18 @@ UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError
 
 @dataclass(frozen=True)
 class Run:
-    """One run directory. `curves[metric][round]` is a value; `summary` holds None where a metric is undefined."""
+    """One run directory.
+
+    Attributes:
+        path: the directory.
+        config: its configuration.
+        environment: commit, machine and versions.
+        curves: value by round by metric.
+        summary: value by metric, None where undefined.
+        predictions, federation, conflict, detections: what the files of these names hold, None where there is none.
+        notes: what is missing or could not be read.
+        verified: what `mtl verify` wrote, by the name of the pairs.
+    """
 
     path: Path
     config: dict[str, Any]
@@ -51,17 +62,22 @@ class Run:
 
     @property
     def label(self) -> str:
+        """Name of the run, or that of its directory."""
         return str(self.config.get("name") or self.path.resolve().name)
 
     def task_names(self, num_tasks: int) -> list[str]:
-        """Names for the columns of an array [.., T]; numbers where no file names them."""
+        """Names for the columns of an array [.., T].
+
+        Args:
+            num_tasks: T; columns are numbered where no file names as many.
+        """
         if self.predictions is not None and len(self.predictions.tasks) == num_tasks:
             return list(self.predictions.tasks)
         named = self.task_metric("auroc")
         return list(named) if len(named) == num_tasks else [f"task {index}" for index in range(num_tasks)]
 
     def task_metric(self, metric: str) -> dict[str, float | None]:
-        """`test/<task>/<metric>` of every task, in the order of the file; `test/trunk_<name>/` is of an architecture of clients."""
+        """`test/<task>/<metric>` of every task, in the order of the file."""
         start, end = "test/", f"/{metric}"
         named = {
             key[len(start) : -len(end)]: value
@@ -75,22 +91,23 @@ class Run:
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
-    """The run directories among `paths` and below those of them that are folders of runs, each once.
+    """Find the run directories among `paths` and below those that are folders of runs, each once.
 
-    Raises ValueError where a path neither holds a `config.yaml` nor lies above one.
+    Raises:
+        ValueError: a path neither holds a `config.yaml` nor lies above one.
     """
     runs: dict[Path, Path] = {}
     for path in paths:
-        found = list(_walk(path, set()))
-        if not found:
+        below = list(_walk(path, set()))
+        if not below:
             raise ValueError(f"expected a run directory, or a folder of them, each with a config.yaml, got {path}")
-        for run in found:
+        for run in below:
             runs.setdefault(run.resolve(), run)
     return list(runs.values())
 
 
 def _walk(folder: Path, seen: set[Path]) -> Iterator[Path]:
-    """seen: folders that were walked, since a link may lead to one above."""
+    """Run directories below a folder. seen: folders that were walked, since a link may lead to one above."""
     if (folder / "config.yaml").is_file():
         yield folder  # and nothing below it: the folders of a run hold configs of other programs
     elif folder.is_dir() and folder.resolve() not in seen:
@@ -101,9 +118,14 @@ def _walk(folder: Path, seen: set[Path]) -> Iterator[Path]:
 
 
 def read_run(path: Path, *, arrays: bool = True) -> Run:
-    """Read the run directory `path`; `arrays=False` leaves the two npz files alone (tables do not need them).
+    """Read the run directory `path`.
 
-    Raises ValueError where there is no readable `config.yaml`, since without it the numbers have no meaning.
+    Args:
+        path: run directory.
+        arrays: whether to read the npz files, which tables do not need.
+
+    Raises:
+        ValueError: there is no readable `config.yaml`, without which the numbers have no meaning.
     """
     if not (path / "config.yaml").is_file():
         raise ValueError(f"run directory must hold config.yaml, got {path} without one")
