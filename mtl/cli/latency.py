@@ -22,11 +22,11 @@ def main(words: list[str]) -> int:
 
     if options.output is not None:
         check_output("--output", options.output)
-    found = measure_file(options.file, threads=options.threads, warmup=options.warmup, repeats=options.repeats)
+    latency = measure_file(options.file, threads=options.threads, warmup=options.warmup, repeats=options.repeats)
     machine = timing_machine(options.file.suffix, options.threads)
     if options.output is not None:
-        write_json(options.output, {"file": str(options.file), "milliseconds": asdict(found), "machine": machine})
+        write_json(options.output, {"file": str(options.file), "milliseconds": asdict(latency), "machine": machine})
     threads = f"{options.threads} thread{'s'[: options.threads > 1]}"
-    print(f"p50 {found.p50:.3f} ms   p90 {found.p90:.3f} ms   ({found.repeats} images one after the other, {threads})")
+    print(f"p50 {latency.p50:.3f} ms   p90 {latency.p90:.3f} ms   ({latency.repeats} images one after the other, {threads})")
     print(f"{machine['processor']}, {machine['runtime']}, {machine['system']}")
     return 0

@@ -78,22 +78,22 @@ def _flag_value(name: str, value: str) -> str:
 
 
 def check_booleans(words: Sequence[str], config: DictConfig) -> None:
-    """Check that options that are true or false were given as such. OmegaConf also takes numbers, and words like yes and on.
+    """Check that options of two values were set to true or false: OmegaConf also takes numbers, and words like yes and on.
 
     Args:
         words: the overrides of one run.
         config: the configuration that they made.
 
     Raises:
-        ValueError: an option that is true or false was given anything else.
+        ValueError: an option that is true or false has another value.
     """
     for override in OverridesParser.create().parse_overrides(list(words)):
         if override.is_delete() or override.package is not None:
             continue
-        given = str(override.value())
-        is_boolean = given.lower() in ("true", "false") or "${" in given
+        value = str(override.value())
+        is_boolean = value.lower() in ("true", "false") or "${" in value
         if not is_boolean and isinstance(OmegaConf.select(config, override.key_or_group), bool):
-            raise ValueError(f"{override.key_or_group} must be true or false, got {given}")
+            raise ValueError(f"{override.key_or_group} must be true or false, got {value}")
 
 
 def advice(words: Sequence[str]) -> str:

@@ -123,12 +123,12 @@ def compress(run_dir: Path, options: CompressOptions, *, out: Path, data_root: s
     """Take the steps of the recipe in their order, in the folder `out`; the first row is the run as it is.
 
     `compress.json` holds the rows and the machine that the files were timed on, `compress.png` draws them. A folder `out` that holds the
-    same recipe is gone on with. A failure before the first step is done leaves nothing behind; a later one carries a note on how to go on.
+    same recipe is continued. A start that fails leaves nothing in the way of another; a later failure has a note on how to go on.
 
     Args:
         run_dir: the run to compress.
         options: the steps.
-        out: the folder of the files and of the runs that are trained.
+        out: folder of the files, and of the runs that are trained.
         data_root: folder of the run's data, None for where they were when it was trained.
 
     Raises:
@@ -224,7 +224,15 @@ def _model(row: Row) -> Model:
 
 
 def with_overrides(config: DictConfig, words: Sequence[str]) -> DictConfig:
-    """A copy of a run's configuration with GROUP=MEMBER and KEY=VALUE put in. Raises ValueError for a key that it does not have."""
+    """Copy a run's configuration, with other members of groups and values of keys.
+
+    Args:
+        config: of the run.
+        words: GROUP=MEMBER and KEY=VALUE.
+
+    Raises:
+        ValueError: the configuration lacks a key.
+    """
     changed = config.copy()
     for word in words:
         key, equals, _ = word.partition("=")

@@ -1,4 +1,4 @@
-"""`mtl verify`: face verification with the trunk of a run, beside an untrained trunk and the pixels themselves."""
+"""Face verification with the trunk of a run, compared with an untrained trunk and with the pixels themselves."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,8 +27,14 @@ BATCH = 500
 
 @dataclass(frozen=True)
 class VerifiedRun:
-    """results: of the trained trunk joined with those of other runs, where there are any, of the trained trunk, of one as drawn by the
-    run's seed, and of the pixels; file, picture: what was written; warnings: sentences on what makes the numbers less than they seem.
+    """What `mtl verify` found and wrote.
+
+    Attributes:
+        pairs: the pairs of pictures.
+        results: by score: "joined" with other runs where there are any, "trained", "untrained" as the run's seed draws the trunk, "pixels".
+        file: the JSON.
+        picture: the PNG.
+        warnings: reasons to trust the numbers less.
     """
 
     pairs: Pairs
@@ -48,15 +54,21 @@ def verify_run(
     beside: Sequence[Path] = (),
     allow_unknown: bool = False,
 ) -> VerifiedRun:
-    """Verify, and write `verification-<pairs>.json`, the scores and curves beside it as `.npz`, and `figures/verification-<pairs>.png`.
+    """Verify, and write `verification-<pairs>.json`, the scores and curves as `.npz`, and `figures/verification-<pairs>.png`.
 
-    pairs: lfw, ten folds of 600 pairs as its authors drew them; or celeba, ten folds of at most 600 drawn from the people of the test
-    part of its official partition. crop: (top, left, height, width), cut from every picture before it is brought to the size that the
-    run was trained on; None for that of the run itself where it was trained on pictures of the same kind, else for whole pictures, with a
-    warning where the run's own were not. flip: the embedding is the mean over a picture and its mirror image. beside: runs whose
-    embeddings, each brought to length 1, are set beside the run's own, so that a pair scores the mean of their cosines. allow_unknown: go
-    on where it cannot be told whom a run was trained on. Raises ValueError where the pictures are not there, and where a run may have
-    been trained on the people of the pairs, see `lineage`.
+    Args:
+        run_dir: the run.
+        pairs: lfw, ten folds of 600 pairs as its authors drew them; or celeba, ten folds of at most 600 drawn from the people of the test
+            part of its official partition.
+        root: folder that holds the pictures.
+        crop: (top, left, height, width), cut from every picture before it is resized to the size that the run was trained on. None for the
+            run's crop where it was trained on pictures of the same set; else whole pictures, with a warning where the run had a crop.
+        flip: take the mean embedding of a picture and its mirror image.
+        beside: further runs, whose cosine is averaged with the run's for each pair.
+        allow_unknown: go on where it is not known whom a run was trained on.
+
+    Raises:
+        ValueError: the pictures are not there, or a run may have been trained on the people of the pairs, see `lineage`.
     """
     if pairs not in PAIRS:
         raise ValueError(f"--pairs must be one of {', '.join(PAIRS)}, got {pairs}")
@@ -84,7 +96,7 @@ def verify_run(
 
 
 def verification_table(verified: VerifiedRun) -> Table:
-    """For the terminal."""
+    """Make the table of the results for the terminal."""
     table = Table(
         title=f"{_counted(verified.pairs)}; ± is the standard error of the mean over the folds",
         title_style="dim",
@@ -178,20 +190,29 @@ def _read(pairs: str, root: str, image_size: Sequence[int], crop: Sequence[int] 
 
 
 def choose_crop(data: DictConfig, pairs: str, crop: Sequence[int] | None) -> tuple[list[int] | None, tuple[str, ...]]:
-    """What to cut from the pictures of the pairs, and warnings. data: that the run was trained on; crop: that was asked for."""
-    found = OmegaConf.select(data, "crop")
-    own = None if found is None else [int(side) for side in found]
+    """Choose what to cut from the pictures of the pairs.
+
+    Args:
+        data: configuration of the data that the run was trained on.
+        pairs: lfw or celeba.
+        crop: what the user wants, None for a default.
+
+    Returns:
+        (top, left, height, width), None for whole pictures; and warnings.
+    """
+    sides = OmegaConf.select(data, "crop")
+    run_crop = None if sides is None else [int(side) for side in sides]
     loader = str(data.get("_target_", "")).rpartition(".")[2]
-    asked = None if crop is None else list(crop)
+    requested = None if crop is None else list(crop)
     if loader == pairs:
-        if asked is None or asked == own:
-            return own, ()
-        cut = "from whole pictures" if own is None else f"with data.crop={own}"
-        return asked, (f"the run was trained {cut} of {pairs}, and --crop {_spaced(asked)} shows it others",)
-    if asked is not None or own is None:
-        return asked, ()
+        if requested is None or requested == run_crop:
+            return run_crop, ()
+        cut = "from whole pictures" if run_crop is None else f"with data.crop={run_crop}"
+        return requested, (f"the run was trained {cut} of {pairs}, and --crop {_spaced(requested)} shows it others",)
+    if requested is not None or run_crop is None:
+        return requested, ()
     return None, (
-        f"the run was trained with data.crop={own} of {loader}, and the pictures of {pairs} are taken whole: the face must fill both "
+        f"the run was trained with data.crop={run_crop} of {loader}, and the pictures of {pairs} are taken whole: the face must fill both "
         "alike, say --crop TOP LEFT HEIGHT WIDTH",
     )
 
@@ -206,7 +227,7 @@ def _counted(pairs: Pairs) -> str:
 
 
 def _plain(result: Verification, pairs: Pairs) -> dict[str, Any]:
-    """With the pairs that each number is of: a fold's accuracy of its own, its threshold of all others."""
+    """Numbers of one score, each with the number of pairs that it is of: a fold's accuracy of its pairs, its threshold of all others."""
     folds = []
     for place, number in enumerate(pairs.fold.unique().tolist()):
         here = pairs.fold == number

@@ -16,7 +16,8 @@ from mtl.edge.files import DeviceFacts
 from mtl.edge.quantize import check_calibration, quantize_onnx, simulate_int8
 from mtl.learning.quantized import train_quantized
 from mtl.run.load import load_run
-from mtl.trained.export import Exported, ExportOptions, export_run, load_data, predict_eager
+from mtl.trained.export import Exported, ExportOptions, export_run
+from mtl.trained.scoring import load_data, predict_eager
 from tests.edge.conftest import Train
 
 
