@@ -14,13 +14,28 @@ if TYPE_CHECKING:
 
 
 def main(words: list[str]) -> int:
-    """Run the command. words: what follows `mtl compress`. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="mtl compress", description="A run made smaller step by step, as a table.")
+    """Run the command.
+
+    Args:
+        words: what follows `mtl compress`.
+
+    Returns:
+        The exit code.
+    """
+    parser = argparse.ArgumentParser(
+        prog="mtl compress", description="Distil, prune and quantise a trained run, and tabulate each step."
+    )
     parser.add_argument("run", type=path, metavar="RUN", help="a run directory")
     parser.add_argument(
         "--recipe", nargs="+", required=True, metavar="STEP", help="of distil, prune, sparsify, int8, in this order"
     )
-    parser.add_argument("--student", nargs="+", default=[], metavar="KEY=VALUE", help="what the distilled student differs by")
+    parser.add_argument(
+        "--student",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="options in which the distilled student differs from the run",
+    )
     parser.add_argument("--ratio", type=float, default=0.5, help="of the channels that are cut; default 0.5")
     parser.add_argument(
         "--sparsity", type=float, default=0.8, help="share of the weights that sparsify sets to zero; default 0.8"

@@ -8,7 +8,14 @@ from mtl.cli.terminal import console, path
 
 
 def main(words: list[str]) -> int:
-    """Run the command. words: what follows `mtl enrol`. Returns the exit code."""
+    """Run the command.
+
+    Args:
+        words: what follows `mtl enrol`.
+
+    Returns:
+        The exit code.
+    """
     parser = _parser()
     options = parser.parse_args(words)
     creates = not (options.add or options.remove or options.list)
@@ -58,13 +65,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--threshold",
         type=float,
-        help="cosine from which a face is somebody, in (-1, 1); default: calibrated on photos and strangers",
+        help="minimum cosine similarity to accept a match, in (-1, 1); default: calibrated on photos and strangers",
     )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--add", action="store_true", help="the people of --gallery to those that --output holds")
-    what.add_argument("--remove", nargs="+", metavar="NAME", help="take people out of --output")
-    what.add_argument("--list", action="store_true", help="say who is in --output, and what its threshold promises")
-    what.add_argument("--force", action="store_true", help="write over --output")
+    what.add_argument("--add", action="store_true", help="add the people of --gallery to --output")
+    what.add_argument("--remove", nargs="+", metavar="NAME", help="remove people from --output")
+    what.add_argument("--list", action="store_true", help="list who is in --output, and the error rates of its threshold")
+    what.add_argument("--force", action="store_true", help="overwrite --output")
     parser.add_argument("--strangers", type=path, metavar="DIR", help="photos of people not enrolled, laid out as --gallery")
     parser.add_argument(
         "--data-root",

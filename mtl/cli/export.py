@@ -7,7 +7,14 @@ from mtl.cli.terminal import path
 
 
 def main(words: list[str]) -> int:
-    """Run the command. words: what follows `mtl export`. Returns the exit code."""
+    """Run the command.
+
+    Args:
+        words: what follows `mtl export`.
+
+    Returns:
+        The exit code.
+    """
     parser = argparse.ArgumentParser(
         prog="mtl export", description="One file for a device, from stored image to scores, from a run."
     )

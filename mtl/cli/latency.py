@@ -7,7 +7,14 @@ from mtl.cli.terminal import path
 
 
 def main(words: list[str]) -> int:
-    """Run the command. words: what follows `mtl latency`. Returns the exit code."""
+    """Run the command.
+
+    Args:
+        words: what follows `mtl latency`.
+
+    Returns:
+        The exit code.
+    """
     parser = argparse.ArgumentParser(prog="mtl latency", description="Milliseconds for one image after the other on a CPU.")
     parser.add_argument("file", type=path, metavar="FILE", help="an exported .onnx or .pte")
     parser.add_argument("--threads", type=int, default=1, help="default: 1")

@@ -1,4 +1,4 @@
-"""The words of a command line as people type them, made into words that Hydra's grammar takes."""
+"""Turn the words of a command line, as people type them, into words that Hydra's grammar takes."""
 
 import os
 import re
@@ -32,17 +32,26 @@ MARKS = "[{('\""  # what Hydra's own notation begins with
 
 
 def readable(words: Sequence[str], *, sweep: bool = False) -> list[str]:
-    """`words` with a home for every `~`, and quotes where Hydra would stop at a letter: `data.root=~/Été` is a path, as it stands.
+    """Replace `~` by the home folder, and add quotes where Hydra would stop at a letter: `data.root=~/Été` is a path, as it stands.
 
-    sweep: commas are between values.
+    Args:
+        words: of a command line.
+        sweep: whether commas stand between values.
     """
     return [_readable(word, sweep) for word in words]
 
 
 def split_flags(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Hydra's flags with their values, and the other words in their order; a user may write flags anywhere.
+    """Part Hydra's flags from the other words; a user may write flags anywhere.
 
-    Raises ValueError for a flag that is unknown, means nothing here, lacks its value or another flag.
+    Args:
+        words: of a command line.
+
+    Returns:
+        The flags with their values, and the other words in their order.
+
+    Raises:
+        ValueError: a flag is unknown, refused, or lacks its value or another flag.
     """
     flags: dict[str, list[str]] = {}
     others, left = [], iter(words)

@@ -51,7 +51,7 @@ def verify_run(
     *,
     crop: Sequence[int] | None = None,
     flip: bool = True,
-    beside: Sequence[Path] = (),
+    other_runs: Sequence[Path] = (),
     allow_unknown: bool = False,
 ) -> VerifiedRun:
     """Verify, and write `verification-<pairs>.json`, the scores and curves as `.npz`, and `figures/verification-<pairs>.png`.
@@ -64,7 +64,7 @@ def verify_run(
         crop: (top, left, height, width), cut from every picture before it is resized to the size that the run was trained on. None for the
             run's crop where it was trained on pictures of the same set; else whole pictures, with a warning where the run had a crop.
         flip: take the mean embedding of a picture and its mirror image.
-        beside: further runs, whose cosine is averaged with the run's for each pair.
+        other_runs: further runs, whose cosine is averaged with the run's for each pair.
         allow_unknown: go on where it is not known whom a run was trained on.
 
     Raises:
@@ -72,7 +72,7 @@ def verify_run(
     """
     if pairs not in PAIRS:
         raise ValueError(f"--pairs must be one of {', '.join(PAIRS)}, got {pairs}")
-    first, *others = [_Embedder(path, pairs, root, crop, flip, allow_unknown) for path in (run_dir, *beside)]
+    first, *others = [_Embedder(path, pairs, root, crop, flip, allow_unknown) for path in (run_dir, *other_runs)]
     scores = _scores(first, others)
     results = {name: verify(values, first.pairs.same, first.pairs.fold) for name, values in scores.items()}
     warnings = tuple(warning for embedder in (first, *others) for warning in embedder.warnings)
@@ -83,7 +83,7 @@ def verify_run(
         **_pairs_facts(first.pairs),
         "crop": first.crop,
         "flip": flip,
-        "beside": [{"run": str(path), "crop": other.crop} for path, other in zip(beside, others, strict=True)],
+        "beside": [{"run": str(path), "crop": other.crop} for path, other in zip(other_runs, others, strict=True)],
         "warnings": list(warnings),
         "checkpoint": first.run.checkpoint.name,
         "round": first.run.round,
