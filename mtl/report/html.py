@@ -10,6 +10,7 @@ from string import Template
 from mtl.base.files import atomic_write
 from mtl.report import style
 
+LONG_TITLE = 12  # letters
 MISSING = "the run directories hold no data for this figure"
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
@@ -38,6 +39,7 @@ figcaption, .soft { color: var(--soft); font-size: .875rem; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .9rem .35rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { font-weight: 600; vertical-align: bottom; white-space: normal; max-width: 8rem; }
+th.long { min-width: 6.5rem; }
 th:first-child, td:first-child, table.text td, table.text th { text-align: left; }
 td:first-child { min-width: 8rem; }
 table.facts-of-run td:last-child { overflow-wrap: anywhere; }
@@ -108,6 +110,8 @@ def write_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, kind: s
         rows: cells, as text.
         kind: class of the table in the style sheet.
     """
-    head = f"<thead><tr>{''.join(f'<th>{escape(cell)}</th>' for cell in header)}</tr></thead>" if header else ""
+    # A long title in a narrow column would have a line for each word.
+    titles = "".join(f"<th{' class=long' if len(cell) > LONG_TITLE else ''}>{escape(cell)}</th>" for cell in header)
+    head = f"<thead><tr>{titles}</tr></thead>" if header else ""
     body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
     return f'<div class="wide"><table class="{kind}">{head}<tbody>{body}</tbody></table></div>'
