@@ -48,13 +48,13 @@ def test_no_photograph_of_a_test_scene_is_in_a_training_scene(monkeypatch: pytes
     from mtl.data import scenes as module
 
     shown: list[torch.Tensor] = []
-    draw = module._draw
+    draw = module.draw_scenes
 
     def spy(key: torch.Tensor, photographs: torch.Tensor, style: object) -> object:
         shown.append(photographs)
         return draw(key, photographs, style)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "_draw", spy)
+    monkeypatch.setattr(module, "draw_scenes", spy)
     orl_scenes(scenes=(2, 2, 2), photographs=(4, 2, 4), seed=5, **SMALL)  # type: ignore[arg-type]
     sets = [{photograph.numpy().tobytes() for photograph in part} for part in shown]
     assert [len(part) for part in sets] == [160, 80, 160]
