@@ -136,9 +136,10 @@ def compress(run_dir: Path, options: CompressOptions, *, out: Path, data_root: s
     """
     base = with_overrides(read_config(run_dir), ())
     student = with_overrides(base, options.student)
-    check_options(student)  # before the first step takes its time
     if base.mode == "detection":
         raise ValueError(f"mode=detection cannot be compressed: its detector is no part of any step, got {run_dir}")
+    if options.student:
+        check_options(student)  # before the first step takes its time
     student.distil.teacher = str(run_dir)
     if data_root is not None:
         base.data.root = student.data.root = data_root
