@@ -2,18 +2,40 @@
 
 import argparse
 import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from mtl.cli.terminal import console, fail, path
+from mtl.cli.terminal import console, fail, message_of, path
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mtl.trained.compress import Row
 
 
 def main(words: list[str]) -> int:
-    """Run the command. words: what follows `mtl compress`. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="mtl compress", description="A run made smaller step by step, as a table.")
+    """Run the command.
+
+    Args:
+        words: what follows `mtl compress`.
+
+    Returns:
+        The exit code.
+    """
+    parser = argparse.ArgumentParser(
+        prog="mtl compress", description="Distil, prune and quantise a trained run, and tabulate each step."
+    )
     parser.add_argument("run", type=path, metavar="RUN", help="a run directory")
     parser.add_argument(
         "--recipe", nargs="+", required=True, metavar="STEP", help="of distil, prune, sparsify, int8, in this order"
     )
-    parser.add_argument("--student", nargs="+", default=[], metavar="KEY=VALUE", help="what the distilled student differs by")
+    parser.add_argument(
+        "--student",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="options in which the distilled student differs from the run",
+    )
     parser.add_argument("--ratio", type=float, default=0.5, help="of the channels that are cut; default 0.5")
     parser.add_argument(
         "--sparsity", type=float, default=0.8, help="share of the weights that sparsify sets to zero; default 0.8"
@@ -25,28 +47,32 @@ def main(words: list[str]) -> int:
     )
     parser.add_argument("--out", type=path, metavar="DIR", help="default: the run directory with -compressed behind its name")
     options = parser.parse_args(words)
-    from rich.table import Table
-
     from mtl.base.types import Diverged, Interrupted
-    from mtl.trained.compress import compress
+    from mtl.trained.compress import CompressOptions, compress
 
+    chosen = CompressOptions(
+        recipe=options.recipe,
+        student=options.student,
+        ratio=options.ratio,
+        sparsity=options.sparsity,
+        rounds=options.rounds,
+        threads=options.threads,
+    )
     out = options.out or options.run.resolve().with_name(f"{options.run.resolve().name}-compressed")
     try:
-        rows = compress(
-            options.run,
-            options.recipe,
-            out=out,
-            student=options.student,
-            ratio=options.ratio,
-            sparsity=options.sparsity,
-            rounds=options.rounds,
-            threads=options.threads,
-            data_root=options.data_root,
-        )
+        rows = compress(options.run, chosen, out=out, data_root=options.data_root)
     except Diverged as error:
-        return fail(str(error), 1)
+        return fail(message_of(error), 1)
     except Interrupted as stop:
-        return fail(str(stop), 130)
+        return fail(message_of(stop), 130)
+    console().print(_table(rows))
+    print(f"files and runs: {out}")
+    return 0
+
+
+def _table(rows: "Sequence[Row]") -> "Table":
+    from rich.table import Table
+
     rates = ("rank-1 %", "AUROC %", "worst task", "worst clients", "balanced accuracy %")
     table = Table("step", *rates, *("parameters", "zeros %", "MFLOPs", "bytes", "p50 ms", "p90 ms"))
     for row in rows:
@@ -56,6 +82,4 @@ def main(words: list[str]) -> int:
         table.add_row(row.step, *accuracies, *sizes, f"{row.p50:.3f}", f"{row.p90:.3f}")
     for column in table.columns[1:]:
         column.justify = "right"
-    console().print(table)
-    print(f"files and runs: {out}")
-    return 0
+    return table

@@ -8,47 +8,19 @@ from mtl.cli.terminal import console, path
 
 
 def main(words: list[str]) -> int:
-    """Run the command. words: what follows `mtl enrol`. Returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="mtl enrol",
-        description="Find the face in each photo of each person and write their embeddings as a gallery; add, remove and list people.",
-    )
-    parser.add_argument("--gallery", type=path, metavar="DIR", help="a folder with a folder of photos for each person")
-    parser.add_argument(
-        "--model",
-        type=path,
-        metavar="RUN",
-        help="a run directory of mtl train +experiment=detect; with --add that of the gallery",
-    )
-    parser.add_argument("--output", type=path, default=Path("gallery.npz"), metavar="FILE", help="default: gallery.npz")
-    parser.add_argument(
-        "--threshold",
-        type=float,
-        help="cosine from which a face is somebody, in (-1, 1); default: calibrated on photos and strangers",
-    )
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--add", action="store_true", help="the people of --gallery to those that --output holds")
-    what.add_argument("--remove", nargs="+", metavar="NAME", help="take people out of --output")
-    what.add_argument("--list", action="store_true", help="say who is in --output, and what its threshold promises")
-    what.add_argument("--force", action="store_true", help="write over --output")
-    parser.add_argument("--strangers", type=path, metavar="DIR", help="photos of people not enrolled, laid out as --gallery")
-    parser.add_argument(
-        "--data-root",
-        type=os.path.expanduser,
-        metavar="DIR",
-        help="where the data of the run lie now, if elsewhere: its people are strangers",
-    )
-    parser.add_argument(
-        "--not-strangers",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="people of the run's data who are enrolled under another name",
-    )
+    """Run the command.
+
+    Args:
+        words: what follows `mtl enrol`.
+
+    Returns:
+        The exit code.
+    """
+    parser = _parser()
     options = parser.parse_args(words)
-    makes = not (options.add or options.remove or options.list)
-    for option, missing in (("gallery", makes or options.add), ("model", makes)):
-        if missing and getattr(options, option) is None:
+    creates = not (options.add or options.remove or options.list)
+    for option, required in (("gallery", creates or options.add), ("model", creates)):
+        if required and getattr(options, option) is None:
             parser.error(f"--{option} is required")
     from mtl.faces.gallery import Gallery
     from mtl.trained import enrol
@@ -75,3 +47,43 @@ def main(words: list[str]) -> int:
         )
     print(f"gallery: {options.output}")
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mtl enrol",
+        description="Find the face in each photo of each person and write their embeddings as a gallery; add, remove and list people.",
+    )
+    parser.add_argument("--gallery", type=path, metavar="DIR", help="a folder with a folder of photos for each person")
+    parser.add_argument(
+        "--model",
+        type=path,
+        metavar="RUN",
+        help="a run directory of mtl train +experiment=detect; with --add that of the gallery",
+    )
+    parser.add_argument("--output", type=path, default=Path("gallery.npz"), metavar="FILE", help="default: gallery.npz")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        help="minimum cosine similarity to accept a match, in (-1, 1); default: calibrated on photos and strangers",
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--add", action="store_true", help="add the people of --gallery to --output")
+    what.add_argument("--remove", nargs="+", metavar="NAME", help="remove people from --output")
+    what.add_argument("--list", action="store_true", help="list who is in --output, and the error rates of its threshold")
+    what.add_argument("--force", action="store_true", help="overwrite --output")
+    parser.add_argument("--strangers", type=path, metavar="DIR", help="photos of people not enrolled, laid out as --gallery")
+    parser.add_argument(
+        "--data-root",
+        type=os.path.expanduser,
+        metavar="DIR",
+        help="where the data of the run lie now, if elsewhere: its people are strangers",
+    )
+    parser.add_argument(
+        "--not-strangers",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="people of the run's data who are enrolled under another name",
+    )
+    return parser

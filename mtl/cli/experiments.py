@@ -4,7 +4,14 @@ import argparse
 
 
 def main(words: list[str]) -> int:
-    """Run the command. words: what follows `mtl experiments`. Returns the exit code."""
+    """Run the command.
+
+    Args:
+        words: what follows `mtl experiments`.
+
+    Returns:
+        The exit code.
+    """
     parser = argparse.ArgumentParser(prog="mtl experiments", description="The named experiments, with a line each.")
     parser.add_argument("name", nargs="?", metavar="NAME", help="print the file of this experiment")
     options = parser.parse_args(words)

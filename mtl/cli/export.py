@@ -7,7 +7,14 @@ from mtl.cli.terminal import path
 
 
 def main(words: list[str]) -> int:
-    """Run the command. words: what follows `mtl export`. Returns the exit code."""
+    """Run the command.
+
+    Args:
+        words: what follows `mtl export`.
+
+    Returns:
+        The exit code.
+    """
     parser = argparse.ArgumentParser(
         prog="mtl export", description="One file for a device, from stored image to scores, from a run."
     )
@@ -55,8 +62,10 @@ def main(words: list[str]) -> int:
         f"on {away.images} test images {embeddings}the scores within {away.scores:.2g} of the model's (cosine at least {away.cosine:.5f})"
     )
     if done.detector is not None:
-        found = done.detector
-        print(f"{found.path}: {found.num_bytes:,} bytes; its maps of {found.images} scenes are within {found.difference:.2g}")
+        detector = done.detector
+        print(
+            f"{detector.path}: {detector.num_bytes:,} bytes; its maps of {detector.images} scenes are within {detector.difference:.2g}"
+        )
     for name in ("rank1", "balanced_accuracy", "auroc"):
         before, after = done.eager.get(name), done.file.get(name)
         if before is not None and after is not None:

@@ -1,4 +1,4 @@
-"""Errors of `mtl train` in words for its user: those of Hydra and OmegaConf name their own classes, and wrap those of constructors."""
+"""Put errors of Hydra and OmegaConf, which name their own classes and wrap those of constructors, into words for a user of `mtl train`."""
 
 import os
 import re
@@ -22,9 +22,12 @@ CONVERSION = re.compile(
 
 
 def explain(error: BaseException, words: Sequence[str], run_dir: Path | None = None) -> str:
-    """What to tell the user, and with what one may begin to mend it.
+    """The message of an error for the user.
 
-    words: of the command line; run_dir: the run directory, None where Hydra has not made it yet.
+    Args:
+        error: what ended the command.
+        words: of the command line.
+        run_dir: the run directory, None where Hydra has not made it yet.
     """
     error = _innermost(error)
     if run_dir is None and (nameless := next((word for word in words if word.startswith("=")), None)):
@@ -46,7 +49,7 @@ def _innermost(error: BaseException) -> BaseException:
 
 
 def _explain_file(error: OSError, words: Sequence[str], run_dir: Path | None) -> str:
-    """An error of the run directory, or of a folder above it, is one of `output_dir`; all others are of what they name."""
+    """An error of the run directory, or of a folder above it, is one of `output_dir`; any other names its file."""
     if not error.filename:
         return str(error)
     file = Path(os.fsdecode(error.filename)).absolute()
@@ -86,7 +89,7 @@ def _explain_override(message: str, words: Sequence[str]) -> str:
 
 
 def _unknown(key: str, words: Sequence[str]) -> str:
-    """The keys that stand where an unknown one was given."""
+    """Name the keys that stand where an unknown one was set."""
     parent, _, name = key.rpartition(".")
     try:
         config = compose([word for word in words if word.partition("=")[0] in DEFAULTS and "," not in word])

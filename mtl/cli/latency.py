@@ -7,7 +7,14 @@ from mtl.cli.terminal import path
 
 
 def main(words: list[str]) -> int:
-    """Run the command. words: what follows `mtl latency`. Returns the exit code."""
+    """Run the command.
+
+    Args:
+        words: what follows `mtl latency`.
+
+    Returns:
+        The exit code.
+    """
     parser = argparse.ArgumentParser(prog="mtl latency", description="Milliseconds for one image after the other on a CPU.")
     parser.add_argument("file", type=path, metavar="FILE", help="an exported .onnx or .pte")
     parser.add_argument("--threads", type=int, default=1, help="default: 1")
@@ -22,11 +29,11 @@ def main(words: list[str]) -> int:
 
     if options.output is not None:
         check_output("--output", options.output)
-    found = measure_file(options.file, threads=options.threads, warmup=options.warmup, repeats=options.repeats)
+    latency = measure_file(options.file, threads=options.threads, warmup=options.warmup, repeats=options.repeats)
     machine = timing_machine(options.file.suffix, options.threads)
     if options.output is not None:
-        write_json(options.output, {"file": str(options.file), "milliseconds": asdict(found), "machine": machine})
+        write_json(options.output, {"file": str(options.file), "milliseconds": asdict(latency), "machine": machine})
     threads = f"{options.threads} thread{'s'[: options.threads > 1]}"
-    print(f"p50 {found.p50:.3f} ms   p90 {found.p90:.3f} ms   ({found.repeats} images one after the other, {threads})")
+    print(f"p50 {latency.p50:.3f} ms   p90 {latency.p90:.3f} ms   ({latency.repeats} images one after the other, {threads})")
     print(f"{machine['processor']}, {machine['runtime']}, {machine['system']}")
     return 0

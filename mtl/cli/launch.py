@@ -1,4 +1,4 @@
-"""From the words of a command line to one run or a sweep of runs, by Hydra."""
+"""Start one run or a sweep of runs from the words of a command line, by Hydra."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mtl.base.types import Diverged, Interrupted
 from mtl.cli.hydra_errors import explain
 from mtl.cli.terminal import fail
-from mtl.cli.words import readable, split_flags
+from mtl.cli.words import check_booleans, readable, split_flags
 from mtl.run.config import CONFIG_NAME, check_name, register
 from mtl.run.named_experiments import experiments_folder
 from mtl.run.spawn import inside_step
@@ -35,7 +35,11 @@ EXPECTED = (HydraException, OmegaConfBaseException, ValueError, OSError, Diverge
 
 
 def launch(words: list[str]) -> int:
-    """The exit code: 0 done, 1 failed, 2 wrong input, 130 stopped by Ctrl-C."""
+    """Start what `mtl train WORDS` says.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 wrong input, 130 stopped by Ctrl-C.
+    """
     broken = register(experiments_folder())
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -68,7 +72,7 @@ def launch(words: list[str]) -> int:
 
 
 def _end(error: BaseException, words: list[str], run_dir: Path | None = None) -> int:
-    """Tell what ended a run; what no user can mend is raised again."""
+    """Print what ended a run; raise again what is no error of the user's."""
     if isinstance(error, BrokenPipeError) or not isinstance(error, (*EXPECTED, Interrupted)):
         raise error from error.__cause__
     if isinstance(error, Interrupted):
@@ -78,7 +82,7 @@ def _end(error: BaseException, words: list[str], run_dir: Path | None = None) ->
 
 
 class JobFailed(BaseException):
-    """Around the error of a single run. Hydra prints all words again before an Exception, which this is not."""
+    """Wraps the error of a single run: Hydra prints all words again before an Exception, which this is not."""
 
     def __init__(self, error: Exception, run_dir: Path) -> None:
         super().__init__(str(error))
@@ -86,15 +90,16 @@ class JobFailed(BaseException):
 
 
 class SweepStopped(KeyboardInterrupt):
-    """A job was stopped by Ctrl-C. Hydra goes on with the next job after an Exception, which this is not."""
+    """A job was stopped by Ctrl-C: Hydra continues with the next job after an Exception, which this is not."""
 
 
 class Sweep(Callback):
-    """Remembers where the sweep of this process is, as Hydra says it before the first job, and forgets what failed there before."""
+    """Remembers the folder of this process's sweep, and deletes the list of jobs that failed there before."""
 
     folder: Path | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called by Hydra before the first job."""
         Sweep.folder = Path(config.hydra.sweep.dir)
         (Sweep.folder / FAILURES).unlink(missing_ok=True)
 
@@ -124,7 +129,7 @@ def _run(config: DictConfig) -> float | None:
 
 @contextlib.contextmanager
 def _command(context: Any, run_dir: Path) -> Iterator[None]:
-    """The command that makes this run, and not the sweep that it is a job of, for its record."""
+    """Put the command that makes this run, rather than the sweep that it is a job of, where the run records it."""
     words = list(context.overrides.task)
     if context.mode == RunMode.MULTIRUN:
         words = [word for word in words if not word.startswith("output_dir=")]
@@ -138,7 +143,7 @@ def _command(context: Any, run_dir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _nothing_left(run_dir: Path) -> Iterator[None]:
-    """Without the folder that Hydra made, where the run came to nothing."""
+    """Remove the folder that Hydra made, if the run has left it empty."""
     try:
         yield
     finally:
@@ -147,7 +152,7 @@ def _nothing_left(run_dir: Path) -> Iterator[None]:
 
 
 def _write_failure(folder: Path, number: int, words: str, error: Exception, run_dir: Path) -> None:
-    """Say it now, and leave a line for the end of the sweep, which another process may tell."""
+    """Print why a job failed, and keep it for the end of the sweep, which another process may print."""
     message = explain(error, [], run_dir) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {error}"
     if not isinstance(error, EXPECTED):
         traceback.print_exception(error)
@@ -157,7 +162,7 @@ def _write_failure(folder: Path, number: int, words: str, error: Exception, run_
 
 
 def _tell_failures() -> int:
-    """What failed in the sweep of this process; the exit code of all of it."""
+    """Print what failed in the sweep of this process; returns the exit code of the sweep."""
     file = None if Sweep.folder is None else Sweep.folder / FAILURES
     if file is None or not file.exists():
         return 0
@@ -171,6 +176,7 @@ def _tell_failures() -> int:
 
 
 def _train(config: DictConfig, run_dir: Path) -> float | None:
+    check_booleans(HydraConfig.get().overrides.task, config)
     summary = train(config, run_dir)
     if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0") if inside_step() else "0")):
         return None  # the first rank tells

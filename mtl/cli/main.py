@@ -1,11 +1,11 @@
-"""The command line: `mtl train`, `mtl report`, and what is done with a trained run."""
+"""The command line: `main` picks the command."""
 
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 
-from mtl.cli.terminal import fail
+from mtl.cli.terminal import fail, message_of
 
 COMMANDS = ("train", "experiments", "report", "verify", "enrol", "recognise", "export", "latency", "compress")
 
@@ -20,7 +20,7 @@ mtl: multi-task learning of binary subtasks over simulated edge devices
   mtl report RUN...                          one page and pictures from run directories; several runs stand side by side
   mtl verify RUN --pairs lfw --root DIR      face verification of a run's trunk: ten folds, equal error rate, ROC and DET
   mtl enrol --gallery DIR --model RUN        a gallery of people from a folder of photos for each; --add, --remove, --list
-  mtl recognise PHOTO... --gallery FILE      find the faces in photos and say whose they are
+  mtl recognise PHOTO... --gallery FILE      find and name the faces in photos
   mtl export RUN --to onnx [--int8]          one file for a device from a run directory, checked against the model on the run's images
   mtl latency FILE [--threads 1]             how long an exported file takes for one image
   mtl compress RUN --recipe distil prune int8   a smaller model step by step, and what each step costs and saves
@@ -30,7 +30,14 @@ mtl: multi-task learning of binary subtasks over simulated edge devices
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code: 0 done, 1 failed, 2 wrong input, 130 stopped by Ctrl-C."""
+    """Run a command of `mtl`.
+
+    Args:
+        arguments: the words after `mtl`, None for those that the program was started with.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 wrong input, 130 stopped by Ctrl-C.
+    """
     # Pictures are written and never shown: what a notebook has said to its own matplotlib is not for us.
     os.environ["MPLBACKEND"] = "agg"
     # Nor are files in the working folder meant that are named as Python's own modules.
@@ -59,9 +66,9 @@ def _main(arguments: Sequence[str] | None) -> int:
     try:
         code: int = importlib.import_module(f"mtl.cli.{words[0]}").main(words[1:])
         return code
-    except KeyboardInterrupt:
-        return fail("stopped by Ctrl-C", 130)
+    except KeyboardInterrupt as stop:
+        return fail(message_of(stop, "stopped by Ctrl-C"), 130)
     except BrokenPipeError:
         raise
     except (ValueError, OSError) as error:
-        return fail(str(error))
+        return fail(message_of(error))

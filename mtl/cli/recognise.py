@@ -8,10 +8,17 @@ from mtl.cli.terminal import path
 
 
 def main(words: list[str]) -> int:
-    """Run the command. words: what follows `mtl recognise`. Returns the exit code."""
+    """Run the command.
+
+    Args:
+        words: what follows `mtl recognise`.
+
+    Returns:
+        The exit code.
+    """
     parser = argparse.ArgumentParser(
         prog="mtl recognise",
-        description="Find the faces in photos and say whose they are; write pictures with frames and a JSON.",
+        description="Find and name the faces in photos; write pictures with frames and a JSON.",
     )
     parser.add_argument(
         "photos",

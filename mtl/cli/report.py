@@ -6,7 +6,14 @@ from mtl.cli.terminal import console, path
 
 
 def main(words: list[str]) -> int:
-    """Run the command. words: what follows `mtl report`. Returns the exit code."""
+    """Run the command.
+
+    Args:
+        words: what follows `mtl report`.
+
+    Returns:
+        The exit code.
+    """
     parser = argparse.ArgumentParser(prog="mtl report", description="One self-contained page and PNGs from run directories.")
     parser.add_argument("runs", nargs="+", type=path, metavar="RUN", help="a run directory, or a folder of them (a sweep)")
     parser.add_argument("--output", type=path, help="folder of the report; default: the run, or the folder of the runs")

@@ -1,4 +1,4 @@
-"""What the commands share: paths as users type them, errors, and tables as wide as the terminal."""
+"""Shared by the commands: paths as users type them, errors, and tables as wide as the terminal."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def path(word: str) -> Path:
-    """The path that `word` names. A shell expands no `~` behind an equals sign or in quotes."""
+    """The path that `word` names; `~` stands for the home folder, which a shell leaves behind an equals sign and in quotes."""
     return Path(word).expanduser()
 
 
@@ -19,8 +19,18 @@ def fail(message: str, code: int = 2) -> int:
     return code
 
 
+def message_of(error: BaseException, message: str = "") -> str:
+    """What to print of an error: its message and its notes.
+
+    Args:
+        error: the error.
+        message: printed in place of the error's message, unless empty.
+    """
+    return "; ".join([message or str(error), *getattr(error, "__notes__", ())])
+
+
 def console() -> "Console":
-    """Where to print a table: as wide as the terminal, and 150 columns in a file or a pipe."""
+    """A console for tables: as wide as the terminal, and 150 columns in a file or a pipe."""
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else 150)

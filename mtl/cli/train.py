@@ -2,7 +2,14 @@
 
 
 def main(words: list[str]) -> int:
-    """Run the command, or print its help. words: what follows `mtl train`. Returns the exit code."""
+    """Run the command, or print its help.
+
+    Args:
+        words: what follows `mtl train`.
+
+    Returns:
+        The exit code.
+    """
     if any(word in ("-h", "--help") or word.startswith("--help=") for word in words):
         from mtl.cli.help import help_text
 

@@ -8,9 +8,16 @@ from mtl.cli.terminal import console, path
 
 
 def main(words: list[str]) -> int:
-    """Run the command. words: what follows `mtl verify`. Returns the exit code."""
+    """Run the command.
+
+    Args:
+        words: what follows `mtl verify`.
+
+    Returns:
+        The exit code.
+    """
     parser = argparse.ArgumentParser(
-        prog="mtl verify", description="Do two pictures show the same person? The trunk of a run says."
+        prog="mtl verify", description="Verify by the trunk of a run whether two pictures show the same person."
     )
     parser.add_argument("run", type=path, metavar="RUN", help="a run directory")
     parser.add_argument(
@@ -31,10 +38,15 @@ def main(words: list[str]) -> int:
     )
     parser.add_argument("--no-flip", action="store_true", help="embed the picture alone, not the mean with its mirror image")
     parser.add_argument(
-        "--beside", type=path, nargs="+", default=[], metavar="RUN", help="runs whose embeddings are joined with this one's"
+        "--beside",
+        type=path,
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="further runs, whose cosines are averaged with this one's",
     )
     parser.add_argument(
-        "--allow-unknown", action="store_true", help="go on where a run it learned from is gone; the result is marked"
+        "--allow-unknown", action="store_true", help="go on where a run that it learned from is missing; the result says so"
     )
     options = parser.parse_args(words)
     from mtl.trained.verify import verification_table, verify_run
@@ -45,7 +57,7 @@ def main(words: list[str]) -> int:
         options.root,
         crop=options.crop,
         flip=not options.no_flip,
-        beside=options.beside,
+        other_runs=options.beside,
         allow_unknown=options.allow_unknown,
     )
     for warning in result.warnings:

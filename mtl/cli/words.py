@@ -1,4 +1,4 @@
-"""The words of a command line as people type them, made into words that Hydra's grammar takes."""
+"""Turn the words of a command line, as people type them, into words that Hydra's grammar takes."""
 
 import os
 import re
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 
 from mtl.run.options import nearest
 
@@ -31,17 +32,26 @@ MARKS = "[{('\""  # what Hydra's own notation begins with
 
 
 def readable(words: Sequence[str], *, sweep: bool = False) -> list[str]:
-    """`words` with a home for every `~`, and quotes where Hydra would stop at a letter: `data.root=~/Été` is a path, as it stands.
+    """Replace `~` by the home folder, and add quotes where Hydra would stop at a letter: `data.root=~/Été` is a path, as it stands.
 
-    sweep: commas are between values.
+    Args:
+        words: of a command line.
+        sweep: whether commas stand between values.
     """
     return [_readable(word, sweep) for word in words]
 
 
 def split_flags(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Hydra's flags with their values, and the other words in their order; a user may write flags anywhere.
+    """Part Hydra's flags from the other words; a user may write flags anywhere.
 
-    Raises ValueError for a flag that is unknown, means nothing here, lacks its value or another flag.
+    Args:
+        words: of a command line.
+
+    Returns:
+        The flags with their values, and the other words in their order.
+
+    Raises:
+        ValueError: a flag is unknown, refused, or lacks its value or another flag.
     """
     flags: dict[str, list[str]] = {}
     others, left = [], iter(words)
@@ -74,6 +84,25 @@ def _flag_value(name: str, value: str) -> str:
         expected = "a value" if choices is None else f"one of {', '.join(choices)}"
         raise ValueError(f"{name} needs {expected}, got {value or 'none'}")
     return value
+
+
+def check_booleans(words: Sequence[str], config: DictConfig) -> None:
+    """Check that options of two values were set to true or false: OmegaConf also takes numbers, and words like yes and on.
+
+    Args:
+        words: the overrides of one run.
+        config: the configuration that they made.
+
+    Raises:
+        ValueError: an option that is true or false has another value.
+    """
+    for override in OverridesParser.create().parse_overrides(list(words)):
+        if override.is_delete() or override.package is not None:
+            continue
+        value = str(override.value())
+        is_boolean = value.lower() in ("true", "false") or "${" in value
+        if not is_boolean and isinstance(OmegaConf.select(config, override.key_or_group), bool):
+            raise ValueError(f"{override.key_or_group} must be true or false, got {value}")
 
 
 def advice(words: Sequence[str]) -> str:

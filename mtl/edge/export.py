@@ -163,7 +163,7 @@ def strip(proto: Any) -> None:
 
 
 def onnx_predict(model: bytes, *, threads: int = 1) -> Predict:
-    """images [N, c, H, W] to what the file makes of them, by ONNX Runtime, so many in a call as `at_once` says."""
+    """Images [N, c, H, W] to what the file makes of them, by ONNX Runtime, so many in a call as `at_once` says."""
     session = open_onnx(model, threads=threads)
 
     def predict(images: Tensor) -> tuple[Tensor, ...]:

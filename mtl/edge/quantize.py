@@ -26,6 +26,7 @@ from mtl.edge.files import DeviceFacts
 
 LEAST_CALIBRATION = 32
 CALIBRATION_BATCH = 32
+ROOM = 6  # copies of a model that ONNX Runtime has on the disk at once, at most
 # Seven of the eight bits: sums of two products of eight bits overflow on x86 processors without VNNI.
 WEIGHT_RANGE = (-64, 63)
 
@@ -48,6 +49,7 @@ def quantize_onnx(model: bytes, images: Tensor, facts: DeviceFacts) -> bytes:
     tools = require("onnxruntime.quantization", "onnxruntime")
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        _check_room(Path(folder), ROOM * len(model))
         plain, ready, small = (Path(folder, name) for name in ("plain.onnx", "ready.onnx", "small.onnx"))
         plain.write_bytes(model)
         tools.shape_inference.quant_pre_process(plain, ready, skip_symbolic_shape=True)
@@ -71,6 +73,19 @@ def quantize_onnx(model: bytes, images: Tensor, facts: DeviceFacts) -> bytes:
     onnx.helper.set_model_props(proto, facts.as_metadata())
     content: bytes = proto.SerializeToString()
     return content
+
+
+def _check_room(folder: Path, num_bytes: int) -> None:
+    """Raises OSError where `folder` has no room: ONNX Runtime would fail later, by an error that names neither the disk nor the folder."""
+    probe, block = folder / "probe", bytes(2**20)
+    try:
+        with probe.open("wb") as file:
+            for _ in range(num_bytes // len(block) + 1):
+                file.write(block)
+        probe.unlink()
+    except OSError as error:
+        text = f"{error.strerror}; int8 needs {num_bytes:,} bytes for temporary files in the folder that TMPDIR names"
+        raise OSError(error.errno, text, str(folder.parent)) from error
 
 
 def _behind_embedding(graph: Any) -> list[str]:

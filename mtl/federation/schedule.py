@@ -24,7 +24,7 @@ class Schedule:
             raise ValueError(f"schedule.warmup must be >= 0, got {self.warmup}")
 
     def factor(self, round: int, num_rounds: int) -> float:
-        """round counts from 0."""
+        """Round counts from 0."""
         if round < self.warmup:
             return (round + 1) / (self.warmup + 1)
         done = (round - self.warmup) / max(num_rounds - self.warmup, 1)

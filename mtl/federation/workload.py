@@ -75,7 +75,6 @@ def training_cost(
     """Counted on a step of one image and one of two. beside: a loss that every step has besides, however many its images; image_shape:
     of the images where `data` hold features in their place; without it the FLOPs of an image are not counted there, and are 0.
     """
-
     dtype = next(model.parameters()).dtype
 
     def loss(module: nn.Module, images: int) -> Tensor:

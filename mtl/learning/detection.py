@@ -6,16 +6,12 @@ only the optimiser is another.
 """
 
 import copy
-import logging
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torchmetrics.detection import MeanAveragePrecision
 
 from mtl.base.files import write_arrays
 from mtl.base.seeding import derive_seed, random_uniform
@@ -25,7 +21,7 @@ from mtl.data.ragged import Ragged
 from mtl.data.scene_transforms import SCENE_DRAWS, SceneAugmentation
 from mtl.data.scenes import TEST, TRAIN, VAL, SceneSet
 from mtl.data.transforms import to_float
-from mtl.faces.finder import DetectionOptions, FaceFinder, Faces, match_faces
+from mtl.faces.finder import DetectionOptions, FaceFinder
 from mtl.federation.clients.batches import Batch
 from mtl.federation.clients.contract import Training
 from mtl.federation.clients.gradients import Losses, Step
@@ -35,15 +31,13 @@ from mtl.federation.schedule import Schedule
 from mtl.federation.workload import TrainingCost, training_cost
 from mtl.learning.centralised import CentralisedLearning
 from mtl.learning.learner import DEFAULT, Reporting
+from mtl.learning.scene_evaluation import SceneEvaluation
 from mtl.losses.centre import TERMS, centre_losses, centre_targets
 from mtl.losses.pairs import PairLosses
-from mtl.metrics.scores import Metrics, share_of_highest
+from mtl.metrics.scores import Metrics
 from mtl.models.centre import map_layers
 from mtl.models.flops import count_forward
 from mtl.models.multi_task_model import MultiTaskModel
-
-BATCH = 32  # scenes evaluated at once
-NUM_SHOWN = 6  # of the test scenes, in a report
 
 
 @dataclass(frozen=True)
@@ -58,24 +52,6 @@ class JointBatch:
     @property
     def draw_key(self) -> Tensor:
         return self.subtasks.draw_key
-
-
-@dataclass(frozen=True)
-class SeenScene:
-    """index: of the scene; found: the faces found in it; truth: [m, 4], the true boxes; place: int64 [n], which of these each found one
-    stands for, -1 for none; num_sure: how many of the found ones, the first, are surer than the confidence; names: of these, "" where they
-    stand for no face or nobody is known; right: of the sure ones of known identity, how many have their own name, ties in parts as in
-    `rank1`; true_names: [m], "" where not known.
-    """
-
-    index: int
-    found: Faces
-    truth: Tensor
-    place: Tensor
-    num_sure: int
-    names: tuple[str, ...]
-    right: float
-    true_names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -114,13 +90,14 @@ class DetectionLearning(CentralisedLearning):
         super().__init__(training, data, schedule, num_rounds=num_rounds, frozen=frozen, reporting=reporting)
         self.scenes, self.options, self.augmentation = found, scenes.detection, scenes.augmentation
         self.finder = self._finder(self.model)
-        # Whether the subtasks can say whose a face is, and the scenes whether they are right.
-        self._people = data.tasks[: data.num_exclusive]
-        # Which subtask asks for each class of the scenes, -1 for none; the last is for a face of no known class, which is -1 too.
-        place = {name: t for t, name in enumerate(self._people)}
-        self._task_of_class = torch.tensor([*(place.get(name, -1) for name in found.class_names), -1])
-        self._named = bool((found.identity >= 0).any()) and len(self._people) > 0 and set(self._people) <= set(found.class_names)
-        self.seen: list[SeenScene] = []
+        self.evaluation = SceneEvaluation(
+            self.finder,
+            self.model,
+            self.objective,
+            scenes=found,
+            people=data.tasks[: data.num_exclusive],
+            confidence=self.options.confidence,
+        )
         self._scenes_held = Ragged.of([found.part(TRAIN)])
         self.account["bytes_up"] += len(found.part(TRAIN)) * found.images[0].numel()
 
@@ -145,7 +122,7 @@ class DetectionLearning(CentralisedLearning):
 
     @property
     def judged_by(self) -> str:
-        return "named" if self._named else "ap50"
+        return "named" if self.evaluation.names_faces else "ap50"
 
     @property
     def further_data(self) -> tuple[Tensor, ...]:
@@ -223,58 +200,16 @@ class DetectionLearning(CentralisedLearning):
 
     def _choices(self) -> list[str]:
         """Without precision, which a model that finds no face does not have."""
-        return [*super()._choices(), "ap50", "found", *["named"] * self._named]
+        return [*super()._choices(), "ap50", "found", *["named"] * self.evaluation.names_faces]
 
     def _evaluate(self, index: Tensor) -> tuple[Metrics, Tensor]:
         metrics, scores = super()._evaluate(index)
         part = VAL if self.watched == "val" and not self.trainer.testing else TEST
         return metrics | self.evaluate_scenes(self.scenes.part(part)), scores
 
-    @torch.no_grad()
     def evaluate_scenes(self, index: Tensor) -> Metrics:
-        """ap50: COCO's average precision at an overlap of one half. Of the faces surer than `detection.confidence`, found: the share of
-        true faces that one stands for; precision: the share that stands for a true face; named: the share of true faces of known
-        identity that are found and named, by the highest score of the subtasks, where these are identities; equal ones count as in `rank1`.
-        """
-        seen = [scene for some in index.split(BATCH) for scene in self._see(some)]
-        precision = MeanAveragePrecision(iou_thresholds=[0.5], backend="faster_coco_eval")
-        for scene in seen:
-            truth = scene.truth
-            precision.update([_as_coco(scene.found)], [_as_coco(Faces(truth, truth.new_ones(len(truth))))])
-        logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)  # it says its numbers in a table of its own
-        faces, counted = sum(len(scene.truth) for scene in seen), sum(scene.num_sure for scene in seen)
-        matched = sum(int((scene.place[: scene.num_sure] >= 0).sum()) for scene in seen)
-        self.seen = seen
-        metrics: Metrics = {
-            "ap50": float(precision.compute()["map_50"]),
-            "found": matched / faces if faces else None,
-            "precision": matched / counted if counted else None,
-        }
-        if self._named:
-            known = sum(name != "" for scene in seen for name in scene.true_names)
-            metrics["named"] = sum(scene.right for scene in seen) / max(known, 1)
-        return metrics
-
-    def _see(self, some: Tensor) -> Iterator[SeenScene]:
-        scenes = self.scenes
-        images = to_float(scenes.images[some])
-        for image, found, i in zip(images, self.finder.find(images), some.tolist(), strict=True):
-            truth = scenes.boxes[i, : scenes.counts[i]]
-            # A match does not depend on those that are less sure: the first of all are those of the sure ones alone.
-            place = match_faces(found.boxes, truth)
-            num_sure = len(found.surer_than(self.options.confidence))
-            hit = place[:num_sure] >= 0
-            names, right = [""] * num_sure, 0.0
-            identity = scenes.identity[i, : len(truth)].cpu()
-            if self._named and bool(hit.any()):
-                scores = self.objective.scores(self.model, self.finder.crops(image, found.boxes[:num_sure][hit.to(image.device)]))
-                scores = scores[:, : len(self._people)].cpu()
-                for at, t in zip(hit.nonzero().flatten().tolist(), scores.argmax(1).tolist(), strict=True):
-                    names[at] = self._people[t]
-                own = self._task_of_class[identity[place[:num_sure][hit]]]
-                right = float(share_of_highest(scores[own >= 0], own[own >= 0]).sum())
-            true_names = tuple(scenes.class_names[p] if p >= 0 else "" for p in identity.tolist())
-            yield SeenScene(i, found, truth, place, num_sure, tuple(names), right, true_names)
+        """Metrics of the scenes `index`, see `SceneEvaluation.evaluate`."""
+        return self.evaluation.evaluate(self.scenes, index)
 
     def write_results(self, run_dir: Path, data: FederatedData) -> None:
         """Beside the rest, the faces found in the test scenes."""
@@ -282,37 +217,5 @@ class DetectionLearning(CentralisedLearning):
         write_arrays(run_dir / "detection.npz", **self.detections())
 
     def detections(self) -> dict[str, Any]:
-        """What a report shows of the scenes that were evaluated last, as arrays.
-
-        scores, hits: [D], of every face that was found, and whether it stands for a true one; num_faces: of true ones; confidence: of the
-        options; images: uint8 [S, c, H, W], `NUM_SHOWN` of the scenes. In these, surer than `confidence`: found_scene [F], of images;
-        found_boxes [F, 4]; found_names [F], "" for none; found_place [F], which true box each stands for, or -1; and of the true boxes
-        true_scene [M], true_boxes [M, 4], true_names [M].
-        """
-        every = np.unique(np.linspace(0, len(self.seen) - 1, NUM_SHOWN).round().astype(int))
-        shown = [self.seen[place] for place in every]
-        sure, true = [scene.num_sure for scene in shown], [len(scene.truth) for scene in shown]
-        first = np.repeat(np.cumsum([0, *true[:-1]]), sure)
-        place = torch.cat([scene.place[:n] for scene, n in zip(shown, sure, strict=True)]).numpy()
-        return {
-            "confidence": np.array(self.options.confidence),
-            "num_faces": np.array(sum(len(scene.truth) for scene in self.seen)),
-            "scores": torch.cat([scene.found.scores for scene in self.seen]).cpu().numpy(),
-            "hits": torch.cat([scene.place >= 0 for scene in self.seen]).numpy(),
-            "images": self.scenes.images[[scene.index for scene in shown]].cpu().numpy(),
-            "found_scene": np.repeat(np.arange(len(shown)), sure),
-            "found_boxes": torch.cat([scene.found.boxes[:n] for scene, n in zip(shown, sure, strict=True)]).cpu().numpy(),
-            "found_names": np.array([name for scene in shown for name in scene.names], dtype=np.str_),
-            "found_place": np.where(place >= 0, place + first, -1),
-            "true_scene": np.repeat(np.arange(len(shown)), true),
-            "true_boxes": torch.cat([scene.truth for scene in shown]).cpu().numpy(),
-            "true_names": np.array([name for scene in shown for name in scene.true_names], dtype=np.str_),
-        }
-
-
-def _as_coco(faces: Faces) -> dict[str, Tensor]:
-    return {
-        "boxes": faces.boxes.cpu(),
-        "scores": faces.scores.cpu(),
-        "labels": torch.zeros(len(faces), dtype=torch.long),
-    }
+        """What a report shows of the scenes that were evaluated last, see `SceneEvaluation.arrays`."""
+        return self.evaluation.arrays(self.scenes)

@@ -1,4 +1,4 @@
-"""What runs say over the rounds and side by side: learning curves, profiles of the tasks, comparisons of groups.
+"""Figures over the rounds and of several groups: learning curves, profiles of the tasks, comparisons.
 
 One function per figure, from groups of runs to a matplotlib `Figure`, None without data. With several seeds a curve is the mean and
 its band the range over seeds.
@@ -58,7 +58,7 @@ LABELS = {
 
 
 def draw_learning(group: Group) -> Drawing:
-    """Loss with its two parts, and the validation and monitored rates, by round."""
+    """Draw the loss with its two parts, and the validation and monitored rates, by round."""
     panels = {stage: names for stage in STAGES if (names := _curve_names([group], stage))}
     if not panels:
         return None
@@ -79,7 +79,7 @@ def draw_learning(group: Group) -> Drawing:
 
 
 def draw_learning_by_group(groups: Sequence[Group]) -> Drawing:
-    """One panel per metric (three per stage), one line per group, of the first `MAX_GROUPS`."""
+    """Draw one panel per metric (three per stage) with one line per group, of the first `MAX_GROUPS`."""
     groups = groups[:MAX_GROUPS]
     panels = [(stage, name) for stage in STAGES for name in _curve_names(groups, stage)[:3]]
     if not panels:
@@ -101,9 +101,9 @@ def draw_learning_by_group(groups: Sequence[Group]) -> Drawing:
 
 
 def draw_costs(groups: Sequence[Group]) -> Drawing:
-    """The rate that a run is judged by against what it had cost by then: bytes on the link, modelled seconds, modelled joules.
+    """Draw the rate that a run is judged by against its cost so far: bytes on the link, modelled seconds, modelled joules.
 
-    Of the first `MAX_GROUPS`.
+    Only the first `MAX_GROUPS` groups are drawn.
     """
     groups = groups[:MAX_GROUPS]
     chosen = [f"val/{run.config.get('best_by')}" for group in groups for run in group.runs]
@@ -144,7 +144,10 @@ def _cost_line(group: Group, judged: str, metrics: Sequence[str]) -> list[tuple[
 
 
 def draw_profiles(groups: Sequence[Group]) -> Drawing:
-    """AUROC of every task, each group sorted from its worst to its best: how evenly the tasks are served. Of the first `MAX_GROUPS`."""
+    """Draw the AUROC of every task, each group sorted from its worst to its best: how evenly the tasks are served.
+
+    Only the first `MAX_GROUPS` groups are drawn.
+    """
     figure = Figure(figsize=(6.5, 3.0))
     axes = figure.subplots()
     looks: dict[str, Look] = {}
@@ -162,9 +165,9 @@ def draw_profiles(groups: Sequence[Group]) -> Drawing:
 
 
 def draw_comparison(groups: Sequence[Group]) -> Drawing:
-    """Every group in every metric of the table: one dot per run, a mark at the mean, a line of ± one deviation.
+    """Draw every group in every metric of the table: one dot per run, a mark at the mean, a line of ± one deviation.
 
-    Of the first `MAX_GROUPS`.
+    Only the first `MAX_GROUPS` groups are drawn.
     """
     groups = groups[:MAX_GROUPS]
     columns = [column for column in columns_of(groups) if any(group.spread(column.metric) for group in groups)]

@@ -1,7 +1,7 @@
-"""Put together the runs that differ only in their seed, and measure the spread over those seeds.
+"""Group the runs that differ only in their seed, and measure the spread over those seeds.
 
-Two runs are repetitions of one experiment when their configs agree in every key but the seed, the run's own name, where it
-was written to, and how it was tracked. Paths of *data* are compared: runs on different data are different experiments.
+Two runs are repetitions of one experiment when their configs agree in every key but the seed, the run's name, where it was
+written, and how it was tracked. Paths of *data* are compared: runs on different data are different experiments.
 The deviation is that of a sample, s = sqrt(sum_i (x_i - mean)^2 / (n - 1)), and unknown for n = 1.
 """
 
@@ -23,7 +23,14 @@ _OWN_SECTIONS = frozenset({"hydra", "tracking", "wandb", "logger"})
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean, sample standard deviation (None for one value), extremes and number of values."""
+    """How one number varies over the runs of a group.
+
+    Attributes:
+        mean: of the values.
+        deviation: of a sample, None for one value.
+        minimum, maximum: the extremes.
+        count: number of values.
+    """
 
     mean: float
     deviation: float | None
@@ -33,7 +40,7 @@ class Spread:
 
 
 def measure_spread(values: Iterable[float | None]) -> Spread | None:
-    """Spread of the values that are defined; None where none is."""
+    """Measure the spread of the values that are defined; None where none is."""
     known = [value for value in values if value is not None]
     if not known:
         return None
@@ -43,7 +50,13 @@ def measure_spread(values: Iterable[float | None]) -> Spread | None:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one experiment. `settings` holds the config keys in which it differs from the other groups."""
+    """Runs of one experiment.
+
+    Attributes:
+        name: the fewest config keys that tell it from the other groups.
+        runs: at least one.
+        settings: values, as text, of all config keys in which the groups differ.
+    """
 
     name: str
     runs: tuple[Run, ...]
@@ -54,7 +67,7 @@ class Group:
         return measure_spread(run.summary.get(metric) for run in self.runs)
 
     def task_spreads(self, metric: str) -> dict[str, Spread | None]:
-        """Spread of `test/<task>/<metric>` per task over the runs; None where no run defines it. Worst task first."""
+        """Spread of `test/<task>/<metric>` over the runs, worst task first; None where no run defines it."""
         tables = [run.task_metric(metric) for run in self.runs]
         tasks = dict.fromkeys(task for table in tables for task in table)
         spreads = {task: measure_spread(table.get(task) for table in tables) for task in tasks}
@@ -86,7 +99,7 @@ class Group:
 
 
 def mixed_code(name: str, runs: Sequence[Run]) -> list[str]:
-    """What is said of runs that are not of the same commit, the same versions of the libraries and of Python, or of committed files."""
+    """Say where runs are not of the same commit, of the same versions of Python and libraries, or of committed files."""
 
     def differing(values: Iterable[Any]) -> str:
         """The known values, where there are several."""
@@ -99,18 +112,28 @@ def mixed_code(name: str, runs: Sequence[Run]) -> list[str]:
     dirty = sum(bool(run.environment.get("dirty")) for run in runs)
     if dirty and len(runs) > 1:
         notes.append(f"of files that were not committed, {dirty} of {len(runs)} of them")
-    versions = [found if isinstance(found := run.environment.get("versions"), Mapping) else {} for run in runs]
-    versions = [{**found, "Python": run.environment.get("python")} for found, run in zip(versions, runs, strict=True)]
-    for library in dict.fromkeys(library for found in versions for library in found):
-        if values := differing(found.get(library) for found in versions):
+    versions = []
+    for run in runs:
+        libraries, python = run.environment.get("versions"), {"Python": run.environment.get("python")}
+        versions.append({**libraries, **python} if isinstance(libraries, Mapping) else python)
+    for library in dict.fromkeys(library for libraries in versions for library in libraries):
+        if values := differing(libraries.get(library) for libraries in versions):
             notes.append(f"of different versions of {library} ({values})")
     return [f"{name}: the runs are {note}; what tells them apart may come from there" for note in notes]
 
 
 def read_groups(paths: Sequence[Path], *, arrays: bool = True) -> tuple[list[Group], list[str]]:
-    """The groups of run directories, each taken once however many links lead to it, and what is said of those that could not be read.
+    """Read run directories and group them.
 
-    Raises ValueError where there are none, and where none can be read.
+    Args:
+        paths: run directories; one that several links lead to counts once.
+        arrays: whether to read the npz files.
+
+    Returns:
+        The groups, and a note on each directory that could not be read.
+
+    Raises:
+        ValueError: there is no path, or none can be read.
     """
     if not paths:
         raise ValueError("runs must name at least one run directory, got none")
@@ -126,7 +149,7 @@ def read_groups(paths: Sequence[Path], *, arrays: bool = True) -> tuple[list[Gro
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """Groups in the order of their first runs, named by the fewest config keys that tell them apart."""
+    """Group runs, in the order of their first runs."""
     settings: dict[str, dict[str, str]] = {}
     members: dict[str, list[Run]] = {}
     for run in runs:
@@ -147,7 +170,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested config as dotted keys; lists stay whole."""
+    """A nested config as dotted keys; lists stay whole."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping) and value:

@@ -1,4 +1,4 @@
-"""The pieces of a report's page: its frame with the style, tables, and pictures that are embedded."""
+"""The pieces of a report's page: its frame with the style, tables, and embedded pictures."""
 
 import base64
 import struct
@@ -10,6 +10,7 @@ from string import Template
 from mtl.base.files import atomic_write
 from mtl.report import style
 
+LONG_TITLE = 12  # letters
 MISSING = "the run directories hold no data for this figure"
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
@@ -38,6 +39,7 @@ figcaption, .soft { color: var(--soft); font-size: .875rem; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .9rem .35rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { font-weight: 600; vertical-align: bottom; white-space: normal; max-width: 8rem; }
+th.long { min-width: 6.5rem; }
 th:first-child, td:first-child, table.text td, table.text th { text-align: left; }
 td:first-child { min-width: 8rem; }
 table.facts-of-run td:last-child { overflow-wrap: anywhere; }
@@ -70,13 +72,24 @@ $body
 
 
 def write_page(path: Path, title: str, body: str) -> None:
-    """The whole page, or the one that was there before. What is not UTF-8 in the name of a folder is shown by its numbers."""
+    """Write the whole page, or leave the old one; bytes of a file name that are not UTF-8 are shown as escapes."""
     with atomic_write(path) as file:
         file.write(PAGE.substitute(title=escape(title), body=body).encode(errors="backslashreplace"))
 
 
 def write_figure(path: Path, figure: style.Drawing, alt: str, caption: str, *, missing: str = MISSING) -> str:
-    """The picture, which is also written to `path`, with its caption; where there is none, why: `missing`."""
+    """Write a figure as a PNG, and make the HTML that embeds it.
+
+    Args:
+        path: of the PNG; an older one is deleted where there is no figure.
+        figure: None where there is none.
+        alt: text in place of the picture.
+        caption: below the picture.
+        missing: why there is no figure.
+
+    Returns:
+        HTML of the picture with its caption, or of a line with the reason.
+    """
     if figure is None:
         path.unlink(missing_ok=True)  # an older report's figure must not pass for this one's
         return f"<p class=soft>Not shown: {escape(missing)}.</p>"
@@ -90,6 +103,15 @@ def write_figure(path: Path, figure: style.Drawing, alt: str, caption: str, *, m
 
 
 def write_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, kind: str = "numbers") -> str:
-    head = f"<thead><tr>{''.join(f'<th>{escape(cell)}</th>' for cell in header)}</tr></thead>" if header else ""
+    """Make the HTML of a table.
+
+    Args:
+        header: titles of the columns; none for a table without a header.
+        rows: cells, as text.
+        kind: class of the table in the style sheet.
+    """
+    # A long title in a narrow column would have a line for each word.
+    titles = "".join(f"<th{' class=long' if len(cell) > LONG_TITLE else ''}>{escape(cell)}</th>" for cell in header)
+    head = f"<thead><tr>{titles}</tr></thead>" if header else ""
     body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
     return f'<div class="wide"><table class="{kind}">{head}<tbody>{body}</tbody></table></div>'

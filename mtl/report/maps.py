@@ -1,4 +1,4 @@
-"""What one group of runs says of its tasks and clients: bars, who holds what, confusions, separation of scores.
+"""What one group of runs shows of its tasks and clients: bars, who holds what, confusions, separation of scores.
 
 One function per figure, from a group to a matplotlib `Figure`, None without data. Above 45 tasks the 40 worst and the 5 best are
 shown; larger maps are summed into bins.
@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from mtl.report.groups import Group, Spread
 from mtl.report.measures import count_confusions, matching_predictions, measure_score_ranges, sum_bins
-from mtl.report.runs import Array
+from mtl.report.run_files import Array
 from mtl.report.style import BLACK, BLUE, GREY, ORANGE, RED, SKY, Drawing, name_rows, set_log_ticks, shorten
 
 NUM_WORST, NUM_BEST = 40, 5
@@ -24,7 +24,7 @@ MAX_CLIENTS, MAX_TASKS = 48, 60
 
 
 def draw_tasks(group: Group) -> Drawing:
-    """AUROC and balanced accuracy of each task as bars from chance, worst first; whiskers are the range over seeds."""
+    """Draw AUROC and balanced accuracy of each task as bars from chance, worst first; whiskers are the range over seeds."""
     panels = {}
     for metric, title in (("auroc", "AUROC"), ("balanced_accuracy", "Balanced accuracy")):
         spreads = {task: spread for task, spread in group.task_spreads(metric).items() if spread is not None}
@@ -63,7 +63,7 @@ def _draw_bars(axes: Axes, spreads: Mapping[str, Spread], *, is_percent: bool) -
 
 
 def draw_holdings(group: Group) -> Drawing:
-    """Positive training labels per client and task, outlined where the client trains the task; tasks by first trainer."""
+    """Draw positive training labels per client and task, outlined where the client trains the task; tasks by first trainer."""
     run = next((run for run in group.runs if run.federation is not None), None)
     if run is None or run.federation is None or run.federation.positives.size == 0:
         return None
@@ -91,25 +91,25 @@ def draw_holdings(group: Group) -> Drawing:
 
 def _draw_binned_holdings(positives: Array, trained: Array) -> Figure:
     num_clients, num_tasks = positives.shape
-    held, train, cells = (sum_bins(values, MAX_CLIENTS, MAX_TASKS) for values in (positives, trained, np.ones_like(positives)))
+    labels, train, cells = (sum_bins(values, MAX_CLIENTS, MAX_TASKS) for values in (positives, trained, np.ones_like(positives)))
     share = 100 * train / cells
     figure = Figure(figsize=(9.0, 4.0))
     left, right = figure.subplots(1, 2)
     extent = (-0.5, num_tasks - 0.5, num_clients - 0.5, -0.5)
-    _draw_cells(left, held, _count_norm(held), "positive labels, summed", extent=extent)
+    _draw_cells(left, labels, _count_norm(labels), "positive labels, summed", extent=extent)
     _draw_cells(right, share, Normalize(0, share.max() or 1), "cells that are trained, %", extent=extent)
-    left.set(title="Positive labels held", ylabel=f"clients (in {held.shape[0]} bins)")
+    left.set(title="Positive labels held", ylabel=f"clients (in {labels.shape[0]} bins)")
     right.set(title="Trained")
     for axes in (left, right):
         axes.set_aspect("auto")
-        axes.set_xlabel(f"tasks by first trainer (in {held.shape[1]} bins)")
+        axes.set_xlabel(f"tasks by first trainer (in {labels.shape[1]} bins)")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     return figure
 
 
 def draw_confusion(group: Group) -> Drawing:
-    """True identity against the task with the highest score, in percent of each row; above 60 tasks the commonest confusions."""
+    """Draw identity against the task with the highest score, in percent of each row; above 60 tasks the commonest confusions."""
     predictions = matching_predictions(group)
     counts = count_confusions(predictions)
     if counts is None:
@@ -150,7 +150,7 @@ def _draw_confused_pairs(counts: Array, tasks: Sequence[str]) -> Drawing:
 
 
 def draw_separation(group: Group) -> Drawing:
-    """Median score and its 10 to 90 % range, for positives and negatives of each task, the least separated first."""
+    """Draw median score and its 10 to 90 % range, for positives and negatives of each task, the least separated first."""
     predictions = matching_predictions(group)
     tasks = predictions[0].tasks if predictions else ()
     ranges = {task: pair for index, task in enumerate(tasks) if (pair := measure_score_ranges(predictions, index)) is not None}
@@ -192,7 +192,7 @@ def _draw_cells(
 
 
 def map_side(num_tasks: int) -> float:
-    """Inches for a square of tasks against tasks, with room for their names and for what is said along its sides."""
+    """Inches for a square of tasks against tasks, with room for their names and the labels along its sides."""
     return 1.7 + max(2.2, 0.14 * num_tasks)
 
 
@@ -213,7 +213,7 @@ def _pick_extremes(ordered: Mapping[str, Any]) -> list[str | None]:
 
 
 def _count_norm(counts: Array) -> Normalize:
-    held = counts[counts > 0]
-    if len(held) and held.max() > 50 * held.min():
-        return LogNorm(held.min(), held.max())
+    positive = counts[counts > 0]
+    if len(positive) and positive.max() > 50 * positive.min():
+        return LogNorm(positive.min(), positive.max())
     return Normalize(0, max(1, counts.max()))

@@ -1,4 +1,4 @@
-"""What multi-task training did to the tasks: against training each alone, and against one another."""
+"""What multi-task training did to the tasks: compared with training each alone, and with one another."""
 
 from collections.abc import Mapping
 
@@ -12,19 +12,26 @@ from mtl.report.style import BLUE, GREY, ORANGE, Drawing, shorten
 MAX_TASKS = 60
 
 
-def delta_m(together: Mapping[str, float | None], alone: Mapping[str, float | None], *, higher_is_better: bool = True) -> float:
-    """The mean relative loss over the tasks in percent, 100 mean((alone - together) / alone) where higher values are better and the
-    opposite where lower ones are: below zero, training together helps. So CAGrad, Nash-MTL and FAMO print it. Maninis et al. ("Attentive
-    single-tasking of multiple tasks", CVPR 2019, equation 4) and LibMTL (`count_improvement`) have the opposite sign, a gain above
-    zero; LibMTL's is a share, not percent, and a mean over the metrics of each task first.
+def delta_m(joint: Mapping[str, float | None], single: Mapping[str, float | None], *, higher_is_better: bool = True) -> float:
+    """Mean relative loss over the tasks in percent; below zero, joint training helps.
 
-    Raises ValueError where a task is missing on one side, or its value alone is 0.
+    Delta_m = 100 mean((single - joint) / single) where higher values are better, the opposite where lower ones are, as CAGrad, Nash-MTL
+    and FAMO print it. Maninis et al. ("Attentive single-tasking of multiple tasks", CVPR 2019, equation 4) and LibMTL
+    (`count_improvement`) have the opposite sign; LibMTL's is a share, not percent, and a mean over the metrics of each task first.
+
+    Args:
+        joint: value of each task after joint training.
+        single: value of each task trained alone.
+        higher_is_better: whether a higher value is better.
+
+    Raises:
+        ValueError: a task has a value on one side only, or its single value is 0.
     """
-    if together.keys() != alone.keys():
-        raise ValueError(f"tasks must be the same on both sides, got {sorted(together.keys() ^ alone.keys())} on one only")
+    if joint.keys() != single.keys():
+        raise ValueError(f"tasks must be the same on both sides, got {sorted(joint.keys() ^ single.keys())} on one only")
     changes = []
-    for task, value in together.items():
-        base = alone[task]
+    for task, value in joint.items():
+        base = single[task]
         if value is None and base is None:
             continue
         if value is None or not base:
@@ -35,17 +42,23 @@ def delta_m(together: Mapping[str, float | None], alone: Mapping[str, float | No
     return 100 * sum(changes) / len(changes)
 
 
-def group_delta_m(group: Group, alone: Group, metric: str = "auroc") -> float:
-    """`delta_m` of a group of runs against runs of single tasks, each task's value a mean over the seeds."""
+def group_delta_m(group: Group, single: Group, metric: str = "auroc") -> float:
+    """`delta_m` of a group of runs against runs of single tasks, each task's value a mean over the seeds.
+
+    Args:
+        group: runs of joint training.
+        single: runs of each task alone.
+        metric: compared for each task, higher is better.
+    """
 
     def means(spreads: Mapping[str, Spread | None]) -> dict[str, float | None]:
         return {task: None if spread is None else spread.mean for task, spread in spreads.items()}
 
-    return delta_m(means(group.task_spreads(metric)), means(alone.task_spreads(metric)))
+    return delta_m(means(group.task_spreads(metric)), means(single.task_spreads(metric)))
 
 
 def draw_conflict(group: Group) -> Drawing:
-    """Mean cosine of the gradients of each pair of tasks, and over the rounds the mean cosine and the share of conflicting pairs."""
+    """Draw the mean cosine of each pair of tasks' gradients, and its mean and the share of conflicting pairs over the rounds."""
     run = next((run for run in group.runs if run.conflict is not None), None)
     if run is None or run.conflict is None or not run.conflict.steps.any():
         return None

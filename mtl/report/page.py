@@ -1,6 +1,6 @@
-"""Write the report of one run, or the comparison of several, as one HTML page that needs nothing but itself.
+"""Write the report of one run, or the comparison of several, as one HTML page without other files.
 
-Everything that comes from a file is escaped; the pictures are embedded, and lie beside the page as PNGs for a paper.
+Everything that comes from a file is escaped. The pictures are embedded in the page, and written as PNGs for a paper.
 """
 
 import json
@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 
 from mtl.report import curves, style, tradeoff, verification
+from mtl.report.description import describe
 from mtl.report.groups import Group, flatten, mixed_code, read_groups
 from mtl.report.html import write_figure, write_page, write_table
 from mtl.report.runs import Run
@@ -28,8 +29,12 @@ TRADEOFF = (
 def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
     """Write `report.html` and `figures/*.png` from run directories, and return the path of the page.
 
-    They go into `output`; by default into the directory of the only run, or the common parent of several. Raises ValueError where
-    `runs` is empty or none of them can be read; of several, the page says which could not.
+    Args:
+        runs: run directories.
+        output: folder of the report; None for the directory of the only run, or the common parent of several.
+
+    Raises:
+        ValueError: `runs` is empty, or none of them can be read; of several, the page says which could not.
     """
     groups, left_out = read_groups(runs)
     # Where the runs were named, which is not where links to them lead.
@@ -50,7 +55,7 @@ def _write_run(group: Group, folder: Path) -> tuple[str, str]:
     run = group.runs[0]
     parts = [
         f"<h1>{escape(run.label)}</h1>",
-        f"<p>{_describe([group])}</p>",
+        f"<p>{describe([group])}</p>",
         _write_notes([group]),
         _write_facts(group),
         _write_sections(group, folder, "", "h2"),
@@ -68,7 +73,7 @@ def _write_comparison(groups: Sequence[Group], left_out: Sequence[str], folder: 
     profiles = "The AUROC of every task, sorted in each group from worst to best. A flat line serves all tasks alike."
     parts = [
         f"<h1>{title}</h1>",
-        f"<p>{_describe(groups)} Runs that differ only in their seed, name or place form one group.</p>",
+        f"<p>{describe(groups)} Runs that differ only in their seed, name or place form one group.</p>",
         _write_notes(groups, left_out),
         "<h2>Side by side</h2>",
         _write_comparison_table(groups),
@@ -154,48 +159,6 @@ def _write_undefined(group: Group) -> str:
         return ""
     listed = ", ".join(tasks[:20]) + (f" and {len(tasks) - 20:,} more" if len(tasks) > 20 else "")
     return f"<p class=soft>No AUROC, for want of test positives or negatives: {escape(listed)}.</p>"
-
-
-def _describe(groups: Sequence[Group]) -> str:
-    runs = [run for group in groups for run in group.runs]
-    modes = list(dict.fromkeys(str(run.config["mode"]) for run in runs if "mode" in run.config))
-    data = list(dict.fromkeys(name for run in runs if (name := _member(run, "data"))))
-    shapes = {(*run.federation.positives.shape, int(run.federation.images.sum())) for run in runs if run.federation is not None}
-    size = ""
-    if len(shapes) == 1:
-        ((num_clients, num_tasks, num_images),) = shapes
-        clients = f"{num_clients:,} client{'s'[: num_clients != 1]}"
-        size = f" Data: {num_tasks:,} task{'s'[: num_tasks != 1]} and {num_images:,} training images on {clients}."
-    trained = f" ({', '.join(modes)} training)" if modes else ""
-    source = f" on {', '.join(data)}" if data else ""
-    models = list(dict.fromkeys(map(_describe_model, runs)))
-    what = models[0] if len(models) == 1 else "Several kinds of models"
-    balancers = list(dict.fromkeys(name for run in runs if (name := _member(run, "balancer")) not in ("", "Equal")))
-    balanced = (
-        f", balanced by {', '.join(balancers)}" if len(balancers) == len({_member(run, "balancer") for run in runs}) else ""
-    )
-    text = (
-        f"{what} {'was' if len(models) == 1 else 'were'} trained{source}{trained}, by the positive and negative loss of every "
-        f"subtask{balanced}.{size} This page is made from the run director{'y' if len(runs) == 1 else 'ies'} alone."
-    )
-    return escape(text)
-
-
-def _member(run: Run, group: str) -> str:
-    """The class or function that a run's configuration names for a group, "" where it names none."""
-    return str(flatten(run.config).get(f"{group}._target_") or "").rsplit(".", 1)[-1]
-
-
-def _describe_model(run: Run) -> str:
-    """What is shared depends on the architecture, and on what stays on a client."""
-    architecture, mode = _member(run, "architecture"), run.config.get("mode")
-    if mode in ("single_task", "local"):
-        return "A model for each subtask alone" if mode == "single_task" else "A model on each client alone"
-    if architecture not in ("", "hard_sharing"):
-        return f"A model of the architecture {architecture}"
-    if not architecture or _member(run, "trunk") == "peers":
-        return "A model" if not architecture else "A trunk of each architecture of clients with shared heads"
-    return f"One shared trunk with one head per subtask{' and one that finds faces' if mode == 'detection' else ''}"
 
 
 def _write_notes(groups: Sequence[Group], left_out: Sequence[str] = ()) -> str:

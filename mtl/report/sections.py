@@ -1,4 +1,4 @@
-"""The figures of one group of runs in their order on its page, and what is said of each."""
+"""The figures of one group of runs in their order on its page, with their captions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,8 +14,15 @@ COSTS_CAPTION = (
 
 @dataclass(frozen=True)
 class Section:
-    """name: of the file; over_seeds: what the caption adds where there are several seeds; needed: whether a group should have it: where it
-    should and its files hold nothing for it, the page says so.
+    """One figure of a group.
+
+    Attributes:
+        name: of the picture's file.
+        title: heading on the page.
+        draw: draws the figure, None where the runs hold nothing for it.
+        caption: what the figure shows.
+        over_seeds: added to the caption where there are several seeds.
+        needed: whether a group should have the figure; the page then says so where it is missing.
     """
 
     name: str

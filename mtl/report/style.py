@@ -74,18 +74,24 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 @contextlib.contextmanager
 def _missing_glyphs() -> Iterator[None]:
-    """A name in letters that the font lacks comes out as boxes, and the page around the figure still spells it."""
+    """Let letters that the font lacks come out as boxes: the page around the figure still spells the name."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
 
 def pick_colour(index: int) -> str:
+    """Colour of the line `index`; there are seven."""
     return COLOURS[index % len(COLOURS)]
 
 
 def pick_line(index: int, *, marked: bool = False) -> Look:
-    """Colour, dash and marker of a line; no two of the first 140 are alike. marked: all have markers, not only those beyond the 28th."""
+    """Colour, dash and marker of a line; no two of the first 140 are alike.
+
+    Args:
+        index: number of the line.
+        marked: give a marker to all lines, not only to those beyond the 28th.
+    """
     again = index // (len(COLOURS) * len(DASHES)) % 5
     look = {"color": pick_colour(index), "linestyle": DASHES[index // len(COLOURS) % len(DASHES)], "markersize": 2.5}
     return look | {"marker": MARKERS[again] if marked or again else ""}
@@ -97,7 +103,7 @@ def pick_point(index: int) -> Look:
 
 
 def add_legend(figure: Figure, names: Sequence[str], looks: Sequence[Look]) -> None:
-    """A legend above the axes, in as many columns as fit; the figure grows by its height, and to the width of its longest name."""
+    """Add a legend above the axes, in as many columns as fit; the figure grows by its height and to the width of the longest name."""
     handles = [Line2D([], [], label=name, **look) for name, look in zip(shorten_apart(names, 48), looks, strict=True)]
     renderer = FigureCanvasAgg(figure).get_renderer()
     at: Look = {"handles": handles, "loc": "outside upper left"}
@@ -121,9 +127,11 @@ class Prefixed(Formatter):
         self.unit = unit
 
     def __call__(self, value: float, pos: int | None = None) -> str:
+        """One tick by itself."""
         return self.format_ticks([value])[0]
 
     def format_ticks(self, values: Sequence[float]) -> list[str]:
+        """All ticks of an axis."""
         values = [float(value) for value in values]
         scale, prefix = decimal_multiple(max((abs(value) for value in values), default=0.0))
         steps = [abs(b - a) / scale for a, b in itertools.pairwise(values) if a != b]
@@ -135,7 +143,7 @@ class Prefixed(Formatter):
 
 
 def set_log_ticks(axis: Axis, low: float, high: float, formatter: Any = "{x:g}") -> None:
-    """Few ticks in plain figures on a logarithmic axis from `low` to `high`: matplotlib's own are TeX, which is not parsed here."""
+    """Set few ticks in plain figures on a logarithmic axis from `low` to `high`: matplotlib's are TeX, which is not parsed here."""
     decades = math.log10(high / low) if 0 < low < high else 1.0
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades <= 2 else (1, 3) if decades <= 3 else (1,), numticks=7))
     axis.set_major_formatter(formatter)
@@ -143,8 +151,12 @@ def set_log_ticks(axis: Axis, low: float, high: float, formatter: Any = "{x:g}")
 
 
 def shorten(text: str, length: int = 26, *, ending: float = 0.4) -> str:
-    """At most `length` letters, and no wider than as many of the usual width. ending: the share of the room for the last letters; what is
-    too much is left out before them.
+    """Shorten a text to at most `length` letters, and no wider than as many of the usual width.
+
+    Args:
+        text: what may be too long.
+        length: in letters.
+        ending: share of the room for the last letters; what is too much is left out before them.
     """
     room = LETTER * length
     if len(text) <= length and sum(map(_letter_width, text)) <= room:
@@ -160,7 +172,7 @@ def shorten(text: str, length: int = 26, *, ending: float = 0.4) -> str:
 
 
 def shorten_apart(names: Sequence[str], length: int) -> list[str]:
-    """Names cut where that leaves most of them different; those that are still alike are numbered."""
+    """Shorten names where that leaves most of them different; those that are still alike are numbered."""
     ways = [[shorten(name, length, ending=ending) for name in names] for ending in (0.4, 0.0, 0.7, 1.0)]
     best = max(ways, key=lambda way: len(set(way)))
     alike = {name for name, count in Counter(best).items() if count > 1}
@@ -169,14 +181,22 @@ def shorten_apart(names: Sequence[str], length: int) -> list[str]:
 
 @functools.cache
 def _letter_width(letter: str) -> float:
-    """In units of the font's size."""
+    """Width of a letter, in units of the font's size."""
     font = get_font(findfont(STYLE["font.family"]))
     font.set_size(100, 72)
     return font.load_glyph(font.get_char_index(ord(letter))).linearHoriAdvance / 65536 / 100
 
 
 def name_rows(axes: Axes, rows: Sequence[str | None], *, num_all: int = 0, size: float = 6.5, length: int = 40) -> None:
-    """Names of horizontal rows, the first at the top; None is the gap for those that are not shown."""
+    """Write names beside horizontal rows, the first at the top.
+
+    Args:
+        axes: with one row at each whole number.
+        rows: names; None is the gap for those that are not shown.
+        num_all: number of rows with those that are not shown.
+        size: of the letters, in points.
+        length: of a name, in letters.
+    """
     named = [(place, shorten(row, length)) for place, row in enumerate(rows) if row is not None]
     axes.set_yticks([place for place, _ in named], [row for _, row in named], size=size)
     if None in rows:

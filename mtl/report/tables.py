@@ -1,4 +1,4 @@
-"""The comparison of experiments as rows, for a terminal (rich), and for a README (Markdown).
+"""The comparison of experiments as rows, for a terminal (rich) and for a README (Markdown).
 
 One row is one group of runs that differ only in their seed: mean ± sample standard deviation (ddof = 1) over n runs.
 """
@@ -18,7 +18,14 @@ PREFIXES = ("", "k", "M", "G", "T", "P")
 
 @dataclass(frozen=True)
 class Column:
-    """One metric of `summary.json` and the way to write it."""
+    """One metric of the comparison.
+
+    Attributes:
+        title: head of the column.
+        metric: key of `summary.json`.
+        write: makes the text of a cell.
+        higher_is_better: whether a higher value is better.
+    """
 
     title: str
     metric: str
@@ -36,7 +43,7 @@ class Row:
 
 
 def scaled(factor: float, digits: int) -> Callable[[Spread], str]:
-    """Writer of `mean ± deviation` times `factor`."""
+    """Return a writer of `mean ± deviation` times `factor`, with so many digits behind the point."""
 
     def write(spread: Spread) -> str:
         mean = f"{spread.mean * factor:.{digits}f}"
@@ -46,7 +53,7 @@ def scaled(factor: float, digits: int) -> Callable[[Spread], str]:
 
 
 def decimal_multiple(value: float) -> tuple[float, str]:
-    """The power of a thousand that suits a value, and its letter."""
+    """The power of a thousand that suits a value, and its prefix, as (1000.0, "k")."""
     power = 0
     while power < len(PREFIXES) - 1 and abs(value) >= 1000 ** (power + 1):
         power += 1
@@ -54,7 +61,7 @@ def decimal_multiple(value: float) -> tuple[float, str]:
 
 
 def scaled_unit(unit: str) -> Callable[[Spread], str]:
-    """Writer of `mean ± deviation` in the decimal multiple (1 kB = 1000 B) of the unit that suits the mean."""
+    """Return a writer of `mean ± deviation` in the decimal multiple (1 kB = 1000 B) of the unit that suits the mean."""
 
     def write(spread: Spread) -> str:
         power = 0
@@ -102,7 +109,7 @@ def columns_of(groups: Sequence[Group]) -> tuple[Column, ...]:
 
 
 def comparison_rows(groups: Sequence[Group], columns: Sequence[Column] | None = None) -> list[Row]:
-    """One row per group, in the order of `columns`, those of `columns_of` where there are none."""
+    """Make one row per group, with the cells of `columns`, or of `columns_of` where it is None."""
     columns = columns_of(groups) if columns is None else columns
     return [Row(group.name, len(group.runs), tuple(_write_cell(group, column) for column in columns)) for group in groups]
 
@@ -116,7 +123,7 @@ def _write_cell(group: Group, column: Column) -> str:
 
 
 def comparison_table(runs: Sequence[Path]) -> Table:
-    """Table of the run directories `runs` for the terminal; its caption names those that cannot be read."""
+    """Make the table of run directories for the terminal; its caption names those that cannot be read."""
     groups, left_out = read_groups(runs, arrays=False)
     rows = comparison_rows(groups)
     several = any(row.num_runs > 1 for row in rows)
@@ -133,7 +140,15 @@ def comparison_table(runs: Sequence[Path]) -> Table:
 
 
 def markdown_table(runs: Sequence[Path], columns: Sequence[Column] | None = None) -> str:
-    """The same table in Markdown, or one of other columns. Raises ValueError where a run cannot be read."""
+    """Make the table of run directories in Markdown.
+
+    Args:
+        runs: run directories.
+        columns: None for those of `columns_of`.
+
+    Raises:
+        ValueError: a run cannot be read.
+    """
     groups, left_out = read_groups(runs, arrays=False)
     if left_out:
         raise ValueError(", ".join(left_out))

@@ -1,4 +1,4 @@
-"""Accuracy against what it costs, one point per model, with the Pareto front marked: the models that no other beats in both."""
+"""Accuracy against cost, one point per model, with the Pareto front: the models that no other beats in both."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,13 @@ COSTS = (
 
 @dataclass(frozen=True)
 class Model:
-    """rates: in 0..1, more is better, by what they are called; costs: by what they are called and their unit, less is better."""
+    """One model of a trade-off.
+
+    Attributes:
+        name: in the legend.
+        rates: in 0..1, higher is better, by their title.
+        costs: lower is better, by their title and unit.
+    """
 
     name: str
     rates: Mapping[str, float]
@@ -36,7 +42,15 @@ class Model:
 
 
 def pareto_front(costs: Sequence[float], rates: Sequence[float]) -> list[int]:
-    """The places of the points that no other is as good as in both and better in one, from the cheapest to the dearest."""
+    """Find the points that no other is as good as in both and better in one.
+
+    Args:
+        costs: [n], lower is better.
+        rates: [n], higher is better.
+
+    Returns:
+        Their indices, from the cheapest to the most expensive.
+    """
 
     def beaten(place: int) -> bool:
         cost, rate = costs[place], rates[place]
@@ -46,7 +60,7 @@ def pareto_front(costs: Sequence[float], rates: Sequence[float]) -> list[int]:
 
 
 def models_of(groups: Sequence[Group]) -> list[Model]:
-    """A model for each group of runs, with the means over their seeds of what their summaries hold."""
+    """Make a model of each group of runs, from the means over their seeds of what their summaries hold."""
 
     def mean(group: Group, metric: str) -> float | None:
         spread = group.spread(metric)
@@ -65,8 +79,9 @@ def models_of(groups: Sequence[Group]) -> list[Model]:
 
 
 def draw_tradeoff(models: Sequence[Model]) -> Drawing:
-    """A panel for each rate and each cost that at least two models have and in which they differ by more than one in a thousand; None
-    without any. Of the first `MAX_GROUPS`.
+    """Draw a panel for each rate and each cost in which at least two models differ by more than one in a thousand.
+
+    Only the first `MAX_GROUPS` models are drawn. Returns None where no rate or no cost differs.
     """
     models = models[:MAX_GROUPS]
     rates = [rate for rate in dict.fromkeys(rate for model in models for rate in model.rates) if _differs(models, "rates", rate)]

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from mtl.report.runs import Verified
+from mtl.report.run_files import Verified
 from mtl.report.style import GREY, add_legend, pick_line, set_log_ticks
 from mtl.report.tables import UNKNOWN
 
@@ -20,7 +20,11 @@ TAR = "tar@far="
 
 
 def draw_verification(curves: Mapping[str, tuple[Array, Array]]) -> Figure:
-    """curves: by name, the false accept and false reject rates of all thresholds, from the strictest."""
+    """Draw the ROC and the DET curves.
+
+    Args:
+        curves: by name, the false accept and the false reject rates [V] of all thresholds, the strictest first.
+    """
     figure = Figure(figsize=(7.4, 3.2))
     roc, det = figure.subplots(1, 2)
     looks = [pick_line(index) | {"markevery": 0.1} for index in range(len(curves))]
@@ -47,7 +51,14 @@ def draw_verification(curves: Mapping[str, tuple[Array, Array]]) -> Figure:
 
 
 def verification_rows(runs: Sequence[tuple[Any, Verified]]) -> tuple[list[str], list[list[str]]]:
-    """The header and the rows of a table: of each run, its seed and what `mtl verify` wrote, a row for each score."""
+    """Make the table of what `mtl verify` wrote, a row for each run and score.
+
+    Args:
+        runs: seed of each run, and what was written there.
+
+    Returns:
+        The header and the rows.
+    """
     rates = [rate for _, verified in runs for rate in verified.rates.values()]
     fars = sorted({float(key.removeprefix(TAR)) for rate in rates for key in rate if key.startswith(TAR)}, reverse=True)
     header = ["Score", "Accuracy %", "EER %", "AUC", *(f"TAR % at FAR {far:g}" for far in fars)]
@@ -67,7 +78,7 @@ def _write(value: float | None, factor: int, digits: int) -> str:
 
 
 def describe_pairs(about: Mapping[str, Any]) -> str:
-    """How many pairs, in how many folds, after which round."""
+    """Say how many pairs there are, in how many folds, and after which round the model was taken."""
     pairs, folds, of_round = (about.get(name) for name in ("num_pairs", "num_folds", "round"))
     size = f"{pairs:,} pairs" if isinstance(pairs, int) else "Pairs"
     parts = f" in {folds} folds" if isinstance(folds, int) else ""

@@ -1,15 +1,15 @@
-"""A run made smaller, step by step, and what each step costs in accuracy and saves on a device: one table from one run.
+"""Compress a trained run step by step, and tabulate what each step costs in accuracy and saves on a device.
 
     distil    a student with other options of the configuration learns from the run
-    prune     channels are cut out of the model so far, which is then trained on
-    sparsify  weights of the model so far are set to zero while it is trained on; its file gets neither smaller nor faster
-    int8      the file of the model so far gets 8-bit weights and activations
+    prune     channels are cut out of the last step's model, which is then trained further
+    sparsify  weights of the last step's model are set to zero while it is trained further; its file gets neither smaller nor faster
+    int8      the file of the last step's model gets 8-bit weights and activations
 
-Each step that trains is a run directory of its own; each step ends in a file, exported and checked as by `mtl export`. A recipe that was
-stopped goes on where it stopped when it is started again with the same options: `steps.json` holds them and what each step gave.
+Each step that trains is a run directory of its own; each step ends in a file, exported and checked as by `mtl export`. `steps.json` holds
+the recipe and what each step gave: the same recipe started again goes on after the last finished step.
 """
 
-import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from mtl.base.files import write_json
+from mtl.base.types import Interrupted
 from mtl.edge.latency import file_call, measure
 from mtl.edge.machine import timing_machine
 from mtl.edge.prune import Pruning
@@ -30,16 +31,68 @@ from mtl.run.build import read_config
 from mtl.run.config import compose
 from mtl.run.load import load_run
 from mtl.run.members import DEFAULTS
+from mtl.run.options import check_options
 from mtl.run.train import train
 from mtl.trained.export import ExportOptions, export_run
+from mtl.trained.recipe_folder import START, STEPS, recipe_folder, write_steps
 
-STEPS = ("distil", "prune", "sparsify", "int8")
+RECIPE_KEYS = ("recipe", "student", "ratio", "sparsity", "rounds", "finetune_rate")  # of CompressOptions, in steps.json
+
+
+@dataclass(frozen=True)
+class CompressOptions:
+    """The steps to take, and how.
+
+    Attributes:
+        recipe: some of `STEPS`, each once, in their order.
+        student: KEY=VALUE of the configuration in which the student differs from the run, for distil.
+        ratio: share of the channels to cut, for prune.
+        sparsity: share of the weights to set to zero, for sparsify.
+        rounds: rounds of each training, None for as many as the run had.
+        finetune_rate: learning rate after pruning, relative to that of the run.
+        threads: threads that the latency is measured with.
+        repeats: images that the latency is measured on.
+    """
+
+    recipe: Sequence[str]
+    student: Sequence[str] = ()
+    ratio: float = 0.5
+    sparsity: float = 0.8
+    rounds: int | None = None
+    finetune_rate: float = 0.3
+    threads: int = 1
+    repeats: int = 300
+
+    def __post_init__(self) -> None:
+        Pruning("channels", ratio=self.ratio)
+        Pruning("weights", ratio=self.sparsity)
+        unknown = [step for step in self.recipe if step not in STEPS]
+        if unknown or not self.recipe:
+            raise ValueError(f"recipe must be steps of {', '.join(STEPS)}, got {', '.join(unknown) or 'none'}")
+        if list(self.recipe) != sorted(set(self.recipe), key=STEPS.index):
+            raise ValueError(f"recipe must have each step once, in the order {', '.join(STEPS)}, got {', '.join(self.recipe)}")
+        if self.student and "distil" not in self.recipe:
+            raise ValueError(f"student needs the step distil in the recipe, got {' '.join(self.student)} without")
+        for name in ("rounds", "threads", "repeats"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be >= 1, got {value}")
+        if not 0 < self.finetune_rate < math.inf:
+            raise ValueError(f"finetune_rate must be a finite number > 0, got {self.finetune_rate}")
 
 
 @dataclass(frozen=True)
 class Row:
-    """The model after a step: metrics of the test images by its file, in 0..1, None where they are undefined; parameters; the share
-    of them that is zero; flops of one image as the graph is before it is quantised; bytes of the file; milliseconds of one image.
+    """The model after a step.
+
+    Attributes:
+        step: its name; "as it is" for the run itself.
+        rank1, auroc, worst_task_auroc, worst_clients_auroc, balanced_accuracy: of the test images by the file, in 0..1, None if undefined.
+        parameters: number of parameters.
+        zeros: share of them that is zero.
+        flops: of one image, by the graph before it is quantised.
+        num_bytes: size of the file.
+        p50: median milliseconds of one image.
+        p90: 90th percentile of the milliseconds of one image.
     """
 
     step: str
@@ -56,99 +109,104 @@ class Row:
     p90: float
 
 
-def compress(
-    run_dir: Path,
-    recipe: Sequence[str],
-    *,
-    out: Path,
-    student: Sequence[str] = (),
-    ratio: float = 0.5,
-    sparsity: float = 0.8,
-    rounds: int | None = None,
-    finetune_rate: float = 0.3,
-    threads: int = 1,
-    repeats: int = 300,
-    data_root: str | None = None,
-) -> list[Row]:
-    """Take the steps of `recipe` in their order, in the folder `out`; the first row is the run as it is.
+@dataclass(frozen=True)
+class _Step:
+    """A step that is done: the run whose model it is, its file, and what `steps.json` says of it."""
 
-    student: KEY=VALUE that the student differs by, for distil; ratio: of the channels, for prune; sparsity: share of zeros, for
-    sparsify; rounds: of each training, None for as many as the run had; finetune_rate: the learning rate after pruning over that of the
-    run. `compress.json` holds the rows and the machine that the files were timed on, `compress.png` draws them. A folder `out` that holds
-    the same recipe is gone on with.
+    name: str
+    run_dir: Path
+    file: Path
+    facts: dict[str, Any]
 
-    Raises ValueError where the options contradict one another, where a step cannot be taken, and where `out` holds anything else.
+
+def compress(run_dir: Path, options: CompressOptions, *, out: Path, data_root: str | None = None) -> list[Row]:
+    """Take the steps of the recipe in their order, in the folder `out`; the first row is the run as it is.
+
+    `compress.json` holds the rows and the machine that the files were timed on, `compress.png` draws them. A folder `out` that holds the
+    same recipe is continued. A start that fails leaves nothing in the way of another; a later failure has a note on how to go on.
+
+    Args:
+        run_dir: the run to compress.
+        options: the steps.
+        out: folder of the files, and of the runs that are trained.
+        data_root: folder of the run's data, None for where they were when it was trained.
+
+    Raises:
+        ValueError: an option contradicts another or the run, a step cannot be taken, or `out` holds anything else.
     """
-    _check(recipe, student, ratio, sparsity)
-    if threads < 1:
-        raise ValueError(f"threads must be >= 1, got {threads}")
-    asked = {
-        "run": str(run_dir.resolve()),
-        "recipe": list(recipe),
-        "student": list(student),
-        "ratio": ratio,
-        "sparsity": sparsity,
-        "rounds": rounds,
-        "finetune_rate": finetune_rate,
-    }
-    steps = _open(out, asked)
-    current, int8 = run_dir, False
-    config = read_config(run_dir)
-    student_config = with_overrides(config, student)
-    trained_at = config.client.learning_rate
-    if config.mode == "detection":
+    base = with_overrides(read_config(run_dir), ())
+    student = with_overrides(base, options.student)
+    if base.mode == "detection":
         raise ValueError(f"mode=detection cannot be compressed: its detector is no part of any step, got {run_dir}")
+    if options.student:
+        check_options(student)  # before the first step takes its time
+    student.distil.teacher = str(run_dir)
     if data_root is not None:
-        config.data.root = student_config.data.root = data_root
-    done: list[tuple[str, Path, Path, dict[str, Any]]] = []
-    for step in ("as it is", *recipe):
-        if step == "distil":
-            config = student_config
-            config.distil.teacher = str(run_dir)
-            trained_at = config.client.learning_rate
-        elif step in ("prune", "sparsify"):
-            words = (
-                ["prune=channels", f"prune.ratio={ratio}"] if step == "prune" else ["prune=weights", f"prune.ratio={sparsity}"]
-            )
-            config.start, config.prune = str(current), compose(words).prune
-            config.client.learning_rate = finetune_rate * trained_at
-        elif step == "int8":
-            int8 = True
-        if step in ("distil", "prune", "sparsify"):
-            current = _train(config, out / step, rounds)
-        path = out / f"{len(done)}_{step.replace(' ', '_')}.onnx"
-        if step not in steps or not path.is_file():
-            exported = export_run(current, ExportOptions(int8=int8), out=path, data_root=data_root)
-            steps[step] = {"metrics": exported.file, "num_bytes": exported.num_bytes, "flops": exported.flops}
-            write_json(out / "steps.json", {"asked": asked, "steps": steps})
-        done.append((step, current, path, steps[step]))
-    times = measure({step: file_call(path, threads=threads) for step, _, path, _ in done}, repeats=repeats)
+        base.data.root = student.data.root = data_root
+    recipe = {"run": str(run_dir.resolve())} | {name: getattr(options, name) for name in RECIPE_KEYS}
+    recipe |= {name: list(recipe[name]) for name in ("recipe", "student")}
+    with recipe_folder(out, recipe) as facts:
+        steps = []
+        current = run_dir
+        for number, name in enumerate((START, *options.recipe)):
+            base = student if name == "distil" else base
+            if name not in (START, "int8"):
+                current = _train(_step_config(name, base, options, start=current), out / name, options.rounds)
+            file = out / f"{number}_{name.replace(' ', '_')}.onnx"
+            if name not in facts or not file.is_file():
+                exported = export_run(current, ExportOptions(int8=name == "int8"), out=file, data_root=data_root)
+                facts[name] = {"metrics": exported.file, "num_bytes": exported.num_bytes, "flops": exported.flops}
+                write_steps(out, recipe, facts)
+            steps.append(_Step(name, current, file, facts[name]))
+        rows = _rows(steps, options)
+        _write_results(out, rows, options.threads)
+    return rows
+
+
+def _step_config(name: str, base: DictConfig, options: CompressOptions, *, start: Path) -> DictConfig:
+    """The configuration that a step trains with. base: that of the run, or of the student; start: the run of the step before."""
+    config = base.copy()
+    if name == "distil":
+        return config
+    words = ["prune=channels", f"prune.ratio={options.ratio}"]
+    if name == "sparsify":
+        words = ["prune=weights", f"prune.ratio={options.sparsity}"]
+    config.start, config.prune = str(start), compose(words).prune
+    config.client.learning_rate = options.finetune_rate * base.client.learning_rate
+    return config
+
+
+def _rows(steps: Sequence[_Step], options: CompressOptions) -> list[Row]:
+    times = measure({step.name: file_call(step.file, threads=options.threads) for step in steps}, repeats=options.repeats)
     rows = []
-    for step, directory, _, made in done:
-        run, metrics = load_run(directory), made["metrics"]
+    for step in steps:
+        model, metrics = load_run(step.run_dir).model, step.facts["metrics"]
         rows.append(
             Row(
-                step=step,
+                step=step.name,
                 rank1=metrics.get("rank1"),
                 auroc=metrics["auroc"],
                 worst_task_auroc=metrics["worst_task_auroc"],
                 worst_clients_auroc=metrics["worst_clients_auroc"],
                 balanced_accuracy=metrics["balanced_accuracy"],
-                parameters=num_parameters(run.model),
-                zeros=_share_of_zeros(run.model),
-                flops=made["flops"],
-                num_bytes=made["num_bytes"],
-                p50=times[step].p50,
-                p90=times[step].p90,
+                parameters=num_parameters(model),
+                zeros=_share_of_zeros(model),
+                flops=step.facts["flops"],
+                num_bytes=step.facts["num_bytes"],
+                p50=times[step.name].p50,
+                p90=times[step.name].p90,
             )
         )
+    return rows
+
+
+def _write_results(out: Path, rows: Sequence[Row], threads: int) -> None:
     machine = timing_machine(".onnx", threads)
     write_json(out / "compress.json", {"machine": machine, "steps": [asdict(row) for row in rows]})
     with figure_style():
         figure = draw_tradeoff([_model(row) for row in rows])
         if figure is not None:
             save_figure(figure, out / "compress.png")
-    return rows
 
 
 def _model(row: Row) -> Model:
@@ -167,7 +225,15 @@ def _model(row: Row) -> Model:
 
 
 def with_overrides(config: DictConfig, words: Sequence[str]) -> DictConfig:
-    """A copy of a run's configuration with GROUP=MEMBER and KEY=VALUE put in. Raises ValueError for a key that it does not have."""
+    """Copy a run's configuration, with other members of groups and values of keys.
+
+    Args:
+        config: of the run.
+        words: GROUP=MEMBER and KEY=VALUE.
+
+    Raises:
+        ValueError: the configuration lacks a key.
+    """
     changed = config.copy()
     for word in words:
         key, equals, _ = word.partition("=")
@@ -181,55 +247,22 @@ def with_overrides(config: DictConfig, words: Sequence[str]) -> DictConfig:
 
 
 def _train(config: DictConfig, run_dir: Path, rounds: int | None) -> Path:
+    """Train in `run_dir`, or go on there, unless it holds the finished run."""
     if rounds is not None:
         config.rounds = rounds
         config.evaluate_every = min(config.evaluate_every, rounds)
     config.output_dir, config.resume, config.name, config.write_report = str(run_dir), True, None, False
-    if (run_dir / "summary.json").is_file():  # a finished run, whose file was not
+    if (run_dir / "summary.json").is_file():
         return run_dir
     try:
         train(config, run_dir)
     except HydraException as error:  # around the error of what was to be built
         raise ValueError(str(error.__cause__ or error)) from error
+    except Interrupted as stop:  # which says how to go on with a run of `mtl train`
+        raise Interrupted(f"stopped in the training of {run_dir}") from stop
     return run_dir
 
 
 def _share_of_zeros(model: MultiTaskModel) -> float:
     parameters = list(model.parameters())
     return sum(int((values == 0).sum()) for values in parameters) / sum(values.numel() for values in parameters)
-
-
-def _check(recipe: Sequence[str], student: Sequence[str], ratio: float, sparsity: float) -> None:
-    Pruning("channels", ratio=ratio)
-    Pruning("weights", ratio=sparsity)
-    unknown = [step for step in recipe if step not in STEPS]
-    if unknown or not recipe:
-        raise ValueError(f"recipe must be steps of {', '.join(STEPS)}, got {', '.join(unknown) or 'none'}")
-    if list(recipe) != sorted(set(recipe), key=STEPS.index):
-        raise ValueError(f"recipe must have each step once, in the order {', '.join(STEPS)}, got {', '.join(recipe)}")
-    if student and "distil" not in recipe:
-        raise ValueError(f"student needs the step distil in the recipe, got {' '.join(student)} without")
-
-
-def _open(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
-    """What each step that is done gave. Raises ValueError where `out` holds anything but this recipe."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"out must be a folder, got the file {out}")
-    file = out / "steps.json"
-    if file.is_file():
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            before, steps = dict(content["asked"]), dict(content["steps"])
-        except (ValueError, LookupError, TypeError) as error:
-            raise ValueError(f"{file} is damaged: expected what mtl compress wrote; use another out") from error
-        differing = [
-            f"{name} ({before.get(name)} there, {value} now)" for name, value in asked.items() if before.get(name) != value
-        ]
-        if differing:
-            raise ValueError(f"out {out} holds another recipe, which differs in {', '.join(differing)}; use another out")
-        return steps
-    if out.is_dir() and any(out.iterdir()):
-        raise ValueError(f"out must be a new or an empty folder, or one that holds this recipe, got {out}")
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(file, {"asked": asked, "steps": {}})
-    return {}

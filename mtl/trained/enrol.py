@@ -1,4 +1,4 @@
-"""`mtl enrol`: a gallery from folders of photos; people added to it, removed and listed."""
+"""Make galleries from folders of photos; add, remove and list their people."""
 
 import hashlib
 from collections.abc import Sequence
@@ -40,10 +40,20 @@ def enrol(
 ) -> Gallery:
     """Write a gallery of `folder`, which has a folder of photos for each person.
 
-    strangers: such a folder of people who are not enrolled; None for the people that the run was trained on, read from `data_root` where
-    that is not the run's own; not_strangers: names of these who are enrolled under another name; force: write over a gallery. What cannot
-    be used, a photo or a person without any, is named and left out. Raises ValueError where nobody is left, where a gallery would be
-    written over, where one picture is under two names and where the threshold is not in (-1, 1).
+    A photo that cannot be used, and a person without any, is named and left out.
+
+    Args:
+        folder: the people.
+        run: a run of mode=detection.
+        output: the gallery.
+        threshold: minimum cosine similarity to accept a match, in (-1, 1); None to calibrate it.
+        strangers: a folder like `folder` of people who are not enrolled; None for the people that the run was trained on.
+        data_root: folder of the run's data, None for where they were when it was trained.
+        not_strangers: people of the run's data who are enrolled under another name.
+        force: overwrite a gallery.
+
+    Raises:
+        ValueError: nobody is left, a gallery would be overwritten, one picture has two names, or the threshold is not in (-1, 1).
     """
     check_threshold(threshold)
     if output.exists() and not force:
@@ -51,17 +61,25 @@ def enrol(
     _check_folder("--gallery", folder)
     model, console = Recogniser.load(run), Console(stderr=True)
     people = read_people("--gallery", folder, model, console)
-    others = _strangers(model, strangers, data_root, not_strangers, console)
+    unenrolled = _strangers(model, strangers, data_root, not_strangers, console)
     gallery = make_gallery(
-        people, strangers=others, threshold=threshold, model=model.finder.fingerprint(), run=str(run.resolve())
+        people, strangers=unenrolled, threshold=threshold, model=model.finder.fingerprint(), run=str(run.resolve())
     )
     _finish(gallery, output, console)
     return gallery
 
 
 def add_people(folder: Path, output: Path, *, run: Path | None = None, threshold: float | None = None) -> Gallery:
-    """Enrol the people of `folder` beside those of the gallery `output`, and calibrate it again. Raises ValueError as `enrol` does, where
-    one of them is enrolled already, and where the gallery is of another model.
+    """Add the people of `folder` to the gallery `output`, and calibrate it again.
+
+    Args:
+        folder: the people, as in `enrol`.
+        output: the gallery.
+        run: None for the run that the gallery was made with.
+        threshold: as in `enrol`.
+
+    Raises:
+        ValueError: as in `enrol`; or one of the people is enrolled already, or the gallery is of another model.
     """
     check_threshold(threshold)
     before = Gallery.load(output)
@@ -74,7 +92,11 @@ def add_people(folder: Path, output: Path, *, run: Path | None = None, threshold
 
 
 def remove_people(names: Sequence[str], output: Path, *, threshold: float | None = None) -> Gallery:
-    """Take people out of the gallery `output`, their embeddings too, and calibrate it again. Raises ValueError for a name it lacks."""
+    """Take people and their embeddings out of the gallery `output`, and calibrate it again.
+
+    Raises:
+        ValueError: the gallery lacks one of the names.
+    """
     check_threshold(threshold)
     gallery = Gallery.load(output).remove(names, threshold=threshold)
     _finish(gallery, output, Console(stderr=True))
@@ -82,7 +104,7 @@ def remove_people(names: Sequence[str], output: Path, *, threshold: float | None
 
 
 def people_table(gallery: Gallery) -> Table:
-    """For the terminal."""
+    """Make the table of a gallery's people for the terminal."""
     table = Table("Person", "Photos", "Files")
     for photos in gallery.people:
         table.add_row(escape(photos.name), str(len(photos.files)), escape(", ".join(photos.files)))
@@ -90,8 +112,19 @@ def people_table(gallery: Gallery) -> Table:
 
 
 def read_people(option: str, folder: Path, model: Recogniser, console: Console, max_side: int = 640) -> list[Photos]:
-    """The people of a folder of folders, each with the embeddings of the largest face of its photos; what cannot be used is named and left
-    out. Raises ValueError where nobody is left.
+    """Read a folder of folders, and embed the largest face of each photo.
+
+    A photo that cannot be used, and a person without any, is named and left out.
+
+    Args:
+        option: what the user calls the folder.
+        folder: one folder of photos for each person.
+        model: finds and embeds the faces.
+        console: for progress and warnings.
+        max_side: longest side, in pixels, that a photo is reduced to.
+
+    Raises:
+        ValueError: nobody is left.
     """
     people: list[Photos] = []
     without: list[str] = []
@@ -126,9 +159,19 @@ def read_people(option: str, folder: Path, model: Recogniser, console: Console, 
 
 
 def run_strangers(model: Recogniser, data_root: str | None, not_strangers: Sequence[str]) -> Strangers | None:
-    """Faces of the people that a run was trained on, the pictures it did not train on where there are any; None where its data name nobody.
+    """Embed faces of the people that a run was trained on, on pictures that it did not train on where there are any.
 
-    Raises DataNotFound (a ValueError) where the data are not there.
+    Args:
+        model: a run's.
+        data_root: folder of the run's data, None for where they were when it was trained.
+        not_strangers: names of people to leave out.
+
+    Returns:
+        None where the run's data name nobody.
+
+    Raises:
+        DataNotFound: the data are not there; it is a ValueError.
+        ValueError: the data cannot be used, or lack one of the names.
     """
     config = read_config(model.run)
     for option in ("data.root", "scenes.root"):
@@ -154,8 +197,8 @@ def run_strangers(model: Recogniser, data_root: str | None, not_strangers: Seque
     with torch.inference_mode():
         embeddings = torch.cat([model.finder.embed(to_float(data.images[some])) for some in index.split(64)]).clone()
     names = tuple(data.class_names[p] for p in people.tolist())
-    found = Strangers(embeddings, person, names, False, f"people of {data.name}, which the run was trained on")
-    return found.without(set(not_strangers))
+    strangers = Strangers(embeddings, person, names, False, f"people of {data.name}, which the run was trained on")
+    return strangers.without(set(not_strangers))
 
 
 def _strangers(
@@ -169,17 +212,17 @@ def _strangers(
         return Strangers(embeddings, person, names, True, f"photos in {folder}")
     alone = "the gallery's own people, left out in turn, stand for strangers; --strangers DIR gives better ones"
     try:
-        found = run_strangers(model, data_root, not_strangers)
+        strangers = run_strangers(model, data_root, not_strangers)
     except DataNotFound as error:
         warn(console, f"the people that the run was trained on are not at hand ({error}); {alone}, or --data-root")
         return None
-    if found is None:
+    if strangers is None:
         warn(console, f"the data of {model.run} name nobody; {alone}")
-    return found
+    return strangers
 
 
 def _finish(gallery: Gallery, output: Path, console: Console) -> None:
-    """Write the gallery, and beside it a JSON of who is in it and what its threshold promises."""
+    """Write the gallery, and a JSON of who is in it and what its threshold promises."""
     doubles = find_doubles(gallery)
     for double in doubles[:MOST_DOUBLES]:
         warn(console, double)
@@ -210,6 +253,6 @@ def _check_folder(option: str, folder: Path) -> None:
 
 
 def _digest(photo: Photo) -> str:
-    """Of the pixels, whatever the kind of file."""
+    """Digest of the pixels, whatever the kind of file."""
     shape = repr(tuple(photo.image.shape)).encode()
     return hashlib.blake2b(shape + photo.image.contiguous().numpy().tobytes(), digest_size=12).hexdigest()

@@ -1,11 +1,10 @@
-"""From a run directory to a file for a device, checked on the run's own images."""
+"""Export the model of a run to a file for a device, and check the file on the run's images."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from hydra.errors import HydraException
 from torch import Tensor, nn
 
 from mtl import __version__
@@ -13,7 +12,6 @@ from mtl.base.files import atomic_write
 from mtl.base.seeding import generator
 from mtl.data.federated_data import FederatedData
 from mtl.data.ragged import Ragged
-from mtl.data.transforms import to_float
 from mtl.edge import export
 from mtl.edge.device_model import DeviceModel
 from mtl.edge.export import ExportError, Parity
@@ -21,11 +19,9 @@ from mtl.edge.files import DeviceFacts, check_output
 from mtl.edge.pictures import PictureRule
 from mtl.edge.quantize import check_calibration, quantize_for_executorch, quantize_onnx
 from mtl.learning.quantized import train_quantized
-from mtl.metrics.scores import Metrics, best_thresholds, evaluate_scores, worst_clients
-from mtl.models.cnn import Trunk
+from mtl.metrics.scores import Metrics
 from mtl.models.flops import count_forward
 from mtl.models.multi_task_model import MultiTaskModel
-from mtl.run.build import build_data, data_fingerprint
 from mtl.run.load import TrainedRun, load_run
 from mtl.trained.export_faces import (
     SCENE,
@@ -33,10 +29,10 @@ from mtl.trained.export_faces import (
     check_scene,
     detector_content,
     detector_flops,
-    face_finder,
     finder_facts,
     scene_shape,
 )
+from mtl.trained.scoring import calibrated_thresholds, load_data, measure_test_images, predict_eager
 
 FORMATS = {"onnx": ".onnx", "executorch": ".pte"}
 THRESHOLDS = ("zero", "calibrated")
@@ -47,10 +43,17 @@ QAT_RATE = 0.1  # of the learning rate that the model was trained with
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """to: onnx or executorch; int8: eight bits, calibrated on at most `calibration` training images; qat_steps: so many optimiser steps
-    with simulated quantisation before; client: whose model, where parts of it stay on the clients; thresholds: `zero`, or `calibrated`:
-    the best balanced accuracy of each subtask on the validation images; mirror: whether the mirror image is scored too where the run
-    does so; scene: (height, width) of the pictures that a run of mode=detection looks for faces in.
+    """What to export.
+
+    Attributes:
+        to: onnx or executorch.
+        int8: whether weights and activations have 8 bits, calibrated on at most `calibration` training images.
+        qat_steps: optimiser steps with simulated quantisation before.
+        client: whose model, where parts of it stay on the clients.
+        thresholds: zero; or calibrated, the best balanced accuracy of each subtask on the validation images.
+        calibration: number of images.
+        mirror: whether to score the mirror image too, where the run does so.
+        scene: (height, width) of the pictures in which a run of mode=detection finds faces.
     """
 
     to: str = "onnx"
@@ -74,7 +77,15 @@ class ExportOptions:
         check_scene(self.scene)
 
     def path(self, run_dir: Path, out: Path | None) -> Path:
-        """Where to write. Raises ValueError where nothing can be written there."""
+        """The file to write.
+
+        Args:
+            run_dir: the run.
+            out: the file that the user named, None for one in the run directory.
+
+        Raises:
+            ValueError: nothing can be written there.
+        """
         path = (out or run_dir / f"model{'_int8' if self.int8 else ''}{FORMATS[self.to]}").expanduser()
         if path.suffix != FORMATS[self.to]:
             raise ValueError(f"out must end in {FORMATS[self.to]} for {self.to}, got {path}")
@@ -85,8 +96,16 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class Exported:
-    """eager, file: metrics of the test images, by the model as it was trained and by the file; flops: of an image, see `models.flops`;
-    detector: the second file of a run that finds faces.
+    """What was written.
+
+    Attributes:
+        path: the file.
+        num_bytes: its size.
+        flops: of one image, see `models.flops`.
+        parity: how far the file's scores are from the model's.
+        eager: metrics of the test images by the model.
+        file: metrics of the test images by the file.
+        detector: the second file of a run that finds faces.
     """
 
     path: Path
@@ -101,12 +120,18 @@ class Exported:
 def export_run(
     run_dir: Path, options: ExportOptions | None = None, *, out: Path | None = None, data_root: str | None = None
 ) -> Exported:
-    """Write the model of a run as one file, or, of a run that finds faces, as two: the recogniser and, with `_detector` behind its name,
-    the detector.
+    """Write the model of a run as a file; a run that finds faces gets a second one, the detector, with `_detector` behind its name.
 
-    out: the file; data_root: where the data lie now, if elsewhere. Raises ValueError where options contradict one another, where nothing
-    can be written to `out`, where the run or its data cannot be used, where a library is missing, and where the file does not do what the
-    model does.
+    Args:
+        run_dir: the run.
+        options: None for a float ONNX file.
+        out: the file; None for one in the run directory.
+        data_root: folder of the run's data, None for where they were when it was trained.
+
+    Raises:
+        ValueError: options contradict one another, nothing can be written to `out`, the run or its data cannot be used, or a library is
+            missing.
+        ExportError: the file does not compute what the model computes.
     """
     options = options or ExportOptions()
     path = options.path(run_dir, out)
@@ -133,30 +158,35 @@ def export_run(
     parity = _check_file(predict, [values[:CHECKED] for values in expected], test[:CHECKED], options.int8)
     files, detector = {path: content}, None
     if finds:
-        second = path.with_name(f"{path.stem}_detector{path.suffix}")
-        shape = scene_shape(run, options.scene)
-        told = replace(
-            facts,
-            tasks=[],
-            thresholds=[],
-            image_shape=shape,
-            picture=asdict(PictureRule.of(shape)),
-            flops=detector_flops(run, options.scene),
-        )
-        found, away, checked = detector_content(run, told, options.scene, options.to)
-        files[second], detector = found, ExportedDetector(second, len(found), away, checked)
-    for target, written in files.items():
+        detector_path = path.with_name(f"{path.stem}_detector{path.suffix}")
+        files[detector_path], detector = _detector(run, facts, options, detector_path)
+    for target, content_of in files.items():
         with atomic_write(target) as file:
-            file.write(written)
-    metrics = _metrics(run, data, expected[0]), _metrics(run, data, predict(test)[0])
+            file.write(content_of)
+    metrics = measure_test_images(run, data, expected[0]), measure_test_images(run, data, predict(test)[0])
     return Exported(path, len(content), facts.flops, parity, *metrics, detector)
+
+
+def _detector(run: TrainedRun, facts: DeviceFacts, options: ExportOptions, path: Path) -> tuple[bytes, ExportedDetector]:
+    """The file of the detector, to be written at `path`. facts: of the recogniser."""
+    shape = scene_shape(run, options.scene)
+    facts = replace(
+        facts,
+        tasks=[],
+        thresholds=[],
+        image_shape=shape,
+        picture=asdict(PictureRule.of(shape)),
+        flops=detector_flops(run, options.scene),
+    )
+    content, difference, num_scenes = detector_content(run, facts, options.scene, options.to)
+    return content, ExportedDetector(path, len(content), difference, num_scenes)
 
 
 def _facts(run: TrainedRun, data: FederatedData, options: ExportOptions, run_dir: Path, flops: int) -> DeviceFacts:
     pictures = run.pixels == torch.uint8 and run.image_shape[0] in (1, 3)
     return DeviceFacts(
         tasks=[run.tasks[t] for t in run.own],
-        thresholds=_thresholds(run, data) if options.thresholds == "calibrated" else [0.0] * len(run.own),
+        thresholds=calibrated_thresholds(run, data) if options.thresholds == "calibrated" else [0.0] * len(run.own),
         image_shape=run.image_shape,
         picture=asdict(PictureRule.of(run.image_shape, run.config.data.get("crop"))) if pictures else None,
         precision="int8" if options.int8 else "float32",
@@ -171,16 +201,16 @@ def _facts(run: TrainedRun, data: FederatedData, options: ExportOptions, run_dir
 
 
 def _calibration_images(run: TrainedRun, data: FederatedData, options: ExportOptions) -> Tensor:
-    """Of the training images, or of those of the client whose model it is."""
-    held = data.split.train if options.client is None else data.clients[options.client]
+    """Training images, or those of the client whose model it is."""
+    index = data.split.train if options.client is None else data.clients[options.client]
     rng = generator(run.config.seed, "calibration")
-    images = data.images[held[torch.randperm(len(held), generator=rng)[: options.calibration]]]
+    images = data.images[index[torch.randperm(len(index), generator=rng)[: options.calibration]]]
     check_calibration(images)
     return images
 
 
 def _check_file(predict: export.Predict, expected: Sequence[Tensor], images: Tensor, int8: bool) -> Parity:
-    """Raises `ExportError` where the file does not do what the model does."""
+    """Raises `ExportError` where the file does not compute what the model computes."""
     parity = export.compare(predict, expected, images)
     if not int8:
         away = {"scores": parity.scores} | ({} if parity.embeddings is None else {"embeddings": parity.embeddings})
@@ -195,43 +225,14 @@ def _check_file(predict: export.Predict, expected: Sequence[Tensor], images: Ten
 
 
 def device_model(run: TrainedRun, model: MultiTaskModel) -> DeviceModel:
-    """What of the run goes to the device."""
+    """The model as it runs on the device: the learned subtasks, with the run's preparation of images."""
     tasks = None if len(run.own) == len(run.tasks) else run.own
     unit = run.model.detector is not None  # as galleries hold embeddings
     return DeviceModel(model, run.objective.normalise, mirror=run.objective.mirror, tasks=tasks, unit=unit)
 
 
-def load_data(run: TrainedRun, root: str | None = None) -> FederatedData:
-    """The data that the run was trained on. Raises ValueError where they are not those."""
-    config = run.config.copy()
-    if root is not None:
-        config.data.root = root
-    try:
-        data = build_data(config)
-    except HydraException as error:  # around the error of what was to be built
-        raise ValueError(str(error.__cause__ or error)) from error
-    if data_fingerprint(run.config, data) != run.fingerprint:
-        raise ValueError(f"data.root must hold the images that the run was trained on, and {config.data.root!r} holds others")
-    return data
-
-
-@torch.no_grad()
-def predict_eager(run: TrainedRun, images: Tensor) -> tuple[Tensor, ...]:
-    """Scores [N, T] of the subtasks that the model has learned, and embeddings [N, h] where the model has any, by the model as it was
-    trained.
-    """
-    size = export.at_once(run.image_shape)
-    scores = run.objective.scores(run.model, images, batch_size=size)[:, list(run.own)]
-    if not isinstance(run.model.trunk, Trunk):
-        return (scores,)
-    if run.model.detector is None:
-        return scores, run.objective.embed(run.model, images, batch_size=size)
-    finder = face_finder(run)
-    return scores, torch.cat([finder.embed(to_float(part)) for part in images.split(size)])
-
-
 def _train_quantized(run: TrainedRun, data: FederatedData, client: int | None, steps: int) -> MultiTaskModel:
-    """On all training images, or on those of the client whose model it is."""
+    """Train on all training images, or on those of the client whose model it is."""
     if client is None:
         data = data.pooled()
     else:
@@ -263,24 +264,3 @@ def _executorch(
         graph = quantize_for_executorch(device, calibrating)
     content = export.to_executorch(graph, run.image_shape, run.pixels, facts)
     return content, export.executorch_predict(content)
-
-
-def _thresholds(run: TrainedRun, data: FederatedData) -> list[float]:
-    index = data.split.val
-    if not len(index):
-        raise ValueError("thresholds=calibrated needs validation images, and the run has none; train with split.val, or use zero")
-    own = list(run.own)
-    scores = predict_eager(run, data.images[index])[0]
-    found: list[float] = best_thresholds(scores, data.targets[index][:, own], data.known[index][:, own]).tolist()
-    return found
-
-
-def _metrics(run: TrainedRun, data: FederatedData, scores: Tensor) -> Metrics:
-    """Of the test images, over the subtasks that the model has learned; and of the clients that are served worst."""
-    own, index = torch.tensor(run.own), data.split.test
-    place = torch.full((len(run.tasks) + 1,), -1)  # the last for an unknown identity, -1
-    place[own] = torch.arange(len(own))
-    names = tuple(run.tasks[t] for t in run.own)
-    truth = data.targets[index][:, own], data.known[index][:, own], place[data.identity[index]]
-    metrics = evaluate_scores(scores, *truth, names, int((own < data.num_exclusive).sum()))
-    return metrics | {"worst_clients_auroc": worst_clients(metrics, names, data.assignment[:, own])}

@@ -1,7 +1,8 @@
-"""The part of a run that finds faces, as a file for a device; the part that says whose they are is exported like any other model.
+"""The part of a run that finds faces, as a file for a device; the part that names them is exported like any other model.
 
 A device looks at pictures of one size: a photo is resized to fit, in its proportions, and its border is repeated to fill the rest. The
-graph looks at the picture and at its halves, as `FaceFinder` does, and gives the maps of each; boxes come from them as `finder_facts` says.
+graph looks at the picture and at its halves, as `FaceFinder` does, and gives the maps of each; `finder_facts` says how boxes are made
+from them.
 """
 
 from collections.abc import Sequence
@@ -31,7 +32,14 @@ CHECKED = 8  # scenes on which a file is compared with the model
 
 @dataclass(frozen=True)
 class ExportedDetector:
-    """difference: the largest absolute one of the maps on `images` test scenes."""
+    """The file of a detector.
+
+    Attributes:
+        path: the file.
+        num_bytes: its size.
+        difference: largest absolute difference of its maps from the model's.
+        images: number of test scenes that they were compared on.
+    """
 
     path: Path
     num_bytes: int
@@ -40,7 +48,7 @@ class ExportedDetector:
 
 
 def check_scene(scene: Sequence[int]) -> None:
-    """Raises ValueError where a picture of (height, width) cannot be looked at."""
+    """Raise ValueError where a picture of (height, width) cannot be looked at."""
     if len(scene) != 2 or any(side < LEAST_SIDE or side % MULTIPLE for side in scene):
         raise ValueError(
             f"scene must be (height, width), each a multiple of {MULTIPLE} and at least {LEAST_SIDE}, got {tuple(scene)}"
@@ -48,7 +56,7 @@ def check_scene(scene: Sequence[int]) -> None:
 
 
 def halvings(scene: Sequence[int]) -> int:
-    """How often `FaceFinder` halves a picture of that size."""
+    """How often `FaceFinder` halves a picture of (height, width)."""
     number, side = 0, min(scene)
     while side >= 2 * LEAST_SIDE:
         number, side = number + 1, side // 2
@@ -56,11 +64,13 @@ def halvings(scene: Sequence[int]) -> int:
 
 
 def scene_shape(run: TrainedRun, scene: Sequence[int]) -> ImageShape:
+    """(channels, height, width) of a scene."""
     height, width = scene
     return run.image_shape[0], height, width
 
 
 def face_finder(run: TrainedRun) -> FaceFinder:
+    """The finder of a run's model."""
     assert run.model.detector is not None
     return FaceFinder(
         run.model.trunk,
@@ -75,9 +85,10 @@ def face_finder(run: TrainedRun) -> FaceFinder:
 def finder_facts(run: TrainedRun) -> dict[str, Any]:
     """What a program needs to get from maps to faces and from faces to names.
 
-    stride: pixels to a cell; top: cells that are looked at; confidence: least score of a face; overlap, within: of two boxes that show
-    the same face; margin: how much longer than a box is what is cut out; max_samples: of a pixel of the cut-out each way; padding: see
-    `PADDING`; model: the fingerprint that a gallery carries.
+    Returns:
+        stride: pixels to a cell. top: number of cells looked at. confidence: least score of a face. overlap, within: limits of two boxes
+        that show the same face. margin: how much longer than a box the crop is. max_samples: of a pixel of the crop each way. padding: see
+        `PADDING`. model: the fingerprint that a gallery carries.
     """
     finder = face_finder(run)
     return {
@@ -94,12 +105,24 @@ def finder_facts(run: TrainedRun) -> dict[str, Any]:
 
 
 def device_detector(run: TrainedRun, scene: Sequence[int]) -> DeviceDetector:
+    """The detector as it runs on the device."""
     return DeviceDetector(run.model, run.objective.normalise, halvings=halvings(scene))
 
 
 def detector_content(run: TrainedRun, facts: DeviceFacts, scene: Sequence[int], to: str) -> tuple[bytes, float, int]:
-    """The file, and how far it is from the model on how many of the run's test scenes. facts: of the recogniser; the detector's differ in
-    shape, picture and costs. Raises `ExportError` where they differ.
+    """Make the file of the detector, and compare it with the model on the run's test scenes.
+
+    Args:
+        run: the run.
+        facts: of the detector.
+        scene: (height, width) of its pictures.
+        to: onnx or executorch.
+
+    Returns:
+        The file, its largest difference from the model, and the number of scenes compared.
+
+    Raises:
+        ExportError: they differ.
     """
     device = device_detector(run, scene)
     shape = scene_shape(run, scene)
@@ -120,12 +143,20 @@ def detector_content(run: TrainedRun, facts: DeviceFacts, scene: Sequence[int], 
 
 
 def detector_flops(run: TrainedRun, scene: Sequence[int]) -> int:
-    """Of one picture and its halves."""
+    """Flops of one picture and its halves."""
     return count_forward(device_detector(run, scene), scene_shape(run, scene), torch.uint8)
 
 
 def fit(images: Tensor, scene: Sequence[int]) -> Tensor:
-    """images: uint8 [N, c, h, w]; returns them [N, c, *scene], resized in their proportions, the right and lower border repeated."""
+    """Resize pictures in their proportions, and repeat the right and lower border to fill the scene.
+
+    Args:
+        images: uint8 [N, c, h, w].
+        scene: (height, width).
+
+    Returns:
+        Uint8 [N, c, height, width].
+    """
     height, width = scene
     scale = min(height / images.shape[2], width / images.shape[3])
     size = (max(round(images.shape[2] * scale), 1), max(round(images.shape[3] * scale), 1))

@@ -1,4 +1,4 @@
-"""`mtl recognise`: the people in a photo, by a gallery that `mtl enrol` wrote."""
+"""Find the people in photos, by a gallery that `mtl enrol` wrote."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,13 @@ PADDING = 0.25  # of a gallery photo's height and width, repeated around it: a f
 
 @dataclass(frozen=True)
 class Recogniser:
-    """What a run of `mode=detection` learned, ready to use. confidence: score from which a face counts."""
+    """The model of a run of mode=detection, ready to find and embed faces.
+
+    Attributes:
+        run: the run directory.
+        finder: finds faces and embeds them.
+        confidence: score from which a face counts as found.
+    """
 
     run: Path
     finder: FaceFinder
@@ -33,7 +39,11 @@ class Recogniser:
 
     @classmethod
     def load(cls, run_dir: Path) -> Self:
-        """Of the round that `load_run` takes. Raises ValueError as it does, and where the run has no detector."""
+        """Load the model of a run.
+
+        Raises:
+            ValueError: as `load_run`; or the run has no detector.
+        """
         run = load_run(run_dir)
         model, options = run.model.to(memory_format=torch.channels_last), instantiate(run.config.detection)
         if model.detector is None:
@@ -51,21 +61,30 @@ class Recogniser:
         return cls(run_dir, finder, options.confidence)
 
     def check(self, gallery: Gallery, file: Path) -> None:
-        """Raises GalleryError where a gallery is of another model."""
+        """Check that a gallery was made with this model.
+
+        Args:
+            gallery: the gallery.
+            file: where it was read from.
+
+        Raises:
+            GalleryError: it was made with another.
+        """
         if self.finder.fingerprint() != gallery.model:
             raise GalleryError(f"gallery {file} must be of the model of {self.run}, and it is of another; enrol again")
 
     def read(self, path: Path, max_side: int) -> Photo:
+        """Read a photo, reduced to `max_side` pixels, with the channels that the model takes."""
         return read_photo(path, channels=self.finder.channels, max_side=max_side)
 
     def faces(self, photo: Photo) -> tuple[Faces, torch.Tensor]:
-        """The faces of a photo, in its own pixels, and their embeddings [n, h]."""
+        """Find the faces of a photo, in pixels of its image, and embed them, [n, h]."""
         with torch.inference_mode():
             (faces,) = self.finder.find(photo.image[None], confidence=self.confidence, pyramid=True)
             return faces, self.finder.embed(self.finder.crops(photo.image, faces.boxes))
 
     def portrait(self, photo: Photo) -> torch.Tensor | None:
-        """The embedding [1, h] of the largest face of a gallery photo; None where there is none."""
+        """Embed the largest face of a gallery photo, [1, h]; None where there is none."""
         height, width = photo.image.shape[1:]
         down, across = round(PADDING * height), round(PADDING * width)
         padded = F.pad(photo.image[None], (across, across, down, down), mode="replicate")[0]
@@ -78,7 +97,14 @@ class Recogniser:
 
 @dataclass(frozen=True)
 class Named:
-    """A face of a photo. box: (left, top, right, bottom) in pixels of the upright photo; name: None for unknown."""
+    """A face of a photo.
+
+    Attributes:
+        box: (left, top, right, bottom) in pixels of the upright photo.
+        score: of the detector, in 0..1.
+        name: None for unknown.
+        cosine: largest similarity with the gallery.
+    """
 
     box: tuple[float, float, float, float]
     score: float
@@ -87,11 +113,12 @@ class Named:
 
     @property
     def label(self) -> str:
+        """Name and cosine, as written on the picture."""
         return f"{self.name or 'unknown'} {self.cosine:.2f}"
 
 
 def name_faces(model: Recogniser, gallery: Gallery, photo: Photo) -> list[Named]:
-    """The faces of a photo, from left to right."""
+    """Find and name the faces of a photo, from left to right."""
     faces, embeddings = model.faces(photo)
     if not len(faces):
         return []
@@ -108,10 +135,22 @@ def name_faces(model: Recogniser, gallery: Gallery, photo: Photo) -> list[Named]
 def recognise(
     names: Sequence[str], gallery_file: Path, output: Path, *, run: Path | None = None, max_side: int = 640
 ) -> dict[str, Any]:
-    """Find and name the faces of photos; write each with frames and `recognised.json` into `output`, print a table, return the JSON.
+    """Find and name the faces of photos; write each with frames, and `recognised.json`, into `output`.
 
-    A photo that cannot be read is named and left out. Raises ValueError where the gallery is of another model, where there is no photo,
-    or none that can be read.
+    A photo that cannot be read is named and left out.
+
+    Args:
+        names: photos, folders of them, or patterns.
+        gallery_file: what `mtl enrol` wrote.
+        output: folder of the pictures.
+        run: None for the run that the gallery was made with.
+        max_side: longest side, in pixels, that a photo is reduced to.
+
+    Returns:
+        The content of `recognised.json`.
+
+    Raises:
+        ValueError: the gallery is of another model, there is no photo, or none that can be read.
     """
     paths = find_photos(names)
     gallery = Gallery.load(gallery_file)
@@ -119,9 +158,9 @@ def recognise(
     model.check(gallery, gallery_file)
     console = Console(stderr=True)
     pictures = _unused_names(paths)
-    own = {(output / picture).resolve() for picture in pictures.values()} & {path.resolve() for path in paths}
-    if own:
-        raise ValueError(f"--output must be a folder where no photo is overwritten, got {output} with {min(own).name}")
+    overwritten = {(output / picture).resolve() for picture in pictures.values()} & {path.resolve() for path in paths}
+    if overwritten:
+        raise ValueError(f"--output must be a folder where no photo is overwritten, got {output} with {min(overwritten).name}")
     output.mkdir(parents=True, exist_ok=True)
     table = Table("Photo", "Face", "Who", "Cosine", "Score", "Left, top, right, bottom")
     photos, skipped = [], []
@@ -161,7 +200,7 @@ def recognise(
 
 
 def _unused_names(paths: Sequence[Path]) -> dict[Path, str]:
-    """A name for the picture made of each photo, though photos of several folders may share theirs."""
+    """Name the picture of each photo, so that photos of the same name in several folders get different ones."""
     used: set[str] = set()
     names = {}
     for path in paths:
@@ -175,8 +214,10 @@ def _unused_names(paths: Sequence[Path]) -> dict[Path, str]:
 
 
 def warn(console: Console, message: str) -> None:
+    """Print a warning."""
     console.print(f"warning: {message}", markup=False, highlight=False, soft_wrap=True)
 
 
 def progress(items: Sequence[Any], what: str, console: Console) -> Iterator[Any]:
+    """Yield the items, with a progress bar in a terminal."""
     yield from track(items, what, console=console, disable=not console.is_terminal)

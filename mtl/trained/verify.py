@@ -1,6 +1,6 @@
-"""`mtl verify`: face verification with the trunk of a run, beside an untrained trunk and the pixels themselves."""
+"""Face verification with the trunk of a run, compared with an untrained trunk and with the pixels themselves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,14 @@ BATCH = 500
 
 @dataclass(frozen=True)
 class VerifiedRun:
-    """results: of the trained trunk joined with those of other runs, where there are any, of the trained trunk, of one as drawn by the
-    run's seed, and of the pixels; file, picture: what was written; warnings: sentences on what makes the numbers less than they seem.
+    """What `mtl verify` found and wrote.
+
+    Attributes:
+        pairs: the pairs of pictures.
+        results: by score: "joined" with other runs where there are any, "trained", "untrained" as the run's seed draws the trunk, "pixels".
+        file: the JSON.
+        picture: the PNG.
+        warnings: reasons to trust the numbers less.
     """
 
     pairs: Pairs
@@ -45,71 +51,52 @@ def verify_run(
     *,
     crop: Sequence[int] | None = None,
     flip: bool = True,
-    beside: Sequence[Path] = (),
+    other_runs: Sequence[Path] = (),
     allow_unknown: bool = False,
 ) -> VerifiedRun:
-    """Verify, and write `verification-<pairs>.json`, the scores and curves beside it as `.npz`, and `figures/verification-<pairs>.png`.
+    """Verify, and write `verification-<pairs>.json`, the scores and curves as `.npz`, and `figures/verification-<pairs>.png`.
 
-    pairs: lfw, ten folds of 600 pairs as its authors drew them; or celeba, ten folds of at most 600 drawn from the people of the test
-    part of its official partition. crop: (top, left, height, width), cut from every picture before it is brought to the size that the
-    run was trained on; None for that of the run itself where it was trained on pictures of the same kind, else for whole pictures, with a
-    warning where the run's own were not. flip: the embedding is the mean over a picture and its mirror image. beside: runs whose
-    embeddings, each brought to length 1, are set beside the run's own, so that a pair scores the mean of their cosines. allow_unknown: go
-    on where it cannot be told whom a run was trained on. Raises ValueError where the pictures are not there, and where a run may have
-    been trained on the people of the pairs, see `lineage`.
+    Args:
+        run_dir: the run.
+        pairs: lfw, ten folds of 600 pairs as its authors drew them; or celeba, ten folds of at most 600 drawn from the people of the test
+            part of its official partition.
+        root: folder that holds the pictures.
+        crop: (top, left, height, width), cut from every picture before it is resized to the size that the run was trained on. None for the
+            run's crop where it was trained on pictures of the same set; else whole pictures, with a warning where the run had a crop.
+        flip: take the mean embedding of a picture and its mirror image.
+        other_runs: further runs, whose cosine is averaged with the run's for each pair.
+        allow_unknown: go on where it is not known whom a run was trained on.
+
+    Raises:
+        ValueError: the pictures are not there, or a run may have been trained on the people of the pairs, see `lineage`.
     """
     if pairs not in PAIRS:
         raise ValueError(f"--pairs must be one of {', '.join(PAIRS)}, got {pairs}")
-    first, *others = [_Embedder(path, pairs, root, crop, flip, allow_unknown) for path in (run_dir, *beside)]
-    run, at_hand = first.run, first.at_hand
-    start = untrained(run.config, run.image_shape, run.tasks, run.num_exclusive)
-    scores = {
-        "trained": first.scores(run.model),
-        "untrained": first.scores(start),
-        "pixels": pair_scores(
-            torch.cat([first.objective.inputs(part).flatten(1) for part in at_hand.images.split(BATCH)]),
-            at_hand.first,
-            at_hand.second,
-        ),
-    }
-    if others:
-        joined = torch.stack([scores["trained"], *(other.scores(other.run.model) for other in others)]).mean(0)
-        scores = {"joined": joined} | scores
-    results = {name: verify(values, at_hand.same, at_hand.fold) for name, values in scores.items()}
-    stem = f"verification-{pairs}"
-    arrays = {"same": at_hand.same, "fold": at_hand.fold} | {f"{name}_scores": values for name, values in scores.items()}
-    for name, result in results.items():
-        arrays |= {f"{name}_far": result.roc.far, f"{name}_frr": result.roc.frr}
-    write_arrays(run_dir / f"{stem}.npz", **{name: value.numpy() for name, value in arrays.items()})
+    first, *others = [_Embedder(path, pairs, root, crop, flip, allow_unknown) for path in (run_dir, *other_runs)]
+    scores = _scores(first, others)
+    results = {name: verify(values, first.pairs.same, first.pairs.fold) for name, values in scores.items()}
     warnings = tuple(warning for embedder in (first, *others) for warning in embedder.warnings)
-    told = {
+    stem = f"verification-{pairs}"
+    _write_arrays(run_dir / f"{stem}.npz", first.pairs, scores, results)
+    summary = {
         "pairs": pairs,
-        "source": at_hand.source,
-        "num_pairs": len(at_hand),
-        "num_same": int(at_hand.same.sum()),
-        "num_different": int((~at_hand.same).sum()),
-        "num_folds": len(at_hand.fold.unique()),
+        **_pairs_facts(first.pairs),
         "crop": first.crop,
         "flip": flip,
-        "beside": [{"run": str(path), "crop": other.crop} for path, other in zip(beside, others, strict=True)],
+        "beside": [{"run": str(path), "crop": other.crop} for path, other in zip(other_runs, others, strict=True)],
         "warnings": list(warnings),
-        "checkpoint": run.checkpoint.name,
-        "round": run.round,
-        "results": {name: _plain(result, at_hand) for name, result in results.items()},
+        "checkpoint": first.run.checkpoint.name,
+        "round": first.run.round,
+        "results": {name: _plain(result, first.pairs) for name, result in results.items()},
     }
-    write_json(run_dir / f"{stem}.json", told)
+    write_json(run_dir / f"{stem}.json", summary)
     picture = run_dir / "figures" / f"{stem}.png"
-    picture.parent.mkdir(exist_ok=True)
-    with figure_style():
-        curves = {name: (result.roc.far.numpy(), result.roc.frr.numpy()) for name, result in results.items()}
-        figure = draw_verification(curves)
-        figure.supxlabel(_counted(at_hand), size=7, color=GREY)
-        save_figure(figure, picture)
-    return VerifiedRun(at_hand, results, run_dir / f"{stem}.json", picture, warnings)
+    _draw(picture, first.pairs, results)
+    return VerifiedRun(first.pairs, results, run_dir / f"{stem}.json", picture, warnings)
 
 
 def verification_table(verified: VerifiedRun) -> Table:
-    """For the terminal."""
+    """Make the table of the results for the terminal."""
     table = Table(
         title=f"{_counted(verified.pairs)}; ± is the standard error of the mean over the folds",
         title_style="dim",
@@ -137,18 +124,61 @@ class _Embedder:
         self.run = load_run(run_dir)
         self.crop, warnings = choose_crop(self.run.config.data, pairs, crop)
         channels, *image_size = self.run.image_shape
-        self.at_hand = _read(pairs, root, image_size, self.crop, grey=channels == 1)
-        if self.at_hand.images.shape[1] != channels:
+        self.pairs = _read(pairs, root, image_size, self.crop, grey=channels == 1)
+        if self.pairs.images.shape[1] != channels:
             raise ValueError(f"the run must be trained on pictures of 1 or 3 channels, got {channels} in {run_dir}")
-        warnings += check_unseen(run_dir, pairs, self.at_hand.source, allow_unknown=allow_unknown).unknown
+        warnings += check_unseen(run_dir, pairs, self.pairs.source, allow_unknown=allow_unknown).unknown
         self.warnings = tuple(f"{run_dir}: {warning}" for warning in warnings)
         self.objective = replace(build_objective(self.run.config), mirror=flip)
 
     def scores(self, model: MultiTaskModel) -> Tensor:
         """The cosine of each pair."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        embeddings = self.objective.embed(model.to(device), self.at_hand.images)
-        return pair_scores(embeddings, self.at_hand.first, self.at_hand.second)
+        embeddings = self.objective.embed(model.to(device), self.pairs.images)
+        return pair_scores(embeddings, self.pairs.first, self.pairs.second)
+
+
+def _scores(first: "_Embedder", others: Sequence["_Embedder"]) -> dict[str, Tensor]:
+    """Scores [P] of the pairs by name, those of all runs joined first, where there are several."""
+    pairs = first.pairs
+    scores = {
+        "trained": first.scores(first.run.model),
+        "untrained": first.scores(untrained(first.run.config, first.run.image_shape, first.run.tasks, first.run.num_exclusive)),
+        "pixels": pair_scores(
+            torch.cat([first.objective.inputs(part).flatten(1) for part in pairs.images.split(BATCH)]),
+            pairs.first,
+            pairs.second,
+        ),
+    }
+    if not others:
+        return scores
+    joined = torch.stack([scores["trained"], *(other.scores(other.run.model) for other in others)]).mean(0)
+    return {"joined": joined} | scores
+
+
+def _write_arrays(path: Path, pairs: Pairs, scores: Mapping[str, Tensor], results: Mapping[str, Verification]) -> None:
+    arrays = {"same": pairs.same, "fold": pairs.fold} | {f"{name}_scores": values for name, values in scores.items()}
+    for name, result in results.items():
+        arrays |= {f"{name}_far": result.roc.far, f"{name}_frr": result.roc.frr}
+    write_arrays(path, **{name: value.numpy() for name, value in arrays.items()})
+
+
+def _draw(picture: Path, pairs: Pairs, results: Mapping[str, Verification]) -> None:
+    picture.parent.mkdir(exist_ok=True)
+    with figure_style():
+        figure = draw_verification({name: (result.roc.far.numpy(), result.roc.frr.numpy()) for name, result in results.items()})
+        figure.supxlabel(_counted(pairs), size=7, color=GREY)
+        save_figure(figure, picture)
+
+
+def _pairs_facts(pairs: Pairs) -> dict[str, Any]:
+    return {
+        "source": pairs.source,
+        "num_pairs": len(pairs),
+        "num_same": int(pairs.same.sum()),
+        "num_different": int((~pairs.same).sum()),
+        "num_folds": len(pairs.fold.unique()),
+    }
 
 
 def _read(pairs: str, root: str, image_size: Sequence[int], crop: Sequence[int] | None, *, grey: bool) -> Pairs:
@@ -160,20 +190,29 @@ def _read(pairs: str, root: str, image_size: Sequence[int], crop: Sequence[int] 
 
 
 def choose_crop(data: DictConfig, pairs: str, crop: Sequence[int] | None) -> tuple[list[int] | None, tuple[str, ...]]:
-    """What to cut from the pictures of the pairs, and warnings. data: that the run was trained on; crop: that was asked for."""
-    found = OmegaConf.select(data, "crop")
-    own = None if found is None else [int(side) for side in found]
+    """Choose what to cut from the pictures of the pairs.
+
+    Args:
+        data: configuration of the data that the run was trained on.
+        pairs: lfw or celeba.
+        crop: what the user wants, None for a default.
+
+    Returns:
+        (top, left, height, width), None for whole pictures; and warnings.
+    """
+    sides = OmegaConf.select(data, "crop")
+    run_crop = None if sides is None else [int(side) for side in sides]
     loader = str(data.get("_target_", "")).rpartition(".")[2]
-    asked = None if crop is None else list(crop)
+    requested = None if crop is None else list(crop)
     if loader == pairs:
-        if asked is None or asked == own:
-            return own, ()
-        cut = "from whole pictures" if own is None else f"with data.crop={own}"
-        return asked, (f"the run was trained {cut} of {pairs}, and --crop {_spaced(asked)} shows it others",)
-    if asked is not None or own is None:
-        return asked, ()
+        if requested is None or requested == run_crop:
+            return run_crop, ()
+        cut = "from whole pictures" if run_crop is None else f"with data.crop={run_crop}"
+        return requested, (f"the run was trained {cut} of {pairs}, and --crop {_spaced(requested)} shows it others",)
+    if requested is not None or run_crop is None:
+        return requested, ()
     return None, (
-        f"the run was trained with data.crop={own} of {loader}, and the pictures of {pairs} are taken whole: the face must fill both "
+        f"the run was trained with data.crop={run_crop} of {loader}, and the pictures of {pairs} are taken whole: the face must fill both "
         "alike, say --crop TOP LEFT HEIGHT WIDTH",
     )
 
@@ -188,7 +227,7 @@ def _counted(pairs: Pairs) -> str:
 
 
 def _plain(result: Verification, pairs: Pairs) -> dict[str, Any]:
-    """With the pairs that each number is of: a fold's accuracy of its own, its threshold of all others."""
+    """Numbers of one score, each with the number of pairs that it is of: a fold's accuracy of its pairs, its threshold of all others."""
     folds = []
     for place, number in enumerate(pairs.fold.unique().tolist()):
         here = pairs.fold == number

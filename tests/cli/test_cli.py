@@ -74,6 +74,7 @@ def test_an_unknown_command_lists_the_choices(capsys: pytest.CaptureFixture[str]
         ("loss.gamma=2", ["gamma", "loss has the keys balance, scale, margin, sharpness, weight"]),
         ("learning_rate=2", ["unknown option learning_rate", "the configuration has the keys", "client", "rounds"]),
         ("client.learning_rate=-1", ["client.learning_rate must be > 0, got -1.0"]),
+        ("mirror=3", ["mirror must be true or false, got 3"]),
         ("data.image_size=[1,1]", ["too small for this trunk"]),
         ("data.root=/nowhere", ["data.root", "/nowhere"]),
     ],

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from mtl.cli.words import advice, readable, split_flags
+from mtl.cli.words import advice, check_booleans, readable, split_flags
+from mtl.run.config import compose
 
 
 def value(word: str) -> Any:
@@ -89,3 +90,24 @@ def test_a_flag_that_means_nothing_here_is_refused_with_a_sentence(words: list[s
     with pytest.raises(ValueError) as error:
         split_flags(words)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("word", ["augmentation.flip=3", "resume=yes", "mirror=on", "write_report=0", "tracking.per_task=1"])
+def test_an_option_of_two_values_takes_no_others(word: str) -> None:
+    name, _, given = word.partition("=")
+    words = ["seed=3", word]
+    with pytest.raises(ValueError, match=rf"^{name} must be true or false, got {given}$"):
+        check_booleans(words, compose(words))
+
+
+def test_true_and_false_pass_however_they_are_written() -> None:
+    words = [
+        "mirror=false",
+        "resume=True",
+        "write_report='true'",
+        "augmentation.flip=${mirror}",
+        "trunk=lenet",
+        "name=yes",
+        "seed=1",
+    ]
+    check_booleans([*words, "+tracking.tags=[a]", "balancer@server.balancer=cagrad"], compose(words))

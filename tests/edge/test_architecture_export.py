@@ -12,7 +12,8 @@ from mtl.edge import export
 from mtl.edge.export import at_once
 from mtl.edge.files import DeviceFacts
 from mtl.run.load import load_run
-from mtl.trained.export import ExportOptions, export_run, load_data
+from mtl.trained.export import ExportOptions, export_run
+from mtl.trained.scoring import load_data
 from tests.edge.conftest import Train
 
 ARCHITECTURES = {

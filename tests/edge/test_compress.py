@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from mtl.cli.main import main
 from mtl.models.flops import num_parameters
 from mtl.run.build import read_config
 from mtl.run.load import load_run
-from mtl.trained.compress import compress, with_overrides
+from mtl.trained.compress import CompressOptions, compress, with_overrides
 from mtl.trained.export import Exported, ExportOptions
 from tests.edge.conftest import Train
 from tests.run.test_train import kill_after
@@ -74,7 +75,7 @@ def test_each_step_starts_from_the_one_before(
         return exported
 
     monkeypatch.setattr("mtl.trained.compress.export_run", export_nothing)
-    rows = compress(run_dir, ["prune", "int8"], out=tmp_path, ratio=0.5, rounds=1, repeats=5)
+    rows = compress(run_dir, CompressOptions(["prune", "int8"], ratio=0.5, rounds=1, repeats=5), out=tmp_path)
     assert asked == [
         (run_dir, False, "0_as_it_is.onnx"),
         (tmp_path / "prune", False, "1_prune.onnx"),
@@ -93,16 +94,50 @@ def test_each_step_starts_from_the_one_before(
         (["--recipe", "int8", "prune"], "in the order distil, prune, sparsify, int8, got int8, prune"),
         (["--recipe", "int8", "--student", "trunk.width=8"], "student needs the step distil"),
         (["--recipe", "distil", "--student", "trunk.depth=8"], "student must be KEY=VALUE with a key of the run's configuration"),
+        (["--recipe", "distil", "--student", "trunk.width=many"], "trunk.width must be a whole number"),
+        (["--recipe", "int8", "--data-root", "nowhere"], "nowhere"),
+        (["--recipe", "int8", "--rounds", "0"], "rounds must be >= 1, got 0"),
         (["--recipe", "int8", "--threads", "0"], "threads must be >= 1, got 0"),
         (["--recipe", "prune", "--ratio", "1"], r"prune.ratio must be in \(0, 1\)"),
         (["--recipe", "sparsify", "--sparsity", "0"], r"prune.ratio must be in \(0, 1\)"),
     ],
 )
-def test_contradictory_recipes_end_with_a_message(
+def test_a_start_that_fails_ends_with_a_message_and_leaves_no_folder(
     trained: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
-    assert main(["compress", str(trained(*TRUNK)), *words, "--out", str(tmp_path / "out")]) == 2
-    assert message.replace("\\", "") in capsys.readouterr().err
+    out = tmp_path / "out"
+    assert main(["compress", str(trained(*TRUNK)), *words, "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert message.replace("\\", "") in error
+    assert "goes on" not in error
+    assert not out.exists()
+
+
+def test_a_missing_run_leaves_no_folder(tmp_path: Path) -> None:
+    assert main(["compress", str(tmp_path / "run"), "--recipe", "int8"]) == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_student_that_cannot_be_built_stands_not_in_the_way_of_another(
+    trained: Train, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir, out, made = trained(*TRUNK), tmp_path / "out", []
+
+    def export_nothing(run: Path, options: ExportOptions, *, out: Path, data_root: str | None) -> Exported:
+        made.append(out.name)
+        shutil.copy(exported.path, out)
+        return exported
+
+    monkeypatch.setattr("mtl.trained.compress.export_run", export_nothing)
+    options = CompressOptions(["distil"], ["trunk.width=-1"], rounds=1, repeats=5)
+    with pytest.raises(ValueError, match=r"width") as failed:
+        compress(run_dir, options, out=out)
+    assert not hasattr(failed.value, "__notes__")
+    rows = compress(run_dir, replace(options, student=["trunk.width=8"]), out=out)
+    assert [row.step for row in rows] == ["as it is", "distil"]
+    assert made == ["0_as_it_is.onnx", "1_distil.onnx"]
+    with pytest.raises(ValueError, match="holds another recipe, which differs in student"):
+        compress(run_dir, options, out=out)
 
 
 def test_a_recipe_goes_on_where_it_stopped(
@@ -121,30 +156,34 @@ def test_a_recipe_goes_on_where_it_stopped(
 
     monkeypatch.setattr("mtl.trained.compress.export_run", export_nothing)
     monkeypatch.setattr("mtl.trained.compress.train", stop)
-    with pytest.raises(KeyboardInterrupt):
-        compress(run_dir, ["prune", "int8"], out=out, rounds=2, repeats=5)
+    options = CompressOptions(["prune", "int8"], rounds=2, repeats=5)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        compress(run_dir, options, out=out)
+    assert stopped.value.__notes__ == [
+        f"what is done is in {out}: the same command goes on there, another recipe needs another --out"
+    ]
     assert made == ["0_as_it_is.onnx"]
     monkeypatch.undo()
     monkeypatch.setattr("mtl.trained.compress.export_run", export_nothing)
-    rows = compress(run_dir, ["prune", "int8"], out=out, rounds=2, repeats=5)
+    rows = compress(run_dir, options, out=out)
     assert made == ["0_as_it_is.onnx", "1_prune.onnx", "2_int8.onnx"]
     assert [row.step for row in rows] == ["as it is", "prune", "int8"]
     assert load_run(out / "prune").round == 2
     # All is done: nothing is trained or exported again.
     monkeypatch.setattr("mtl.trained.compress.train", lambda *_: pytest.fail("trained again"))
-    assert len(compress(run_dir, ["prune", "int8"], out=out, rounds=2, repeats=5)) == 3
+    assert len(compress(run_dir, options, out=out)) == 3
     assert len(made) == 3
     with pytest.raises(ValueError, match=r"holds another recipe, which differs in ratio \(0.5 there, 0.25 now\)"):
-        compress(run_dir, ["prune", "int8"], out=out, rounds=2, ratio=0.25)
+        compress(run_dir, replace(options, ratio=0.25), out=out)
     (out / "steps.json").write_text("{")
     with pytest.raises(ValueError, match=r"steps.json is damaged"):
-        compress(run_dir, ["prune", "int8"], out=out, rounds=2)
+        compress(run_dir, options, out=out)
 
 
 def test_a_folder_in_use_is_left_as_it_is(trained: Train, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("do not lose me")
     with pytest.raises(ValueError, match="out must be a new or an empty folder"):
-        compress(trained(*TRUNK), ["int8"], out=tmp_path)
+        compress(trained(*TRUNK), CompressOptions(["int8"]), out=tmp_path)
 
 
 def test_a_student_may_have_another_trunk(trained: Train) -> None:

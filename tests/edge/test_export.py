@@ -22,7 +22,8 @@ from mtl.edge.files import DeviceFacts
 from mtl.learning.checkpoints import CheckpointError
 from mtl.metrics.scores import balanced_accuracy
 from mtl.run.load import load_run
-from mtl.trained.export import Exported, ExportOptions, export_run, load_data
+from mtl.trained.export import Exported, ExportOptions, export_run
+from mtl.trained.scoring import load_data
 from tests.edge.conftest import Train
 
 DEPLOY = Path(__file__).parents[2] / "experiments" / "deploy" / "recognise.py"

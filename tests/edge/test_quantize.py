@@ -1,6 +1,8 @@
 """Eight bits: what is in the file, and what is lost."""
 
 import json
+import resource
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,8 @@ from mtl.edge.files import DeviceFacts
 from mtl.edge.quantize import check_calibration, quantize_onnx, simulate_int8
 from mtl.learning.quantized import train_quantized
 from mtl.run.load import load_run
-from mtl.trained.export import Exported, ExportOptions, export_run, load_data, predict_eager
+from mtl.trained.export import Exported, ExportOptions, export_run
+from mtl.trained.scoring import load_data, predict_eager
 from tests.edge.conftest import Train
 
 
@@ -52,6 +55,27 @@ def test_the_same_calibration_gives_the_same_file(trained: Train, exported: Expo
     facts = DeviceFacts.of_metadata(onnxruntime.InferenceSession(str(exported.path)).get_modelmeta().custom_metadata_map)
     content, images = exported.path.read_bytes(), data.images[data.split.train]
     assert quantize_onnx(content, images, facts) == quantize_onnx(content, images, facts)
+
+
+def test_a_full_folder_for_temporary_files_is_named_and_no_file_is_left(
+    trained: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary, out = tmp_path / "temporary", tmp_path / "out"
+    temporary.mkdir()
+    out.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, limits[1]))
+    try:
+        with pytest.raises(
+            OSError, match=r"int8 needs [\d,]+ bytes for temporary files in the folder that TMPDIR names"
+        ) as failed:
+            export_run(trained("mode=centralised"), ExportOptions(int8=True), out=out / "model.onnx")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert failed.value.filename == str(temporary)
+    assert not list(temporary.iterdir())
+    assert not list(out.iterdir())
 
 
 def test_a_small_calibration_set_is_refused() -> None:

@@ -36,7 +36,8 @@ from mtl.run.build import build_data, build_views, build_workloads
 from mtl.run.config import compose
 from mtl.run.load import TrainedRun, build_start, load_run
 from mtl.run.train import train
-from mtl.trained.export import ExportOptions, export_run, load_data, predict_eager
+from mtl.trained.export import ExportOptions, export_run
+from mtl.trained.scoring import load_data, predict_eager
 from tests.federation.helpers import federation_of, start_of
 from tests.federation.test_backends import uneven
 from tests.federation.test_rounds import OBJECTIVE

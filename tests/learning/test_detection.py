@@ -277,7 +277,7 @@ def test_average_precision_is_the_value_worked_out_by_hand() -> None:
     from torchmetrics.detection import MeanAveragePrecision
 
     from mtl.faces.finder import Faces
-    from mtl.learning.detection import _as_coco
+    from mtl.learning.scene_evaluation import _as_coco
 
     truth = torch.tensor([[0.0, 0, 10, 10], [20.0, 0, 30, 10]])
     found = torch.tensor([[0.0, 0, 10, 10], [40.0, 0, 50, 10], [20.0, 0, 30, 10]])

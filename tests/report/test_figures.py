@@ -15,7 +15,8 @@ from matplotlib.text import Text
 
 from mtl.report import curves, detection, maps, multitask, tradeoff, verification
 from mtl.report.groups import Group
-from mtl.report.runs import Conflict, Detections, Federation, Predictions, Run
+from mtl.report.run_files import Conflict, Detections, Federation, Predictions
+from mtl.report.runs import Run
 from mtl.report.style import Prefixed, figure_style, shorten, shorten_apart
 
 SIZES = (1, 7, 12, 100)

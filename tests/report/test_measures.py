@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from mtl.report.measures import count_confusions, measure_score_ranges, sum_bins
-from mtl.report.runs import Predictions
+from mtl.report.run_files import Predictions
 
 
 def make_predictions(scores: list[list[float]], identity: list[int]) -> Predictions:

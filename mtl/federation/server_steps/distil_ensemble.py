@@ -202,7 +202,7 @@ class Votes:
         self.votes += self._ensemble.votes(block, self._tasks[places].to(self.votes.device))
 
 
-def feddf(
+def feddf(  # noqa: PLR0913 the options of a member
     learning_rate: float = 1.0,
     momentum: float = 0.0,
     weighting: str = "samples",
