@@ -34,7 +34,7 @@ class CGCHeads(nn.Module):
         self.experts = Experts(inputs, num_tasks, num_own, width)
         self.gates = SoftmaxGates(inputs, num_tasks, num_own + num_shared)
         self.last = heads
-        self.held = num_tasks * num_own * width
+        self.activation_numel = num_tasks * num_own * width
 
     def forward(self, representation: Representation) -> Tensor:
         """representation: features [B, h] or [B, T, h], and what the shared experts say, [B, E, width]; returns logits [B, T]."""

@@ -43,7 +43,7 @@ class CrossStitch(nn.Module):
     def __init__(self, stages: Sequence[Branches], same: float, held: int) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
-        self.held = held
+        self.activation_numel = held
         groups = stages[0].number
         start = torch.full((groups, groups), (1 - same) / max(groups - 1, 1)).fill_diagonal_(same if groups > 1 else 1.0)
         self.alpha = nn.Parameter(start.repeat(len(stages), 1, 1))

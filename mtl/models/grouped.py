@@ -28,7 +28,7 @@ def grouped(parts: Parts, *, groups: Groups = 4) -> tuple[nn.Module, nn.Module]:
 class TrunksOfGroups(nn.Module):
     def __init__(self, trunks: Branches, held: int) -> None:
         super().__init__()
-        self.trunks, self.held = trunks, held
+        self.trunks, self.activation_numel = trunks, held
 
     def forward(self, images: Tensor) -> Tensor:
         """images: [B, c, H, W]; returns [B, groups, h]."""

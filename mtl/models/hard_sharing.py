@@ -22,9 +22,9 @@ class HardSharing(nn.Module):
     """images [B, c, H, W] to logits [B, T], by way of a representation: features [B, h], or what else the two parts agree on (see
     `architecture`).
 
-    Parameters under `heads.` have the subtasks as their first axis and belong to the subtask; all others are shared. `held` is about how
-    many numbers are in memory for an image that is scored, 1 where they need not be counted. detector: None, or a head that finds faces
-    on the trunk's map of a picture (see `centre`).
+    Parameters under `heads.` have the subtasks as their first axis and belong to the subtask; all others are shared. `activation_numel`:
+    activation values per image when scoring, 1 where they need not be counted. detector: None, or a head that finds faces on the trunk's
+    map of a picture (see `centre`).
     """
 
     def __init__(self, trunk: nn.Module, heads: nn.Module, loss: nn.Module, detector: nn.Module | None = None) -> None:
@@ -33,7 +33,7 @@ class HardSharing(nn.Module):
         self.heads = heads
         self.loss = loss
         self.detector = detector
-        self.held: int = max(getattr(part, "held", 1) for part in (trunk, heads))
+        self.activation_numel: int = max(getattr(part, "activation_numel", 1) for part in (trunk, heads))
         refuse_batch_norm(self)
         use_keyed_dropout(self)
         self.dropouts = [name for name, layer in self.named_modules() if isinstance(layer, KeyedDropout)]

@@ -57,7 +57,7 @@ class GatedHeads(nn.Module):
 
     def __init__(self, gates: nn.Module, heads: nn.Module, *, held: int) -> None:
         super().__init__()
-        self.gates, self.last, self.held = gates, heads, held
+        self.gates, self.last, self.activation_numel = gates, heads, held
 
     def forward(self, representation: Representation) -> Tensor:
         """representation: the features [B, h] and the experts' [B, E, width]; returns logits [B, T]."""

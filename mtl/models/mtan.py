@@ -65,7 +65,7 @@ class Attention(nn.Module):
         super().__init__()
         before = [0, *(shape[0] for shape in shapes[:-1])]
         self.masks = nn.ModuleList(Mask(own, then, number, squeeze) for (own, *_), then in zip(shapes, before, strict=True))
-        self.held = number * sum(math.prod(shape) for shape in shapes)
+        self.activation_numel = number * sum(math.prod(shape) for shape in shapes)
 
     def forward(self, stages: Sequence[Tensor]) -> Tensor:
         """stages: what each makes of the images, [B, c, H, W] or [B, h]; returns the last of them as each sees it, [B, A, h]."""
@@ -116,7 +116,7 @@ class AttendingHeads(nn.Module):
 
     def __init__(self, attention: Attention, heads: nn.Module) -> None:
         super().__init__()
-        self.attention, self.last, self.held = attention, heads, attention.held
+        self.attention, self.last, self.activation_numel = attention, heads, attention.activation_numel
 
     def forward(self, stages: Representation) -> Tensor:
         """stages: what each makes of the images; returns logits [B, T]."""
@@ -130,7 +130,7 @@ class AttendingTrunk(nn.Module):
 
     def __init__(self, stages: Stages, attention: Attention) -> None:
         super().__init__()
-        self.stages, self.attention, self.held = stages, attention, attention.held
+        self.stages, self.attention, self.activation_numel = stages, attention, attention.activation_numel
 
     def forward(self, images: Tensor) -> Tensor:
         """images: [B, c, H, W]; returns [B, groups, h]."""

@@ -42,7 +42,7 @@ class SoftSharing(nn.Module):
 
     def __init__(self, bases: Branches, groups: int, held: int) -> None:
         super().__init__()
-        self.bases, self.groups, self.held = bases, groups, held
+        self.bases, self.groups, self.activation_numel = bases, groups, held
         nearest = torch.arange(groups)[:, None] % bases.number == torch.arange(bases.number)
         others = max(bases.number - 1, 1)
         start = torch.where(nearest, OWN if bases.number > 1 else 1.0, (1 - OWN) / others)

@@ -29,7 +29,7 @@ from mtl.federation.population.views import Views, ViewsBackend
 from mtl.federation.ranks import Ranks
 from mtl.federation.round import Federation
 from mtl.federation.schedule import Schedule
-from mtl.federation.server import Surroundings
+from mtl.federation.server import StepContext
 from mtl.learning.centralised import CentralisedLearning
 from mtl.learning.detection import DetectionLearning, SceneTraining
 from mtl.learning.federated import FederatedLearning
@@ -152,7 +152,7 @@ def _federated(config: DictConfig, parts: Parts, training: Training, run_dir: Pa
         name = engine.backend if training.objective.distil is None else "loop"
         return make_backend(name, training, num_rounds=config.rounds, block=engine.block, compile=engine.compile)
 
-    around = Surroundings(
+    context = StepContext(
         views=parts.views,
         layout=layout,
         params=model.params(),
@@ -166,10 +166,10 @@ def _federated(config: DictConfig, parts: Parts, training: Training, run_dir: Pa
     federation = Federation(
         data=data,
         training=training,
-        backend=backend(training) if parts.views.alike else ViewsBackend(parts.views, training, backend),
+        backend=backend(training) if parts.views.all_whole else ViewsBackend(parts.views, training, backend),
         schedule=parts.schedule,
         population=Population(parts.sampling, parts.views, training.work, config.seed),
-        server=instantiate(config.server).bind(around),
+        server=instantiate(config.server).bind(context),
         layout=layout,
         num_rounds=config.rounds,
     )
@@ -238,7 +238,7 @@ def _build_rule(config: DictConfig, parts: Parts, *, steps_per_round: float, num
         raise ValueError(
             f"transfer.unfreeze_every changes what is trained, and balancer {rule.name} remembers the gradients of all of it"
         )
-    if not parts.views.alike and rule.remembers_gradients:
+    if not parts.views.all_whole and rule.remembers_gradients:
         raise ValueError(
             f"widths.levels below 1 and trunk=peers change what is trained, and balancer {rule.name} remembers the gradients of all of it"
         )

@@ -78,14 +78,14 @@ def _train(config: DictConfig, plain: dict[str, Any], run_dir: Path, ranks: Rank
         torch.set_num_threads(config.trainer.threads or max((os.cpu_count() or 1) // here, 1))
     data = build_data(config)
     # Every rank works for the one run directory of the first.
-    run_dir = ranks.agree(run_dir)
+    run_dir = ranks.broadcast(run_dir)
     learner, steps = build_learner(config, data, run_dir)
     learner.run, learner.files = data_fingerprint(config, data), files_fingerprint(config, *learner.further_data)
     ranks.require_same({**versions(), "configuration and data": learner.run, "files": learner.files})
     trainer = build_trainer(config, run_dir, learner)
     loaders = FederatedDataModule(data, steps=steps)
-    with held(run_dir) if ranks.first else contextlib.nullcontext():
-        checkpoint, last_round, summary = ranks.agree(_open(run_dir, plain, learner) if ranks.first else None)
+    with held(run_dir) if ranks.is_first else contextlib.nullcontext():
+        checkpoint, last_round, summary = ranks.broadcast(_open(run_dir, plain, learner) if ranks.is_first else None)
         if summary is not None:
             logger.info("output_dir %s holds this run, finished: there is nothing to go on with", run_dir)
         else:
@@ -106,7 +106,7 @@ def _train_in(
 ) -> Metrics:
     """Train, test and write what a run directory holds."""
     tracker, data = None, loaders.federated_data
-    if Ranks().first:
+    if Ranks().is_first:
         told = config.tracking
         wandb = WandbOptions(
             told.wandb,
@@ -271,7 +271,7 @@ def _fit_summary(learner: Learner, data: FederatedData, rounds: int) -> Metrics:
 def _save(run_dir: Path, data: FederatedData, learner: Learner, summary: Metrics) -> None:
     """What is known at the end, the summary last: where it is, everything is."""
     views = learner.federation.population.views if isinstance(learner, FederatedLearning) else None
-    _save_federation(run_dir, data, {} if views is None else views.of_clients)
+    _save_federation(run_dir, data, {} if views is None else views.client_records)
     _save_predictions(run_dir, learner)
     _save_conflict(run_dir, learner)
     if isinstance(learner, DetectionLearning):

@@ -18,12 +18,12 @@ from mtl.federation.population.sampling import Draws, Sampling
 from mtl.federation.population.views import Views
 from mtl.federation.round import Federation, State
 from mtl.federation.schedule import Schedule
-from mtl.federation.server import Server, ServerStep, Surroundings, fedavg
+from mtl.federation.server import Server, ServerStep, StepContext, fedavg
 from mtl.models.hard_sharing import HardSharing
 from tests.conftest import clone
 
 
-def federation_of(
+def build_federation(
     data: FederatedData,
     training: Training,
     make: Callable[[Training], Backend],
@@ -41,8 +41,8 @@ def federation_of(
     views = views or Views.whole(training.model, data.num_clients)
     layout, server = Layout(keep, frozen), server or fedavg()
     params, shape = training.model.params(), data.image_shape
-    around = Surroundings(views, layout, params, training.objective, training.algorithm, shape, data.images.dtype, training.seed)
-    server = server.bind(around) if steps is None else Server(server.algorithm, server.aggregator, server.options, steps)
+    context = StepContext(views, layout, params, training.objective, training.algorithm, shape, data.images.dtype, training.seed)
+    server = server.bind(context) if steps is None else Server(server.algorithm, server.aggregator, server.options, steps)
     return Federation(
         data=data,
         training=training,
@@ -55,24 +55,24 @@ def federation_of(
     )
 
 
-def start_of(fed: Federation, params: Params | None = None) -> State:
+def initial_state(fed: Federation, params: Params | None = None) -> State:
     """The state before the first round."""
     start = clone(fed.training.model.params() if params is None else params)
     bank = Bank(fed.layout, fed.training.slots(start, fed.data.num_tasks), fed.data.assignment)
     return State(fed.server.init(start, fed.layout), bank)
 
 
-def named(params: Params) -> HardSharing:
+def model_with(params: Params) -> HardSharing:
     """What has these parameters, where a model is asked for no more than that."""
     return cast(HardSharing, SimpleNamespace(params=lambda: params))
 
 
-def orders_of(params: Params, tasks: Tensor, sizes: list[int], views: Views | None = None) -> Orders:
+def make_orders(params: Params, tasks: Tensor, sizes: list[int], views: Views | None = None) -> Orders:
     """For all clients of a federation. tasks: bool [K, T]; sizes: training images that each holds."""
     clients = list(range(len(sizes)))
     return Orders(
         cohort=Cohort(0, clients, clients, tasks, sizes, torch.tensor(sizes, dtype=torch.float64)),
-        views=views or Views.whole(named(params), len(sizes)),
+        views=views or Views.whole(model_with(params), len(sizes)),
         slots={"params": params},
         travelling=params,
         frozen=frozenset(),

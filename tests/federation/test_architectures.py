@@ -107,9 +107,9 @@ def test_scores_are_those_of_each_client_s_own_model(name: str, options: dict, k
     model.train()
     if keep == "nothing":
         model.load_state_dict(state.params, strict=False)
-    for held_numbers in (model.held, 2**24):
+    for held_numbers in (model.activation_numel, 2**24):
         # A few images and clients at a time give what all at once do.
-        model.held = held_numbers
+        model.activation_numel = held_numbers
         for stacked in (False, True):
             scores = Inference(model, objective, rule).scores(data, state, index, stacked=stacked)
             assert torch.allclose(scores, expected, atol=1e-5)

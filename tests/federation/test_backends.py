@@ -38,7 +38,7 @@ from mtl.models.cnn import Trunk
 from mtl.models.hard_sharing import HardSharing
 from mtl.models.norm import replace_batch_norm
 from tests.conftest import make_federation
-from tests.federation.helpers import federation_of, start_of
+from tests.federation.small_federations import build_federation, initial_state
 
 FACES = Augmentation(rotation=10.0, scale=0.1, shift=0.08, brightness=0.2, cutout=0.2)
 LOOP, STACKED = LoopBackend, StackedBackend
@@ -101,10 +101,10 @@ def three_rounds(
     rounds: int = 3,
 ) -> State:
     training = Training(model, Objective(augmentation, Normalise()), client or LocalSGD(), work or LocalWork(batch_size=3), 0)
-    fed = federation_of(
+    fed = build_federation(
         data, training, make, schedule=Schedule("cosine"), sampling=sampling, server=fedavg(momentum=0.5), keep=keep
     )
-    state = start_of(fed)
+    state = initial_state(fed)
     for r in range(rounds):
         state, _ = run_round(fed, state, r)
     return state

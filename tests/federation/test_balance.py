@@ -44,7 +44,7 @@ from mtl.models.hard_sharing import HardSharing
 from mtl.run.build import build_model
 from mtl.run.config import compose
 from mtl.run.members import WHOLE
-from tests.federation.helpers import federation_of, start_of
+from tests.federation.small_federations import build_federation, initial_state
 from tests.federation.test_backends import FACES, assert_close, model_of, uneven
 
 OBJECTIVE = Objective(FACES, Normalise())
@@ -194,8 +194,8 @@ def rounds(  # one setting, several rounds
     rule = make_balance(method, model, level=level, conflict=conflict)
     training = Training(model, OBJECTIVE, LocalSGD(), LocalWork(batch_size=3), 0, rule)
     schedule = Schedule("cosine")
-    fed = federation_of(data, training, make, schedule=schedule, sampling=sampling, server=server, keep="heads")
-    state = then or start_of(fed)
+    fed = build_federation(data, training, make, schedule=schedule, sampling=sampling, server=server, keep="heads")
+    state = then or initial_state(fed)
     for round in range(first, first + count):
         state, log = run_round(fed, state, round)
     return state, log
@@ -316,5 +316,5 @@ def test_the_own_state_lies_beside_the_parameters(tmp_path: Path, federation) ->
     slots = {"params": model.params(), MEMORY: rule.memory(model.params(), 4)}
     bank = Bank(Layout("nothing"), slots, federation.assignment)
     assert bank.num_bytes == 2 * 4 * 4
-    assert bank.kept(slots)["params"] == {}
+    assert bank.client_slots(slots)["params"] == {}
     assert bank.load([0], slots)["params"].keys() == model.params().keys()

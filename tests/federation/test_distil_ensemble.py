@@ -31,7 +31,7 @@ from mtl.models.heads import LinearHeads
 from mtl.run.config import compose
 from mtl.run.train import train
 from tests.conftest import clone, make_images
-from tests.federation.helpers import federation_of, start_of
+from tests.federation.small_federations import build_federation, initial_state
 from tests.federation.test_backends import model_of, uneven
 from tests.federation.test_rounds import OBJECTIVE, assert_equal
 from tests.run.test_train import kill_after, numbers, small, without_time
@@ -134,17 +134,17 @@ def rounds(make: Callable[[Training], Backend], data: FederatedData, model: Hard
         views = Views([narrow(model, data.image_shape, ratio) for ratio in (1.0, 0.5)], torch.tensor(of))
     options = DistilEnsemble(steps=5, batch_size=4, num_images=7)
     models = [level.model for level in views.levels]
-    federation = federation_of(
+    federation = build_federation(
         data,
         training,
-        make if views.alike else lambda training: ViewsBackend(views, training, make),
+        make if views.all_whole else lambda training: ViewsBackend(views, training, make),
         schedule=Schedule(),
         sampling=Sampling(dropout=0.3),
         server=feddf(momentum=0.5),
         views=views,
         steps=(Ensemble(options, models, OBJECTIVE, LocalSGD(), IMAGES, seed=0),),
     )
-    state = start_of(federation)
+    state = initial_state(federation)
     for r in range(3):
         state, _ = run_round(federation, state, r)
     return state
@@ -165,8 +165,8 @@ def test_a_round_is_the_average_and_then_the_lesson() -> None:
     model = two_layers(0)
     training = Training(model, OBJECTIVE, LocalSGD(), LocalWork(batch_size=3), 0)
     ensemble = Ensemble(DistilEnsemble(steps=5, batch_size=4), [model], OBJECTIVE, LocalSGD(), IMAGES, seed=0)
-    plain = federation_of(data, training, LoopBackend, schedule=Schedule(), server=feddf(), steps=())
-    state = start_of(plain)
+    plain = build_federation(data, training, LoopBackend, schedule=Schedule(), server=feddf(), steps=())
+    state = initial_state(plain)
     averaged, before = run_round(plain, state, 1)
     learned, after = run_round(replace(plain, server=replace(plain.server, steps=(ensemble,))), state, 1)
     assert (before.bytes_up, before.bytes_down) == (after.bytes_up, after.bytes_down)

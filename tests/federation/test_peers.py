@@ -37,7 +37,7 @@ from mtl.run.config import compose
 from mtl.run.load import TrainedRun, build_start, load_run
 from mtl.run.train import train
 from mtl.trained.export import ExportOptions, export_run, load_data, predict_eager
-from tests.federation.helpers import federation_of, start_of
+from tests.federation.small_federations import build_federation, initial_state
 from tests.federation.test_backends import uneven
 from tests.federation.test_rounds import OBJECTIVE
 from tests.federation.test_views import DEVICE
@@ -77,7 +77,7 @@ def one_round(
     ensemble: Ensemble | None = None,
 ) -> tuple[State, RoundLog]:
     training = Training(model, OBJECTIVE, LocalSGD(learning_rate=0.05), LocalWork(batch_size=3), 0)
-    federation = federation_of(
+    federation = build_federation(
         data,
         training,
         make if views is None else lambda training: ViewsBackend(views, training, make),
@@ -86,7 +86,7 @@ def one_round(
         views=views,
         steps=() if ensemble is None else (ensemble,),
     )
-    return run_round(federation, start_of(federation), 0)
+    return run_round(federation, initial_state(federation), 0)
 
 
 def test_a_trunk_is_the_mean_over_its_own_clients_and_a_head_over_all_that_train_it() -> None:

@@ -13,13 +13,13 @@ from mtl.data.federated_data import FederatedData
 from mtl.data.ragged import Ragged
 from mtl.data.transforms import Augmentation, Normalise
 from mtl.federation.algorithms.local_sgd import LocalSGD
-from mtl.federation.clients.bank import Bank, Kept
+from mtl.federation.clients.bank import Bank, ClientStates
 from mtl.federation.clients.contract import Block, Training
 from mtl.federation.clients.loop import LoopBackend
 from mtl.federation.inference import Inference
 from mtl.federation.layout import Layout
 from mtl.federation.message import message_bytes
-from mtl.federation.objective import NUMBERS, Objective
+from mtl.federation.objective import MAX_ACTIVATIONS, Objective
 from mtl.federation.population.sampling import Sampling
 from mtl.federation.round import Federation, RoundLog, State, check_health, run_round
 from mtl.learning.checkpoints import CheckpointError
@@ -31,7 +31,7 @@ from mtl.models.cnn import Trunk
 from mtl.models.hard_sharing import HardSharing
 from mtl.models.norm import replace_batch_norm
 from tests.conftest import clone, make_federation
-from tests.federation.helpers import federation_of, start_of
+from tests.federation.small_federations import build_federation, initial_state
 
 OBJECTIVE = Objective(Augmentation(flip=False), Normalise())
 
@@ -46,7 +46,7 @@ def make_fed(data: FederatedData, model: HardSharing, **changed: object) -> Fede
     client = changed.pop("client", LocalSGD(learning_rate=0.1, momentum=0.0, weight_decay=0.0, head_scale=1.0))
     work = changed.pop("work", LocalWork(batch_size=4, epochs=1))
     training = Training(model, OBJECTIVE, client, work, seed=0)  # type: ignore[arg-type]
-    return federation_of(data, training, changed.pop("backend", LoopBackend), **changed)  # type: ignore[arg-type]
+    return build_federation(data, training, changed.pop("backend", LoopBackend), **changed)  # type: ignore[arg-type]
 
 
 def own(state: State, clients: list[int]) -> Params:
@@ -58,7 +58,7 @@ def run(
     data: FederatedData, model: HardSharing, rounds: int, keep: str = "nothing", **changed: object
 ) -> tuple[State, list[RoundLog]]:
     fed = make_fed(data, model, keep=keep, **changed)
-    state, logs = start_of(fed), []
+    state, logs = initial_state(fed), []
     for r in range(rounds):
         state, log = run_round(fed, state, r)
         logs.append(log)
@@ -183,14 +183,14 @@ def test_a_loss_that_is_not_finite_names_client_and_round_and_leaves_the_state(f
     model = make_model(data)
     data.images[data.clients[1][0]] = torch.nan
     fed = make_fed(data, model, keep="heads")
-    state = start_of(fed)
+    state = initial_state(fed)
     before = clone(state.params | state.bank.state_dict())
     with pytest.raises(Diverged, match="client 1 is not finite in round 3"):
         run_round(fed, state, 2)
     assert_equal(state.params | state.bank.state_dict(), before)
     # Where nothing stays on the clients the round does not wait for the answer, and its log has it.
     fed = make_fed(data, model)
-    _, log = run_round(fed, start_of(fed), 2)
+    _, log = run_round(fed, initial_state(fed), 2)
     assert log.finite.tolist() == [True, False]
     with pytest.raises(Diverged, match="client 1 is not finite in round 3"):
         check_health(log)
@@ -222,9 +222,9 @@ def test_scores_that_depend_on_the_batch_are_the_same_on_any_number_of_ranks(
     trunk = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.Linear(144, 8))
     local = Trunk(replace_batch_norm(trunk, "local"), 8)
     model = HardSharing(local, heads.LinearHeads(8, 4), BCE(4))
-    model.held = NUMBERS // 3  # three images at once
+    model.activation_numel = MAX_ACTIVATIONS // 3  # three images at once
     fed = make_fed(federation, model, keep=keep)
-    learner = FederatedLearning(model, fed, Inference(model, OBJECTIVE), start_of(fed).bank)
+    learner = FederatedLearning(model, fed, Inference(model, OBJECTIVE), initial_state(fed).bank)
     expected = learner.scores(federation.split.test)
     for count in (2, 3, 4):  # of eight images, so that the fourth has none
         total = torch.zeros_like(expected)
@@ -264,7 +264,9 @@ def bank_of(keep: str, num_clients: int, folder: Path | None = None, memory: flo
 
 def keep_all(bank: Bank, clients: list[int], params: Params) -> None:
     """Store what stays of the clients' parameters, stacked."""
-    kept = Kept(bank.kept({"params": {name: value[0] for name, value in params.items()}}), bank._assignment[clients])
+    kept = ClientStates(
+        bank.client_slots({"params": {name: value[0] for name, value in params.items()}}), bank._assignment[clients]
+    )
     for place, client in enumerate(clients):
         kept.add(block_of([client], {name: value[[place]] for name, value in params.items()}), torch.tensor([place]))
     bank.store(clients, kept)
@@ -341,7 +343,7 @@ def test_what_stays_is_saved_where_it_lies_and_no_more_than_is_in_use(tmp_path: 
 def test_what_stays_of_heads_is_the_rows_of_the_clients_own_subtasks() -> None:
     # 1,500 clients with a subtask each and 64 features: all rows of all clients would be 576 MB.
     clients = 1500
-    kept = Kept({"params": {"heads.w": torch.empty(clients, 64)}}, torch.eye(clients, dtype=torch.bool))
+    kept = ClientStates({"params": {"heads.w": torch.empty(clients, 64)}}, torch.eye(clients, dtype=torch.bool))
     assert kept.sums["params/heads.w"].shape == (clients, 64)
     numbers = torch.arange(2.0 * clients).view(2, clients, 1).expand(2, clients, 64)
     kept.add(block_of([1, 0], {"heads.w": numbers}), torch.tensor([1, 0]))
@@ -355,7 +357,7 @@ def test_what_stays_of_heads_is_the_rows_of_the_clients_own_subtasks() -> None:
 def test_a_checkpoint_of_another_layout_is_refused_in_words(federation: FederatedData) -> None:
     model = make_model(federation)
     fed = make_fed(federation, model)
-    learner = FederatedLearning(model, fed, Inference(model, OBJECTIVE), start_of(fed).bank)
+    learner = FederatedLearning(model, fed, Inference(model, OBJECTIVE), initial_state(fed).bank)
     saved = {"account": {}, "timing": None, "pairs": None, "server_state": {}, "bank": {}, "backend": {"name": "loop"}}
     with pytest.raises(
         CheckpointError, match="must hold the server's slots momentum, got none: an earlier version of mtl wrote it"

@@ -8,7 +8,7 @@ from mtl.federation.clients.contract import Block
 from mtl.federation.layout import Layout
 from mtl.federation.population.sampling import Sampling
 from mtl.federation.server import Server, fedavg
-from tests.federation.helpers import orders_of
+from tests.federation.small_federations import make_orders
 
 START: Params = {"trunk.w": torch.tensor([1.0, 2.0]), "heads.w": torch.tensor([[1.0], [2.0], [3.0]])}
 # Client a trains subtasks 0 and 1 on 1 image, client b subtask 1 on 3 images; nobody trains subtask 2.
@@ -21,7 +21,7 @@ UPDATES = [
 def mean_of(server: Server, updates: list[tuple[Params, int, list[bool]]] = UPDATES, *, together: bool = False) -> Update:
     """together: all updates stacked, as one block."""
     tasks = torch.tensor([trained for *_, trained in updates], dtype=torch.bool).view(-1, 3)
-    mean = server.aggregator.collect(orders_of(START, tasks, [images for _, images, _ in updates]))
+    mean = server.aggregator.collect(make_orders(START, tasks, [images for _, images, _ in updates]))
     for clients in [list(range(len(updates)))] if together else [[client] for client in range(len(updates))]:
         update = {name: torch.stack([updates[client][0][name] for client in clients]) for name in START}
         mean.add(Block(clients, {}, update, torch.zeros(len(clients), 2, 3)), torch.tensor(clients))

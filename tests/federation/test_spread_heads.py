@@ -28,7 +28,7 @@ from mtl.models import cnn, heads
 from mtl.models.hard_sharing import HardSharing
 from mtl.run.train import train
 from tests.conftest import make_federation
-from tests.federation.helpers import federation_of, start_of
+from tests.federation.small_federations import build_federation, initial_state
 from tests.run.test_train import small
 
 # Three directions in the plane, at 0, 60 and 90 degrees: distances 2 sin 30 = 1, 2 sin 45 = 1.414, 2 sin 15 = .518.
@@ -75,7 +75,7 @@ def test_orthogonal_heads_rest_and_equal_heads_stay_finite() -> None:
 def test_server_needs_the_heads(head: str, keep: str) -> None:
     data = faces()
     with pytest.raises(ValueError, match=r"server=fedaws spreads heads that the clients send: .* keep=nothing"):
-        federation_of(data, training_of(data, head), StackedBackend, server=fedaws(), keep=keep)
+        build_federation(data, training_of(data, head), StackedBackend, server=fedaws(), keep=keep)
 
 
 def test_wrong_options_are_refused() -> None:
@@ -118,8 +118,8 @@ def train_positive_only(data: FederatedData, head: str, server: Server, *, round
     assert (data.negatives[data.assignment] == 0).all()
     training = training_of(data, head)
     model = training.model
-    federation = federation_of(data, training, StackedBackend, server=server, num_rounds=rounds)
-    state = start_of(federation)
+    federation = build_federation(data, training, StackedBackend, server=server, num_rounds=rounds)
+    state = initial_state(federation)
     for r in range(rounds):
         state, _ = run_round(federation, state, r)
     with torch.no_grad():

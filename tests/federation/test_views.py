@@ -41,7 +41,7 @@ from mtl.run.learners import build_sampling
 from mtl.run.load import build_start
 from mtl.run.train import train
 from tests.conftest import make_federation
-from tests.federation.helpers import federation_of, named, orders_of, start_of
+from tests.federation.small_federations import build_federation, initial_state, make_orders, model_with
 from tests.federation.test_backends import FACES, model_of, uneven
 from tests.federation.test_rounds import OBJECTIVE, assert_equal
 from tests.run.test_train import kill_after, numbers, small, without_time
@@ -67,7 +67,7 @@ def rounds(
     objective = replace(OBJECTIVE, augmentation=FACES) if augment else OBJECTIVE
     training = Training(model, objective, client or LocalSGD(), LocalWork(batch_size=3), 0)
     server = server or fedavg(momentum=0.5)
-    federation = federation_of(
+    federation = build_federation(
         data,
         training,
         make if views is None else lambda training: ViewsBackend(views, training, make),
@@ -77,7 +77,7 @@ def rounds(
         keep=keep,
         views=views,
     )
-    state, logs = start_of(federation), []
+    state, logs = initial_state(federation), []
     for r in range(count):
         state, log = run_round(federation, state, r)
         logs.append(log)
@@ -167,8 +167,8 @@ def test_a_mean_by_coordinate_by_hand() -> None:
     tasks, losses = torch.tensor([[True, False], [True, True]]), torch.zeros(1, 2, 2)
     # The first client, of weight 1, trains the first column alone.
     column: Params = {"trunk.w": torch.zeros(2, 1), "heads.w": torch.zeros(2, 1)}
-    levels = [Level(1.0, named(start), {}), Level(0.5, named(column), {"trunk.w": torch.tensor([[0], [2]])})]
-    orders = orders_of(start, tasks, [1, 3], Views(levels, torch.tensor([1, 0])))
+    levels = [Level(1.0, model_with(start), {}), Level(0.5, model_with(column), {"trunk.w": torch.tensor([[0], [2]])})]
+    orders = make_orders(start, tasks, [1, 3], Views(levels, torch.tensor([1, 0])))
     mean = RunningMean(orders, torch.tensor([1.0, 3.0], dtype=torch.float64))
     mine: Params = {"trunk.w": torch.tensor([[[8.0], [4.0]]]), "heads.w": torch.tensor([[[4.0], [9.0]]])}
     mean.add(Block([0], {}, mine, losses, view=1), torch.tensor([0]))
