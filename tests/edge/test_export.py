@@ -167,7 +167,7 @@ def test_calibrated_thresholds_are_the_best_of_the_validation_images(
 def test_batch_statistics_cannot_go_to_a_device(trained: Train) -> None:
     run = load_run(trained("mode=centralised"))
     run.model.local_norms = ["trunk.features.1"]
-    with pytest.raises(ValueError, match=r"norm=local cannot go to a device: trunk.features.1"):
+    with pytest.raises(ValueError, match=r"norm must be group or frozen to run on a device, got local: trunk.features.1"):
         DeviceModel(run.model, run.objective.normalise)
 
 

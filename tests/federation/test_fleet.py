@@ -145,10 +145,10 @@ def test_laws_of_a_round(flops: list[int], wait_for: int, deadline: float | None
 def test_a_client_that_does_not_hold_the_step_is_refused_by_name() -> None:
     with pytest.raises(
         ValueError,
-        match=r"client 2 on small needs 1,000 bytes for a training step and has 10; 1 of 3 clients do not hold theirs; fleet.memory=skip",
+        match=r"client 2 on small needs 1,000 bytes for a training step and has 10; 1 of 3 clients have too little memory; fleet.memory=skip",
     ):
         sampling_of([1] * 3, memory=[10, 10, 1000], mix={"small": 1})
-    with pytest.raises(ValueError, match=r"3 of 3 clients do not hold theirs$"):
+    with pytest.raises(ValueError, match=r"3 of 3 clients have too little memory$"):
         sampling_of([1] * 3, memory=[11, 12, 13], mix={"small": 1})
 
 

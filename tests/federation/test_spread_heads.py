@@ -74,7 +74,7 @@ def test_orthogonal_heads_rest_and_equal_heads_stay_finite() -> None:
 @pytest.mark.parametrize(("head", "keep"), [("codes", "nothing"), ("cosine", "heads"), ("cosine", "all")])
 def test_server_needs_the_heads(head: str, keep: str) -> None:
     data = faces()
-    with pytest.raises(ValueError, match=r"server=fedaws spreads heads that the clients send: .* keep=nothing"):
+    with pytest.raises(ValueError, match=r"server=fedaws needs heads that the clients send: .* keep=nothing"):
         build_federation(data, training_of(data, head), StackedBackend, server=fedaws(), keep=keep)
 
 

@@ -42,7 +42,7 @@ class ConflictAverse:
             raise ValueError("server.balancer.preference must be null: cohorts change, and it is one number per task")
         if self.balancer.observes or self.balancer.init(torch.zeros(2, 2)):
             name = type(self.balancer).__name__
-            raise ValueError(f"server.balancer must be one that remembers nothing, as cohorts change; {name} does")
+            raise ValueError(f"server.balancer must have no state, since the cohort changes from round to round, got {name}")
 
     def collect(self, orders: Orders) -> "ComparedUpdates":
         """See `Aggregator`."""

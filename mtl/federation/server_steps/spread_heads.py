@@ -54,7 +54,7 @@ class SpreadHeads:
         """See `StepOptions`."""
         if WEIGHT not in context.layout.sent(context.params):
             raise ValueError(
-                "server=fedaws spreads heads that the clients send: it needs heads=cosine or linear, and keep=nothing"
+                "server=fedaws needs heads that the clients send: heads=cosine or linear, and keep=nothing"
             )
         return self
 
