@@ -60,7 +60,7 @@ def test_no_other_threshold_is_better_than_the_calibrated_one() -> None:
 def test_galleries_that_say_too_little_fall_back_as_stated() -> None:
     alone = calibrate(at(0), torch.tensor([0]), 1)
     assert (alone.threshold, alone.kept, alone.refused) == (0.5, None, None)
-    assert str(alone).endswith("nothing says how many strangers it refuses")
+    assert str(alone).endswith("the share of strangers that it refuses is unknown")
     two = calibrate(at(0, 60), torch.tensor([0, 1]), 2)
     assert two.threshold == pytest.approx((0.5 + 1) / 2, abs=1e-6)
     # Without the one, the other's threshold is .5, and the two are at a cosine of .5: each is taken for the other.
@@ -69,7 +69,7 @@ def test_galleries_that_say_too_little_fall_back_as_stated() -> None:
     assert one.threshold == pytest.approx(0.25, abs=1e-6)
     assert (one.kept, one.refused) == (Share(1.0, 2, 1, 2), None)
     given = calibrate(at(0, 60), torch.tensor([0, 0]), 1, threshold=0.6)
-    assert (given.threshold, given.given, given.kept) == (0.6, True, Share(0.0, 2, 1, 2))
+    assert (given.threshold, given.user_set, given.kept) == (0.6, True, Share(0.0, 2, 1, 2))
 
 
 def test_an_interval_is_wilsons() -> None:

@@ -47,7 +47,11 @@ def test_a_saved_gallery_is_the_same(tmp_path: Path, others: Strangers | None) -
     if others is not None and again.strangers is not None:
         assert torch.equal(again.strangers.embeddings, others.embeddings)
         assert torch.equal(again.strangers.person, others.person)
-        assert (again.strangers.names, again.strangers.own, again.strangers.source) == (others.names, others.own, others.source)
+        assert (again.strangers.names, again.strangers.from_user, again.strangers.source) == (
+            others.names,
+            others.from_user,
+            others.source,
+        )
 
 
 def test_what_is_no_gallery_is_refused(tmp_path: Path) -> None:

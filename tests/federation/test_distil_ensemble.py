@@ -194,7 +194,7 @@ def test_images_come_from_a_data_set_or_are_noise(class_folders: Path) -> None:
         ValueError, match=r"server.images must be \(1, 8, 8\) of torch.uint8, like those of the run, got \(1, 16, 16\)"
     ):
         options.unlabelled((1, 8, 8), torch.uint8, seed=0)
-    with pytest.raises(ValueError, match=r"server.num_images must be in \[1, 32\], what folder has, got 33"):
+    with pytest.raises(ValueError, match=r"server.num_images must be in \[1, 32\], the number of images of folder, got 33"):
         replace(options, num_images=33).unlabelled((1, 16, 16), torch.uint8, seed=0)
     for name in ("num_images", "steps", "batch_size"):
         with pytest.raises(ValueError, match=f"server.{name} must be >= 1, got 0"):
@@ -230,7 +230,7 @@ def test_what_does_not_go_with_it_is_refused(class_folders: Path, tmp_path: Path
     for overrides, message in (
         (
             ["keep=heads"],
-            r"server=feddf scores with the clients' models: it needs mode=federated and keep=nothing, and here clients keep heads",
+            r"server=feddf needs the clients' whole models: mode=federated and keep=nothing, got clients that keep heads",
         ),
         (["mode=local"], r"and here clients keep all"),
         (

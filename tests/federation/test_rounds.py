@@ -325,7 +325,7 @@ def test_too_little_disk_for_all_that_stays_is_told_at_the_start(
     params = {"trunk.w": torch.arange(3.0), "heads.w": torch.arange(8.0).view(4, 2)}
     assignment = torch.zeros(600_000 - 3, 4, dtype=torch.bool)
     assignment[:, 0] = assignment[0] = True
-    with pytest.raises(OSError, match=rf"bank must have {needed} bytes free for what stays .*, and it has {needed - 1}"):
+    with pytest.raises(OSError, match=rf"bank must have {needed} bytes free for the state of the clients, got {needed - 1}"):
         Bank(Layout(keep), {"params": params}, assignment, folder=tmp_path / "bank", memory=10, num_processes=processes)
     assert not (tmp_path / "bank").exists()
 

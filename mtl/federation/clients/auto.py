@@ -94,10 +94,10 @@ class AutoBackend:
 
 
 def _stacked_seconds(backend: StackedBackend, job: CohortJob, data: FederatedData) -> float:
-    """Estimate the seconds of a stacked round from a few steps of its first_block block.
+    """Estimate the seconds of a stacked round from a few steps of its first block.
 
     A step of k clients takes about a + b k seconds. Where clients have unequal numbers of steps, k falls as they finish; then a and b are
-    fitted to steps of the block and of half_seconds of it.
+    fitted to steps of the block and of half of it.
     """
     num_steps = {client: backend.training.work.num_steps(data.clients.size(client)) for client in job.clients}
     longest_first = sorted(job.clients, key=lambda client: -num_steps[client])
