@@ -18,8 +18,10 @@ def people() -> Gallery:
 def make(strangers: Strangers | None = None, threshold: float | None = None, **embeddings: Tensor) -> Gallery:
     """Every photo another picture."""
     rows = [
-        Photos(name, files := tuple(f"{name}/{number + 1}.jpg" for number in range(len(own))), own, files)
-        for name, own in embeddings.items()
+        Photos(
+            name, files := tuple(f"{name}/{number + 1}.jpg" for number in range(len(photo_embeddings))), photo_embeddings, files
+        )
+        for name, photo_embeddings in embeddings.items()
     ]
     return make_gallery(rows, strangers=strangers, threshold=threshold, model="abc", run="/runs/x")
 

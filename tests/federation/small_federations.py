@@ -1,4 +1,4 @@
-"""A small federation put together by hand."""
+"""Small federations, their initial states and orders, for tests."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -37,7 +37,7 @@ def build_federation(
     steps: tuple[ServerStep, ...] | None = None,
     num_rounds: int = 5,
 ) -> Federation:
-    """steps: of the server, in place of those that its options make."""
+    """Return a federation with defaults; `steps` replace those that the server's options make."""
     views = views or Views.whole(training.model, data.num_clients)
     layout, server = Layout(keep, frozen), server or fedavg()
     params, shape = training.model.params(), data.image_shape
@@ -56,19 +56,19 @@ def build_federation(
 
 
 def initial_state(fed: Federation, params: Params | None = None) -> State:
-    """The state before the first round."""
+    """Return the state before the first round."""
     start = clone(fed.training.model.params() if params is None else params)
     bank = Bank(fed.layout, fed.training.slots(start, fed.data.num_tasks), fed.data.assignment)
     return State(fed.server.init(start, fed.layout), bank)
 
 
 def model_with(params: Params) -> HardSharing:
-    """What has these parameters, where a model is asked for no more than that."""
+    """Return a stand-in for a model that has these parameters, for code that reads nothing else."""
     return cast(HardSharing, SimpleNamespace(params=lambda: params))
 
 
 def make_orders(params: Params, tasks: Tensor, sizes: list[int], views: Views | None = None) -> Orders:
-    """For all clients of a federation. tasks: bool [K, T]; sizes: training images that each holds."""
+    """Return orders for all clients. `tasks` is bool [K, T]; `sizes` are the training images of each."""
     clients = list(range(len(sizes)))
     return Orders(
         cohort=Cohort(0, clients, clients, tasks, sizes, torch.tensor(sizes, dtype=torch.float64)),

@@ -100,8 +100,8 @@ def balanced(method: Balancer, model: HardSharing, batch: Batch, **options: obje
     params = dict(model.named_parameters())
     step = balance.step(model, OBJECTIVE, stacked=False)
     batch = replace(batch, keys=torch.zeros(len(model.dropouts), 2, dtype=torch.int32))
-    found = step.gradients(params, balance.memory(model.params(), 4), batch, {})
-    return found.grads, found.conflict
+    result = step.gradients(params, balance.memory(model.params(), 4), batch, {})
+    return result.grads, result.conflict
 
 
 def assert_same(grads: Params, expected: Params) -> None:
@@ -223,14 +223,14 @@ def test_a_balancer_remembers_over_rounds_and_a_checkpoint(
 ) -> None:
     through, _ = rounds(backend, method, count=3)
     before, _ = rounds(backend, method, count=2)
-    kept = before.bank.state_dict()
+    bank_state = before.bank.state_dict()
     fresh, _ = rounds(backend, method, count=0 + 1)  # a bank of the same shape, with other content
-    fresh.bank.load_state_dict(kept)
+    fresh.bank.load_state_dict(bank_state)
     after, _ = rounds(backend, method, then=State(before.server, fresh.bank), first=2, count=1)
     assert_close(through, after, 0.0)
     if method.needs == "losses" and not isinstance(method, RLW):
-        own = [value for name, value in kept.items() if name.startswith(f"{MEMORY}/")]
-        assert any(value.any() for value in own)
+        memories = [value for name, value in bank_state.items() if name.startswith(f"{MEMORY}/")]
+        assert any(value.any() for value in memories)
 
 
 def test_a_client_that_drops_out_forgets_what_its_balancer_learned() -> None:
@@ -254,9 +254,9 @@ def test_the_server_solves_a_conflict_of_two_clients_by_hand() -> None:
     updates = {"trunk.a": torch.tensor([[1.0], [0.0]]), "trunk.b": torch.tensor([[0.0], [2.0]])}
     aggregator = fedavg(balancer=MGDA()).aggregator
     assert isinstance(aggregator, ConflictAverse)
-    found = aggregator.combine(updates, torch.ones(2), torch.tensor([3.0, 3.0]), seed=0, round=0)
-    assert found["trunk.a"].item() == pytest.approx(0.8)
-    assert found["trunk.b"].item() == pytest.approx(0.4)
+    update = aggregator.combine(updates, torch.ones(2), torch.tensor([3.0, 3.0]), seed=0, round=0)
+    assert update["trunk.a"].item() == pytest.approx(0.8)
+    assert update["trunk.b"].item() == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize("method", [UW(), FAMO(), MoCo(), Fixed((1.0, 2.0))], ids=lambda method: type(method).__name__)

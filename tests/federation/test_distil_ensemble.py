@@ -61,11 +61,11 @@ def stacked(models: list[HardSharing]) -> Block:
 TASKS = torch.tensor([[True, True, False, False], [True, False, True, False], [True, False, False, False]])
 
 
-@pytest.mark.parametrize("together", [True, False])
-def test_the_teacher_is_the_mean_over_the_clients_that_train_the_subtask(together: bool) -> None:
+@pytest.mark.parametrize("as_one_block", [True, False])
+def test_the_teacher_is_the_mean_over_the_clients_that_train_the_subtask(as_one_block: bool) -> None:
     models = [two_layers(seed) for seed in range(3)]
     ensemble = ensemble_of(models[0], batch_size=3)
-    if together:
+    if as_one_block:
         votes = ensemble.votes(stacked(models), TASKS)
     else:
         votes = sum((ensemble.votes(stacked([model]), TASKS[[k]]) for k, model in enumerate(models)), torch.zeros(7, 4))
@@ -77,18 +77,20 @@ def test_the_teacher_is_the_mean_over_the_clients_that_train_the_subtask(togethe
 def test_a_step_by_hand_leaves_alone_what_nobody_trained() -> None:
     model, teacher = two_layers(0), two_layers(1)
     ensemble = ensemble_of(model, steps=1, batch_size=7, rate=0.5, temperature=2.0)
-    wanted = teacher(prepared(IMAGES)).detach()
+    teacher_scores = teacher(prepared(IMAGES)).detach()
     counts = torch.tensor([2.0, 1.0, 1.0, 0.0])
-    found = ensemble.distil(model.params(), wanted * counts, counts, round=0, frozen=frozenset({"trunk.features.1.bias"}))
+    student = ensemble.distil(
+        model.params(), teacher_scores * counts, counts, round=0, frozen=frozenset({"trunk.features.1.bias"})
+    )
     # Independently: cross-entropy against the teacher's probabilities has the gradient of the divergence; T^2 times it.
     loss = 4 * F.binary_cross_entropy_with_logits(
-        model(prepared(IMAGES))[:, :3] / 2, torch.sigmoid(wanted[:, :3] / 2), reduction="sum"
+        model(prepared(IMAGES))[:, :3] / 2, torch.sigmoid(teacher_scores[:, :3] / 2), reduction="sum"
     )
     grads = torch.autograd.grad(loss / 7, list(model.parameters()))
     for (name, before), grad in zip(model.params().items(), grads, strict=True):
         after = before if name == "trunk.features.1.bias" else before - 0.5 * grad
-        torch.testing.assert_close(found[name], after, rtol=1e-4, atol=1e-6)
-    assert torch.equal(found["heads.weight"][3], model.params()["heads.weight"][3])
+        torch.testing.assert_close(student[name], after, rtol=1e-4, atol=1e-6)
+    assert torch.equal(student["heads.weight"][3], model.params()["heads.weight"][3])
 
 
 def test_a_student_of_clients_that_are_all_alike_does_not_move() -> None:
@@ -112,8 +114,8 @@ def test_it_mends_what_averaging_breaks() -> None:
             value.copy_(value[order])
         last.weight.copy_(last.weight[:, order])
     images, fresh = make_images(per_class=30, seed=1).images, make_images(per_class=30, seed=2).images
-    wanted = one(prepared(fresh)).detach()
-    torch.testing.assert_close(other(prepared(fresh)), wanted, rtol=1e-4, atol=1e-5)
+    teacher_scores = one(prepared(fresh)).detach()
+    torch.testing.assert_close(other(prepared(fresh)), teacher_scores, rtol=1e-4, atol=1e-5)
     ensemble = ensemble_of(one, images, steps=200, rate=0.2)
     everyone = torch.ones(2, 4, dtype=torch.bool)
     mean = {name: (value + other.params()[name]) / 2 for name, value in one.params().items()}
@@ -122,7 +124,7 @@ def test_it_mends_what_averaging_breaks() -> None:
     )
 
     def error(params: Params) -> float:
-        return float((torch.func.functional_call(one, params, (prepared(fresh),)) - wanted).square().mean())
+        return float((torch.func.functional_call(one, params, (prepared(fresh),)) - teacher_scores).square().mean())
 
     assert error(mended) < 0.2 * error(mean)
 
@@ -171,7 +173,7 @@ def test_a_round_is_the_average_and_then_the_lesson() -> None:
     learned, after = run_round(replace(plain, server=replace(plain.server, steps=(ensemble,))), state, 1)
     assert (before.bytes_up, before.bytes_down) == (after.bytes_up, after.bytes_down)
     slots = training.slots(state.params, data.num_tasks)
-    job = CohortJob([0, 1], 1, lambda whom: state.bank.load(whom, slots), before.learning_rate, progress=1 / 5)
+    job = CohortJob([0, 1], 1, lambda clients: state.bank.load(clients, slots), before.learning_rate, progress=1 / 5)
     votes = sum((ensemble.votes(t, data.assignment[t.clients]) for t in LoopBackend(training)(job, data)), torch.zeros(7, 4))
     expected = ensemble.distil(averaged.params, votes, data.assignment.sum(0), round=1, frozen=frozenset())
     assert_equal(learned.params, expected)

@@ -60,13 +60,13 @@ def test_a_step_by_hand_keeps_lengths() -> None:
 def test_small_steps_lower_the_regulariser(seed: int, count: int, nearest: int | None) -> None:
     start = torch.randn(count, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     after = spread_out(start, rate=1e-3, margin=1.41, nearest=nearest)
-    before, now = (float(spread_loss(F.normalize(w, dim=-1), margin=1.41, nearest=nearest)) for w in (start, after))
-    assert now <= before + 1e-9
+    before, after_step = (float(spread_loss(F.normalize(w, dim=-1), margin=1.41, nearest=nearest)) for w in (start, after))
+    assert after_step <= before + 1e-9
 
 
 def test_orthogonal_heads_rest_and_equal_heads_stay_finite() -> None:
-    apart = heads.CosineHeads(8, 5).weight.detach()
-    assert torch.allclose(spread_out(apart, rate=1.0, margin=1.41), apart, atol=1e-6)
+    spread_heads = heads.CosineHeads(8, 5).weight.detach()
+    assert torch.allclose(spread_out(spread_heads, rate=1.0, margin=1.41), spread_heads, atol=1e-6)
     same = torch.ones(3, 4)
     assert torch.equal(spread_out(same, rate=1.0, margin=1.41).isfinite(), torch.ones(3, 4, dtype=torch.bool))
 
@@ -98,9 +98,9 @@ def faces() -> FederatedData:
     data = make_federation(PEOPLE, num_classes=PEOPLE, per_class=8, size=12)
     rng = torch.Generator().manual_seed(0)
     common = torch.randint(40, 180, (1, 1, 12, 12), generator=rng)
-    own = torch.randint(-30, 31, (PEOPLE, 1, 12, 12), generator=rng)[data.identity]
+    personal = torch.randint(-30, 31, (PEOPLE, 1, 12, 12), generator=rng)[data.identity]
     noise = torch.randint(-15, 16, data.images.shape, generator=rng)
-    return replace(data, images=(common + own + noise).to(torch.uint8))
+    return replace(data, images=(common + personal + noise).to(torch.uint8))
 
 
 def training_of(data: FederatedData, head: str) -> Training:
@@ -145,9 +145,9 @@ def test_naive_averaging_collapses_and_fedaws_and_fixed_codes_do_not() -> None:
     codes, codes_cosine = outcome("codes", fedavg())
     # Beyond the loss's own margin: with the threshold that it trains for, everybody is everybody.
     assert naive_cosine > 0.9
-    for found, cosine in ((spread, spread_cosine), (codes, codes_cosine)):
+    for accuracy, cosine in ((spread, spread_cosine), (codes, codes_cosine)):
         assert cosine < 0.25
-        assert found > 0.9 > naive
+        assert accuracy > 0.9 > naive
 
 
 def test_codes_are_apart_of_unit_length_never_sent_and_the_same_for_a_seed() -> None:

@@ -94,19 +94,19 @@ def test_each_coordinate_is_the_mean_over_those_that_train_it_by_hand() -> None:
     state, _ = rounds(LoopBackend, data, model, views, count=1, client=plain, server=fedavg(), augment=False)
     start, trained = model.params(), []
     for client, level in enumerate(views.levels):
-        own = copy.deepcopy(level.model)
-        optimizer = torch.optim.SGD(own.parameters(), lr=0.1)
+        client_model = copy.deepcopy(level.model)
+        optimizer = torch.optim.SGD(client_model.parameters(), lr=0.1)
         plan = plan_batches(data.clients, [client], LocalWork(batch_size=3), seed=0, round=0)
         tasks = data.assignment[client]
         for index, valid in zip(plan.index, plan.valid, strict=True):
-            logits = own((data.images[index[valid]].float() / 255 - 0.5) / 0.25)[:, tasks]
+            logits = client_model((data.images[index[valid]].float() / 255 - 0.5) / 0.25)[:, tasks]
             targets = data.targets[index[valid]][:, tasks].float()
             loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / int(valid.sum())
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        trained.append(own.params())
-    weights = [len(held) for held in data.clients]
+        trained.append(client_model.params())
+    weights = [len(images) for images in data.clients]
     for name, value in start.items():
         if name.startswith("heads."):
             continue
@@ -189,10 +189,10 @@ def test_messages_are_as_long_as_what_a_client_has() -> None:
     for keep in ("nothing", "heads"):
         lengths = []
         for level, tasks in zip(views.levels, data.assignment, strict=True):
-            own = {
+            view_params = {
                 name: value for name, value in level.model.params().items() if keep == "nothing" or not name.startswith("heads.")
             }
-            lengths.append(len(pack(message(own, tasks))))
+            lengths.append(len(pack(message(view_params, tasks))))
         assert lengths[2] < lengths[1] < lengths[0]
         _, (log,) = rounds(LoopBackend, data, model, views, count=1, sampling=OneDrops(), keep=keep)
         assert (log.bytes_down, log.bytes_up) == (sum(lengths), lengths[0] + lengths[2])
@@ -235,17 +235,17 @@ def test_a_client_trains_the_same_in_any_company(make: Callable[[Training], Back
     bank = Bank(Layout(), slots, data.assignment)
 
     def updates(clients: list[int]) -> dict[int, Params]:
-        job = CohortJob(clients, 0, lambda whom: bank.load(whom, slots), 0.1)
+        job = CohortJob(clients, 0, lambda chosen: bank.load(chosen, slots), 0.1)
         return {
             client: {name: value[place].clone() for name, value in trained.update.items()}
             for trained in ViewsBackend(views, training, make)(job, data)
             for place, client in enumerate(trained.clients)
         }
 
-    together = updates([3, 1, 2, 0])
+    joint = updates([3, 1, 2, 0])
     for client in range(4):
         for name, value in updates([client])[client].items():
-            assert torch.allclose(value, together[client][name], rtol=1e-12, atol=1e-14)
+            assert torch.allclose(value, joint[client][name], rtol=1e-12, atol=1e-14)
 
 
 def test_auto_chooses_once_for_all_widths_and_waits_for_a_client() -> None:
