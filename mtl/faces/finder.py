@@ -117,7 +117,7 @@ class FaceFinder:
             scale = extent / extent.new_tensor([level.shape[3], level.shape[2]])
             corners = boxes.to(images.dtype).unflatten(2, (2, 2)) * scale
             parts.append((torch.minimum(corners.clamp_min(0), extent).flatten(2), scores))
-        boxes, scores = (torch.cat(each, 1) for each in zip(*parts, strict=True))
+        boxes, scores = (torch.cat(values, 1) for values in zip(*parts, strict=True))
         return [_distinct(Faces(*pair).surer_than(confidence)) for pair in zip(boxes, scores, strict=True)]
 
     def crops(self, image: Tensor, boxes: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ def test_what_is_no_gallery_is_refused(tmp_path: Path) -> None:
     for number, damage in enumerate((content[: len(content) // 2], b"", b"not a gallery")):
         file = tmp_path / f"{number}.npz"
         file.write_bytes(damage)
-        with pytest.raises(GalleryError, match="damaged or another"):
+        with pytest.raises(GalleryError, match="a damaged file or one of another kind"):
             Gallery.load(file)
 
 

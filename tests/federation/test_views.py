@@ -347,7 +347,7 @@ def test_a_fleet_gives_each_client_the_widest_model_that_it_holds(class_folders:
     config.fleet.profiles.little.memory_bytes = 10
     with pytest.raises(
         ValueError,
-        match=r"on little needs [\d,]+ bytes for a training step of the least of the models that it may train and has 10",
+        match=r"on little needs [\d,]+ bytes for a training step of the smallest model that it may train and has 10",
     ):
         build_sampling(config, data, objective, build_views(config, data, model, objective))
 
