@@ -316,8 +316,8 @@ def _check_pictures(people: Sequence[Photos]) -> None:
             name, first = seen.setdefault(digest, (photos.name, file))
             if name != photos.name:
                 raise GalleryError(
-                    f"one picture must not be enrolled under two names, got {first} of {name} and {file} of {photos.name}: the two "
-                    "could not be told apart, and nobody would be known"
+                    f"one picture must not be enrolled under two names, got {first} of {name} and {file} of {photos.name}: "
+                    "neither person could be recognised"
                 )
 
 

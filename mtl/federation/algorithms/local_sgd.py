@@ -19,7 +19,7 @@ from mtl.federation.layout import is_head
 
 @dataclass(frozen=True)
 class LocalSGD:
-    """SGD with momentum, which starts anew in every round (FedAvg's clients, McMahan et al. 2017).
+    """SGD whose momentum starts at zero in every round (FedAvg's clients, McMahan et al. 2017).
 
     Args:
         learning_rate: learning rate of the trunk, at the start of `schedule`

@@ -53,9 +53,7 @@ class SpreadHeads:
     def bind(self, context: StepContext) -> "SpreadHeads":
         """See `StepOptions`."""
         if WEIGHT not in context.layout.sent(context.params):
-            raise ValueError(
-                "server=fedaws needs heads that the clients send: heads=cosine or linear, and keep=nothing"
-            )
+            raise ValueError("server=fedaws needs heads that the clients send: heads=cosine or linear, and keep=nothing")
         return self
 
     def collect(self, orders: Orders) -> Collector:
