@@ -31,7 +31,7 @@ from mtl.run.config import compose
 from mtl.run.load import build_start, load_run
 from mtl.run.train import train
 from tests.conftest import make_images
-from tests.federation.helpers import federation_of, start_of
+from tests.federation.small_federations import build_federation, initial_state
 from tests.federation.test_backends import FACES, assert_close, model_of, uneven
 from tests.run.test_train import kill_after, numbers, small, without_time
 
@@ -46,8 +46,8 @@ def rounds_of(make: Any, keep: str, transfer: Transfer, *, rounds: int = 4) -> t
     training = Training(model, Objective(FACES, Normalise()), client, LocalWork(batch_size=3), 0)
     frozen = transfer.schedule(model)
     server = fedavg(momentum=0.5)
-    federation = federation_of(data, training, make, schedule=Schedule(), server=server, keep=keep, frozen=frozen)
-    states = [start_of(federation)]
+    federation = build_federation(data, training, make, schedule=Schedule(), server=server, keep=keep, frozen=frozen)
+    states = [initial_state(federation)]
     sent, received = [], []
     for r in range(rounds):
         state, log = run_round(federation, states[-1], r)

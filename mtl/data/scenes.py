@@ -101,7 +101,7 @@ def scene_faces(scenes: SceneSet, *, image_size: Sequence[int] = (56, 46), margi
     )
 
 
-def orl_scenes(
+def orl_scenes(  # noqa: PLR0913 a member of the group scenes
     root: str = "data",
     *,
     image_size: Sequence[int] = (160, 160),

@@ -1,5 +1,5 @@
-"""Device profiles, what a round costs on a device (`ledger`), which client is which device (`fleet`), narrower models (`widths`).
+"""Device profiles (`profiles`), the cost of a round (`ledger`), the device of each client (`fleet`), narrower models (`widths`).
 
-Seconds, joules and memory of a round are modelled from counted work and from profiles whose numbers carry their sources, and everything
-that shows them says so.
+Seconds, joules and memory of a round are modelled, from counted work and from profiles that name the source of each number. Everything that
+shows them says that they are modelled.
 """

@@ -1,4 +1,4 @@
-"""A fleet: which device each client is, and what the server does about slow and small ones."""
+"""A fleet: the device of each client, and how the server treats slow and small ones."""
 
 import bisect
 import itertools
@@ -20,11 +20,14 @@ TooSmall = Literal["refuse", "skip", "shrink"]
 class Fleet:
     """Which device each client is, and what the server does about slow and small ones.
 
-    mix: how many clients, or which share of them, are of each device profile; None models nothing; profiles: the user's own, a YAML file
-    or its content; deadline: modelled seconds after which a round ends, None for never; wait_for: a round ends when so many clients have
-    come back, None for all of the cohort: with `sampling.cohort` above it, the cohort is over-selected. Whoever is late is left out of
-    the aggregation. memory: what becomes of a client whose device does not hold the training step: refuse (an error), skip (it is never
-    drawn) or shrink (it trains the largest of `widths.levels`, or of the trunks of trunk=peers, that its device holds).
+    Args:
+        mix: how many clients, or which share of them, are of each device profile; None models nothing
+        profiles: the user's own, a YAML file or its content
+        deadline: modelled seconds after which a round ends, None for never
+        wait_for: a round ends when so many clients have come back, None for all of the cohort; late clients are left out of the
+            aggregation; with a larger `sampling.cohort` the cohort is over-selected
+        memory: what becomes of a client whose device has too little memory for a training step: refuse (an error), skip (it is never
+            drawn) or shrink (it trains the largest of `widths.levels`, or of the trunks of trunk=peers, that fits)
     """
 
     mix: dict[str, Any] | None = None
@@ -39,9 +42,9 @@ class Fleet:
         if self.mix is None:
             for name in ("profiles", "deadline", "wait_for"):
                 if getattr(self, name) is not None:
-                    raise ValueError(f"fleet.{name} needs devices: say fleet=mix fleet.mix={{DEVICE: SHARE, ...}}")
+                    raise ValueError(f"fleet.{name} needs devices: set fleet=mix fleet.mix={{DEVICE: SHARE, ...}}")
             if self.memory == "shrink":
-                raise ValueError("fleet.memory=shrink needs devices: say fleet=mix fleet.mix={DEVICE: SHARE, ...}")
+                raise ValueError("fleet.memory=shrink needs devices: set fleet=mix fleet.mix={DEVICE: SHARE, ...}")
             return
         if not isinstance(self.mix, Mapping) or not self.mix:
             raise ValueError(f"fleet.mix must map device profiles to numbers or shares of clients, got {self.mix}")
@@ -56,28 +59,44 @@ class Fleet:
             raise ValueError(f"fleet.wait_for must be >= 1, got {self.wait_for}")
 
     def assign(self, num_clients: int, *, seed: int) -> tuple[list[DeviceProfile], Tensor]:
-        """The profiles of the mix, and the place among them of each client's, int64 [C]: counts are dealt out in a random order, shares
-        drawn for each client.
+        """Return the profiles of the mix, and the index among them of each client's profile, int64 [C].
+
+        Counts are dealt out in a random order; shares are drawn for each client.
+
+        Raises:
+            ValueError: the mix names an unknown device, or its numbers do not add up.
         """
         assert self.mix is not None
-        known = load_profiles(self.profiles)
+        profiles = load_profiles(self.profiles)
         for name in self.mix:
-            if name not in known:
-                raise ValueError(f"fleet.mix has the unknown device {name}; choose from {', '.join(sorted(known))}")
-        device = deal_out("fleet.mix", list(self.mix.values()), num_clients, seed=seed, purpose="fleet", said=self.mix)
-        return [known[name] for name in self.mix], device
+            if name not in profiles:
+                raise ValueError(f"fleet.mix has the unknown device {name}; choose from {', '.join(sorted(profiles))}")
+        device = deal_out("fleet.mix", list(self.mix.values()), num_clients, seed=seed, purpose="fleet", setting=self.mix)
+        return [profiles[name] for name in self.mix], device
 
 
-def room(profiles: Sequence[DeviceProfile], device: Tensor) -> Tensor:
-    """The bytes that a training step of each client may take, float64 [C]. device: int64 [C], the place in `profiles` of each client's."""
+def training_memory(profiles: Sequence[DeviceProfile], device: Tensor) -> Tensor:
+    """Return the bytes that a training step of each client may take, float64 [C]. `device` is int64 [C], the index of its profile."""
     return torch.tensor([profile.memory_bytes for profile in profiles], dtype=torch.float64)[device]
 
 
 def deal_out(
-    name: str, shares: Sequence[float], num_clients: int, *, seed: int, purpose: str, said: object | None = None
+    name: str, shares: Sequence[float], num_clients: int, *, seed: int, purpose: str, setting: object | None = None
 ) -> Tensor:
-    """The place in `shares` of each client's part, int64 [C]: numbers of clients are dealt out in a random order, shares drawn for each
-    client. name: of the option, for errors; said: what the user wrote, where that is not `shares`.
+    """Return the index in `shares` of each client's part, int64 [C].
+
+    Numbers of clients are dealt out in a random order; shares are drawn for each client.
+
+    Args:
+        name: name of the option, for errors.
+        shares: numbers of clients that add up to `num_clients`, or shares that add up to 1.
+        num_clients: number of clients, C.
+        seed: seed of the run.
+        purpose: what is drawn; draws for other purposes are independent.
+        setting: the option as the user set it, for errors, where that is not `shares`.
+
+    Raises:
+        ValueError: the numbers do not add up.
     """
     shares = [float(share) for share in shares]
     if sum(shares) == num_clients and all(share.is_integer() for share in shares):
@@ -90,6 +109,6 @@ def deal_out(
         dealt = [min(bisect.bisect_right(bounds, draw), last) for draw in draws]
     else:
         raise ValueError(
-            f"{name} must be whole numbers that add up to the {num_clients} clients, or shares that add up to 1, got {said or shares}"
+            f"{name} must be whole numbers that add up to the {num_clients} clients, or shares that add up to 1, got {setting or shares}"
         )
     return torch.tensor(dealt)

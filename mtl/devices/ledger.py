@@ -3,8 +3,8 @@
     t_down = latency + 8 bytes_down / down      t_compute = FLOPs / (efficiency peak)      t_up = latency + 8 bytes_up / up
     joules = idle (t_down + t_compute + t_up) + (compute - idle) t_compute + radio (t_down + t_up)
 
-A link that carries nothing takes no time. What a device draws while it waits for the others is not charged to training, nor is the time
-in which the server aggregates and evaluates.
+A message of no bytes takes no time. The energy that a device uses while it waits for others is not counted, nor is the time in which the
+server aggregates and evaluates.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,14 @@ from mtl.devices.profiles import DeviceProfile
 
 @dataclass(frozen=True)
 class Workload:
-    """What a round asks of each client, float64 [C]: FLOPs; bytes down and up; bytes of memory that its training step needs."""
+    """The work of each client in a round, float64 [C] each.
+
+    Attributes:
+        flops: FLOPs of the local training.
+        bytes_down: bytes sent to the client.
+        bytes_up: bytes that the client sends.
+        memory: bytes of memory that a training step needs.
+    """
 
     flops: Tensor
     bytes_down: Tensor
@@ -32,7 +39,16 @@ class Workload:
 
 @dataclass(frozen=True)
 class Ledger:
-    """down, compute, up: modelled seconds of each client, float64 [C]; the watts as in `DeviceProfile`, [C]."""
+    """The modelled time and power of each client in a round, float64 [C] each.
+
+    Attributes:
+        down: seconds of the download.
+        compute: seconds of the local training.
+        up: seconds of the upload.
+        compute_watts: as in `DeviceProfile`.
+        radio_watts: as in `DeviceProfile`.
+        idle_watts: as in `DeviceProfile`.
+    """
 
     down: Tensor
     compute: Tensor
@@ -43,30 +59,35 @@ class Ledger:
 
     @classmethod
     def of(cls, workload: Workload, profiles: Sequence[DeviceProfile], device: Tensor) -> Self:
-        """device: int64 [C], the place in `profiles` of each client's."""
+        """Return the ledger of a workload. `device` is int64 [C], the index in `profiles` of per_client client's device."""
 
-        def each(field: str) -> Tensor:
+        def per_client(field: str) -> Tensor:
             return torch.tensor([getattr(profile, field) for profile in profiles], dtype=torch.float64)[device]
 
         def link(num_bytes: Tensor, field: str) -> Tensor:
-            return torch.where(num_bytes > 0, each("latency_seconds") + 8 * num_bytes / each(field), 0)
+            return torch.where(num_bytes > 0, per_client("latency_seconds") + 8 * num_bytes / per_client(field), 0)
 
         return cls(
             down=link(workload.bytes_down, "down_bit_per_second"),
-            compute=workload.flops / (each("efficiency") * each("peak_flop_per_second")),
+            compute=workload.flops / (per_client("efficiency") * per_client("peak_flop_per_second")),
             up=link(workload.bytes_up, "up_bit_per_second"),
-            compute_watts=each("compute_watts"),
-            radio_watts=each("radio_watts"),
-            idle_watts=each("idle_watts"),
+            compute_watts=per_client("compute_watts"),
+            radio_watts=per_client("radio_watts"),
+            idle_watts=per_client("idle_watts"),
         )
 
     @property
     def seconds(self) -> Tensor:
-        """From the broadcast to the arrival of the update."""
+        """Seconds from the broadcast to the arrival of the update, float64 [C]."""
         return self.down + self.compute + self.up
 
     def joules(self, clients: Tensor, until: Tensor) -> Tensor:
-        """What some clients, int64 [K], have drawn when each stops after `until` seconds, [K], or when it is done."""
+        """Return the energy that some clients have used, float64 [K].
+
+        Args:
+            clients: int64 [K].
+            until: [K], seconds after which each stops, if it is not done before.
+        """
         down, compute, up = self.down[clients], self.compute[clients], self.up[clients]
         in_down = torch.minimum(down, until)
         in_compute = torch.minimum(compute, (until - down).clamp_min(0))

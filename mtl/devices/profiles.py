@@ -1,4 +1,4 @@
-"""Device profiles: classes of hardware as a handful of numbers, from YAML. `devices.yaml` beside this file holds those that come along.
+"""Device profiles: a class of hardware in ten numbers, from YAML. `devices.yaml` next to this file has the built-in ones.
 
 A profile is a mapping of fields, each a number or `{value: number, source: where it is from}`.
 """
@@ -15,10 +15,19 @@ import yaml
 
 @dataclass(frozen=True)
 class DeviceProfile:
-    """peak_flop_per_second: in single precision, FLOP = 2 MAC; efficiency: share of it that training reaches, in (0, 1];
-    down_bit_per_second, up_bit_per_second: to and from the device; latency_seconds: for each message;
-    compute_watts: the whole device at work; idle_watts: the whole device awake and idle; radio_watts: on top of it while the link is
-    in use; memory_bytes: what a training step may take.
+    """A class of hardware.
+
+    Attributes:
+        name: name of the device.
+        peak_flop_per_second: in single precision, FLOP = 2 MAC.
+        efficiency: share of the peak that training reaches, in (0, 1].
+        down_bit_per_second: bandwidth to the device.
+        up_bit_per_second: bandwidth from the device.
+        latency_seconds: latency of a message.
+        compute_watts: power of the whole device while it computes.
+        radio_watts: additional power while the link is in use.
+        idle_watts: power of the whole device while it is awake and idle.
+        memory_bytes: memory that a training step may take.
     """
 
     name: str
@@ -48,18 +57,24 @@ class DeviceProfile:
 FIELDS = tuple(field.name for field in fields(DeviceProfile) if field.name != "name")
 
 
-def load_profiles(own: str | Mapping[str, Any] | None = None) -> dict[str, DeviceProfile]:
-    """Those that come along and the user's own, which win where the name is the same. own: a YAML file, or what would be in it.
+def load_profiles(custom: str | Mapping[str, Any] | None = None) -> dict[str, DeviceProfile]:
+    """Return the built-in device profiles and the user's, by name; the user's take precedence.
 
-    Raises ValueError where a profile or one of its fields is wrong, naming it.
+    Args:
+        custom: the user's profiles, a YAML file or its content.
+
+    Raises:
+        ValueError: a profile or a field is wrong; the message names it.
     """
-    if own is None:
-        return dict(_shipped())
-    return _shipped() | (_read(_load(Path(own).expanduser()), own) if isinstance(own, str) else _read(own, "fleet.profiles"))
+    if custom is None:
+        return dict(_built_in())
+    if isinstance(custom, str):
+        return _built_in() | _read(_load(Path(custom).expanduser()), custom)
+    return _built_in() | _read(custom, "fleet.profiles")
 
 
 @functools.cache
-def _shipped() -> dict[str, DeviceProfile]:
+def _built_in() -> dict[str, DeviceProfile]:
     file = resources.files("mtl.devices") / "devices.yaml"
     return _read(yaml.safe_load(file.read_text(encoding="utf-8")), file.name)
 
@@ -92,7 +107,7 @@ def _number(name: str, field: str, entry: Any) -> float:
     try:
         if isinstance(value, bool):
             raise TypeError
-        # YAML 1.1 takes 1e9 for a word.
+        # YAML 1.1 reads 1e9 as a string.
         return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         raise ValueError(f"device {name}: {field} must be a number or {{value: number, source: text}}, got {entry!r}") from None

@@ -1,13 +1,13 @@
-"""Narrower models that are parts of one model, and who trains which (HeteroFL, Diao, Ding & Tarokh, ICLR 2021).
+"""Narrower models that are parts of one model (HeteroFL, Diao, Ding & Tarokh, ICLR 2021).
 
-At level r every hidden layer of the trunk has its leading channels, ceil(r c) of c, with their weights from the leading channels before.
-The features keep their width, so that all levels share the heads; so do the layers whose channels are tied to the features, by a
-residual connection or because their mean is the features. A GroupNorm keeps its leading groups whole: a channel is normalised together
-with the same others at every level. Narrower levels therefore lie inside wider ones.
+At level r every hidden layer of the trunk has its first ceil(r c) of c channels, with the weights that read the first channels of the layer
+before. The features keep their width, so that all levels share the heads. So do layers whose channels are tied to the features, by a
+residual connection or because the features are their mean. Of a GroupNorm whole groups are cut: a channel is normalised with the same other
+channels at every level. Narrower levels are therefore contained in wider ones.
 
-What a layer sums over inputs of which a share s is left is divided by s, as dropout does it, so that it is of the same size as in the
-whole model. This is the paper's scaler, which divides what the layer before gives: the same in a chain of convolutions and ReLUs, but
-there a norm in between undoes it.
+A layer that has a share s of its inputs divides its sums by s, as dropout does, so that they have the scale of the whole model. The paper's
+scaler divides the outputs of the layer before instead. In a chain of convolutions and ReLUs this is the same, but a norm between the two
+would cancel it.
 """
 
 import copy
@@ -30,9 +30,11 @@ from mtl.models.norm import FrozenBatchNorm, LocalBatchNorm
 class Widths:
     """How many of the channels of every hidden layer clients train.
 
-    levels: shares of the channels that a client can have, from 1 downwards; shares: how many clients, or which share of them, have each
-    level, null where `fleet.memory=shrink` gives each the widest that its device holds; scale: whether sums over fewer channels are
-    scaled up.
+    Args:
+        levels: shares of the channels that a client can have, from 1 downwards
+        shares: how many clients, or which share of them, have each level, null where `fleet.memory=shrink` gives each the widest that
+            fits into its memory
+        scale: whether sums over fewer channels are scaled up
     """
 
     levels: Sequence[float] = (1.0,)
@@ -52,8 +54,14 @@ class Widths:
 
 @dataclass(frozen=True)
 class Level:
-    """model: at `ratio` of the width of the whole; index: for each of its parameters that is smaller than in the whole, where its
-    coordinates lie in that one, flattened, int64 of the parameter's shape; trunk: which it has, where there are several (`models.peers`).
+    """A part of the whole model that clients train.
+
+    Attributes:
+        ratio: share of the whole model's width.
+        model: the model at this width.
+        index: for each parameter that is smaller than in the whole model, the positions of its coordinates in the flattened whole
+            parameter, int64 of the parameter's shape.
+        trunk: name of the trunk, where the whole model has several (`models.peers`).
     """
 
     ratio: float
@@ -63,17 +71,19 @@ class Level:
 
     @property
     def name(self) -> str:
+        """Name of the level in metrics."""
         return f"width_{self.ratio:g}" if self.trunk is None else f"trunk_{self.trunk}"
 
 
 class Scale:
-    """A forward hook: what the layer sums over its inputs, times `factor`."""
+    """A forward hook that multiplies a layer's sums over its inputs by `factor`."""
 
     def __init__(self, factor: float) -> None:
         self.factor = factor
 
-    def __call__(self, layer: nn.Conv2d | nn.Linear, given: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        # Not the inputs: scaled copies of them would lie in wait for the backward pass.
+    def __call__(self, layer: nn.Conv2d | nn.Linear, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        """Return the scaled output; the bias is not scaled."""
+        # Scaled inputs would have to be stored for the backward pass.
         scaled = out * self.factor
         if layer.bias is None:
             return scaled
@@ -81,9 +91,16 @@ class Scale:
 
 
 def narrow(model: MultiTaskModel, image_shape: ImageShape, ratio: float, *, scale: bool = True) -> Level:
-    """`model` at a level, with the values of the whole one, which is left as it is.
+    """Return `model` at a smaller width, with the values of the whole model, which is not changed.
 
-    Raises ValueError where the model has not one trunk, where its channels cannot be followed, and where none can be cut.
+    Args:
+        model: the whole model.
+        image_shape: (c, height, width) of the images.
+        ratio: share of the channels that stay.
+        scale: whether sums over fewer channels are scaled up.
+
+    Raises:
+        ValueError: the model does not have a single trunk, its channels cannot be traced, or no channel can be cut.
     """
     if ratio == 1:
         return Level(ratio, model, {})
@@ -91,7 +108,7 @@ def narrow(model: MultiTaskModel, image_shape: ImageShape, ratio: float, *, scal
         raise ValueError(
             f"widths.levels below 1 need architecture=hard_sharing, a model with one trunk, got {type(model.trunk).__name__}"
         )
-    # Every number says its own place, so that what the cut leaves says where it comes from.
+    # Each weight is set to its position, so that after the cut the values tell which weights are left.
     trunk = copy.deepcopy(model.trunk).double()
     places = {name: value for name, value in trunk.state_dict(keep_vars=True).items() if value.ndim and value.is_floating_point()}
     with torch.no_grad():
@@ -122,7 +139,7 @@ def narrow(model: MultiTaskModel, image_shape: ImageShape, ratio: float, *, scal
 
 
 def _keep_leading(trunk: Trunk, image_shape: ImageShape, ratio: float) -> None:
-    """Cut all but the leading channels out of `trunk`, whatever its numbers are."""
+    """Remove all but the first channels of each hidden layer of `trunk`, whatever their values are."""
     tp = require("torch_pruning", "torch-pruning")
     probe = nn.Linear(trunk.width, 1, dtype=torch.double)
     images = torch.zeros(1, *image_shape, dtype=torch.double)
@@ -140,18 +157,18 @@ def _keep_leading(trunk: Trunk, image_shape: ImageShape, ratio: float) -> None:
             layers = [dependency.target.module for dependency, _ in group]
             if probe in layers:
                 continue
-            channels, together = len(group[0].idxs), math.lcm(*(norms[layer] for layer in layers if layer in norms))
-            kept = min(math.ceil(ratio * channels / together - 1e-9) * together, channels)
-            if kept < channels:
-                group.prune(list(range(kept, channels)))
-        for layer, together in norms.items():
-            layer.num_groups = layer.num_channels // together
+            channels, group_size = len(group[0].idxs), math.lcm(*(norms[layer] for layer in layers if layer in norms))
+            num_kept = min(math.ceil(ratio * channels / group_size - 1e-9) * group_size, channels)
+            if num_kept < channels:
+                group.prune(list(range(num_kept, channels)))
+        for layer, group_size in norms.items():
+            layer.num_groups = layer.num_channels // group_size
         for path in flattened:
             flatten_by(FlattenPlaces(), trunk, path, images)
         with torch.no_grad():
             trunk(images)
     except (ZeroDivisionError, AssertionError, RuntimeError, KeyError, AttributeError) as error:
         raise ValueError(
-            f"widths.levels below 1 need a trunk whose channels can be followed, and those of {type(trunk).__name__} cannot: "
+            f"widths.levels below 1 need a trunk whose channels can be traced, and those of {type(trunk).__name__} cannot: "
             f"{type(error).__name__}: {error}"
         ) from error

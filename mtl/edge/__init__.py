@@ -1,4 +1,4 @@
-"""The way of a trained model to a device: distillation, pruning, int8, export to a file that needs no torch, latency.
+"""From a trained model to a device: distillation, pruning, int8, export to a file that runs without torch, latency.
 
-The latency of a file is measured, on the machine at hand.
+The latency of a file is measured, on the machine that runs the command.
 """

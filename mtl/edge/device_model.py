@@ -1,4 +1,4 @@
-"""What runs on a device: everything from the stored image to what the device needs of it, in one graph."""
+"""The modules that run on a device: from a stored image to scores, embeddings or maps, in one graph."""
 
 from collections.abc import Sequence
 
@@ -14,13 +14,20 @@ from mtl.models.multi_task_model import MultiTaskModel
 
 
 class DeviceModel(nn.Module):
-    """Images [N, c, H, W] as they are stored, uint8 or float, to decision scores [N, T], above zero is yes, and, where the trunk gives one
-    of an image, embeddings [N, h]. outputs: their names.
+    """Stored images [N, c, H, W], uint8 or float, to decision scores [N, T] and embeddings [N, h].
 
-    mirror: both are means over the image and its mirror image, as in `Objective`; tasks: the places of the subtasks that are wanted, None
-    for all; unit: embeddings of length 1, of each view and of their mean, as galleries hold them. The views of all images go through the
-    trunk as one batch. Raises ValueError where the model normalises an image by the others of its batch (norm=local), which a device does
-    not have.
+    Scores above zero mean yes. Architectures without a single trunk have no embeddings. `outputs` names the outputs. Images and mirror
+    images go through the trunk as one batch.
+
+    Args:
+        model: the trained model.
+        normalise: brings pixels to the range that the trunk expects.
+        mirror: whether both outputs are means over the image and its mirror image, as in `Objective`.
+        tasks: indices of the subtasks to score, None for all.
+        unit: whether embeddings have length 1, each view's and their mean's, as in galleries.
+
+    Raises:
+        ValueError: the model normalises an image by the others of its batch (norm=local), which a device does not have.
     """
 
     places: Tensor | None
@@ -44,6 +51,7 @@ class DeviceModel(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """[N, c, H, W] -> [N, T] and, with one trunk, [N, h]."""
         inputs = self.normalise(to_float(images))
         if self.mirror:
             inputs = torch.cat([inputs, inputs.flip(-1)])
@@ -62,8 +70,17 @@ class DeviceModel(nn.Module):
 
 
 class DeviceDetector(nn.Module):
-    """Pictures [N, c, H, W] as they are stored to maps [N, 5, h, w] of the picture and of its halves, see `CentreHead`; what they say of
-    faces is decoded outside. halvings: how often the picture is halved; outputs: maps_1, maps_2, maps_4, ..., by what it was divided.
+    """Stored pictures [N, c, H, W] to maps [N, 5, h, w] of each picture and its halved versions, see `CentreHead`.
+
+    The caller decodes faces from the maps. `outputs` names them maps_1, maps_2, maps_4, ..., after the factor of the reduction.
+
+    Args:
+        model: the trained model, with a detector.
+        normalise: brings pixels to the range that the trunk expects.
+        halvings: how often the picture is halved.
+
+    Raises:
+        ValueError: the model normalises an image by the others of its batch (norm=local).
     """
 
     def __init__(self, model: MultiTaskModel, normalise: Normalise, *, halvings: int) -> None:
@@ -75,6 +92,7 @@ class DeviceDetector(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """[N, c, H, W] -> [N, 5, h, w] for each output."""
         levels = [to_float(images)]
         for _ in self.outputs[1:]:
             levels.append(F.avg_pool2d(levels[-1], 2))
@@ -87,6 +105,6 @@ Deployed = DeviceModel | DeviceDetector
 def _refuse_local_norm(model: MultiTaskModel) -> None:
     if model.local_norms:
         raise ValueError(
-            f"norm=local cannot go to a device: {model.local_norms[0]} normalises an image by the others of its batch; train with "
-            "norm=group or norm=frozen"
+            f"norm must be group or frozen to run on a device, got local: {model.local_norms[0]} normalises an image by the others of "
+            "its batch"
         )

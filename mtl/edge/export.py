@@ -1,7 +1,7 @@
 """From a model to a file that runs without torch: ONNX for ONNX Runtime, or an ExecuTorch program with XNNPACK.
 
-The graph is the one that `torch.export` captures; the number of images is left open in ONNX, as the axis `N`, and one in ExecuTorch. What
-the exporters write about the machine they ran on (source paths, stack traces) is left out.
+The graph is the one that `torch.export` captures. The number of images is the open axis `N` in ONNX, and 1 in ExecuTorch. What the
+exporters write about the machine they ran on (source paths, stack traces) is removed.
 """
 
 import copy
@@ -23,21 +23,25 @@ from mtl.edge.files import DeviceFacts, open_onnx
 from mtl.models.cnn import ImageShape
 
 OPSET = 20
-TOLERANCE = 1e-4  # float against eager: absolute, and of the largest value where that is above one, whose rounding grows with it
-UNIT = 1e-5  # what a BatchNorm adds to a variance of 1 - UNIT
-MOST_AT_ONCE, PIXELS_AT_ONCE = 64, 2**19  # of what is scored in one call: images, and numbers in them
+TOLERANCE = 1e-4  # of a float file against the eager model: absolute, relative to the largest value where that is above 1
+UNIT = 1e-5  # eps of a BatchNorm whose variance is 1 - UNIT
+MAX_IMAGES, MAX_PIXELS = 64, 2**19  # that are scored in one call
 Predict = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 class ExportError(ValueError):
-    """The model cannot be exported, or the file does not do what the model does."""
+    """The model cannot be exported, or the file's outputs differ from the model's."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far a file is from the eager model on real images. scores, embeddings: the largest absolute difference; cosine: the least
-    cosine between an embedding and its counterpart, or between the scores of an image where there are no embeddings, which are None
-    then; images: how many.
+    """How far a file's outputs are from the eager model's on real images.
+
+    Attributes:
+        scores: largest absolute difference of the scores.
+        embeddings: that of the embeddings, None where there are none.
+        cosine: smallest cosine between an embedding and its counterpart; without embeddings, between the scores of an image.
+        images: number of images.
     """
 
     scores: float
@@ -47,14 +51,21 @@ class Parity:
 
 
 def at_once(image_shape: Sequence[int]) -> int:
-    """How many images are scored in one call, so that the memory of a check does not grow with the test images."""
-    return min(max(PIXELS_AT_ONCE // math.prod(image_shape), 2), MOST_AT_ONCE)
+    """Return how many images are scored in one call, so that the memory of a check does not grow with the test images."""
+    return min(max(MAX_PIXELS // math.prod(image_shape), 2), MAX_IMAGES)
 
 
 def to_onnx(model: Deployed, image_shape: ImageShape, pixels: torch.dtype, facts: DeviceFacts) -> bytes:
-    """One self-contained ONNX model: input `images` [N, c, H, W], outputs as the model names them.
+    """Return a self-contained ONNX model: input `images` [N, c, H, W], outputs as the model names them.
 
-    Raises `ExportError` with the layer's name where one has no counterpart in ONNX.
+    Args:
+        model: the model.
+        image_shape: (c, height, width) of the images.
+        pixels: their type.
+        facts: written to the metadata.
+
+    Raises:
+        ExportError: a layer has no counterpart in ONNX; the message names it.
     """
     require("onnxscript", "onnxscript")
     onnx = require("onnx", "onnx")
@@ -84,7 +95,7 @@ def to_onnx(model: Deployed, image_shape: ImageShape, pixels: torch.dtype, facts
 
 
 class _QuickGroupNorm(nn.Module):
-    """A GroupNorm whose weight and bias ONNX Runtime applies in one operation, as those of a BatchNorm, rather than in two."""
+    """A GroupNorm whose weight and bias are those of a BatchNorm, which ONNX Runtime applies in one operation rather than two."""
 
     mean: Tensor
     variance: Tensor
@@ -97,12 +108,13 @@ class _QuickGroupNorm(nn.Module):
         self.register_buffer("variance", torch.full((norm.num_channels,), 1 - UNIT))
 
     def forward(self, maps: Tensor) -> Tensor:
+        """[N, c, h, w] -> [N, c, h, w]."""
         groups = F.instance_norm(maps.flatten(2).reshape(maps.shape[0], self.num_groups, -1), eps=self.eps)
         return F.batch_norm(groups.view(maps.shape), self.mean, self.variance, self.weight, self.bias, eps=UNIT)
 
 
 def _with_quick_norms(model: Deployed) -> Deployed:
-    """A copy of the model with such norms."""
+    """Return a copy of the model with `_QuickGroupNorm` in place of GroupNorm."""
     quick = copy.deepcopy(model)
     for parent in list(quick.modules()):
         for name, layer in list(parent.named_children()):
@@ -112,7 +124,11 @@ def _with_quick_norms(model: Deployed) -> Deployed:
 
 
 def capture(model: nn.Module, image_shape: ImageShape, pixels: torch.dtype, *, batch: int | None) -> torch.export.ExportedProgram:
-    """The graph of a module, for `batch` images, None for any number. Raises `ExportError` where an operation cannot be captured."""
+    """Return the graph of a module for `batch` images, None for any number.
+
+    Raises:
+        ExportError: an operation cannot be captured; the message names the layer.
+    """
     images = torch.zeros(batch or 2, *image_shape, dtype=pixels)
     shapes = None if batch else ({0: torch.export.Dim("N")},)
     try:
@@ -123,7 +139,13 @@ def capture(model: nn.Module, image_shape: ImageShape, pixels: torch.dtype, *, b
 
 
 def to_executorch(model: nn.Module, image_shape: ImageShape, pixels: torch.dtype, facts: DeviceFacts) -> bytes:
-    """An ExecuTorch program for one image, with XNNPACK's convolutions and linear layers; methods `mtl_<name>` return `facts` as JSON."""
+    """Return an ExecuTorch program for one image, with XNNPACK's convolutions and linear layers.
+
+    Its methods `mtl_<name>` return `facts` as JSON.
+
+    Raises:
+        ExportError: an operation cannot be captured; the message names the layer.
+    """
     exir = require("executorch.exir", "executorch")
     xnnpack = require("executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch")
     captured = capture(model, image_shape, pixels, batch=1)
@@ -137,7 +159,7 @@ def to_executorch(model: nn.Module, image_shape: ImageShape, pixels: torch.dtype
 
 
 def name_batch(proto: Any) -> None:
-    """Call the number of images `N` wherever a shape has it: torch.export numbers its symbols as it goes."""
+    """Rename the number of images to `N` in all shapes; torch.export gives it a number that varies."""
     symbol = proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param
     assert symbol
     values = [part for graph in (proto.graph, *proto.functions) for part in graph.value_info]
@@ -148,7 +170,7 @@ def name_batch(proto: Any) -> None:
 
 
 def strip(proto: Any) -> None:
-    """Leave out of an ONNX model what its exporter wrote about the code and the machine that it came from."""
+    """Remove from an ONNX model what its exporter wrote about the code and the machine."""
     proto.producer_name, proto.producer_version, proto.doc_string = "mtl", "", ""
     del proto.metadata_props[:]
     graphs = [proto.graph, *proto.functions]
@@ -163,7 +185,7 @@ def strip(proto: Any) -> None:
 
 
 def onnx_predict(model: bytes, *, threads: int = 1) -> Predict:
-    """Images [N, c, H, W] to what the file makes of them, by ONNX Runtime, so many in a call as `at_once` says."""
+    """Return a function from images [N, c, H, W] to the outputs of an ONNX file, by ONNX Runtime, in batches of `at_once`."""
     session = open_onnx(model, threads=threads)
 
     def predict(images: Tensor) -> tuple[Tensor, ...]:
@@ -174,7 +196,7 @@ def onnx_predict(model: bytes, *, threads: int = 1) -> Predict:
 
 
 def executorch_predict(program: bytes) -> Predict:
-    """The same by ExecuTorch, image by image."""
+    """Return a function from images [N, c, H, W] to the outputs of an ExecuTorch program, image by image."""
     runtime = require("executorch.runtime", "executorch")
     method = runtime.Runtime.get().load_program(program).load_method("forward")
 
@@ -186,29 +208,48 @@ def executorch_predict(program: bytes) -> Predict:
 
 
 def differences(predict: Predict, expected: Sequence[Tensor], images: Tensor) -> tuple[list[float], tuple[Tensor, ...]]:
-    """The largest absolute difference of each output, and the outputs. images: real ones, [N, c, H, W], in batches and the first alone;
-    expected: the eager model's outputs.
+    """Return the largest absolute difference of each output, and the outputs.
+
+    The images are scored in batches, and the first one also alone.
+
+    Args:
+        predict: runs the file.
+        expected: the eager model's outputs.
+        images: [N, c, H, W], real ones.
     """
-    found, alone = predict(images), predict(images[:1])
-    away = [
-        max(float((got - want).abs().max()), float((one - want[:1]).abs().max()))
-        for got, want, one in zip(found, expected, alone, strict=True)
+    outputs, single = predict(images), predict(images[:1])
+    largest = [
+        max(float((output - target).abs().max()), float((first - target[:1]).abs().max()))
+        for output, target, first in zip(outputs, expected, single, strict=True)
     ]
-    return away, found
+    return largest, outputs
 
 
 def compare(predict: Predict, expected: Sequence[Tensor], images: Tensor) -> Parity:
-    """As `differences`; expected: the eager model's scores [N, T] and, where there are any, embeddings [N, h]."""
-    away, found = differences(predict, expected, images)
-    cosine = torch.cosine_similarity(found[-1], expected[-1], dim=1).min()
-    return Parity(away[0], away[1] if len(away) > 1 else None, float(cosine), len(images))
+    """Compare a file with the eager model on real images.
 
-
-def check_float(away: Mapping[str, float], expected: Sequence[Tensor], images: int) -> None:
-    """Raises `ExportError` where a float file is not the eager model. away: the largest difference of each output, by its name;
-    expected: the eager model's outputs on so many images.
+    Args:
+        predict: runs the file.
+        expected: the eager model's scores [N, T] and, where there are any, embeddings [N, h].
+        images: [N, c, H, W].
     """
-    for (name, difference), values in zip(away.items(), expected, strict=True):
+    largest, outputs = differences(predict, expected, images)
+    cosine = torch.cosine_similarity(outputs[-1], expected[-1], dim=1).min()
+    return Parity(largest[0], largest[1] if len(largest) > 1 else None, float(cosine), len(images))
+
+
+def check_float(largest: Mapping[str, float], expected: Sequence[Tensor], images: int) -> None:
+    """Check that the outputs of a float file are those of the eager model, to rounding.
+
+    Args:
+        largest: largest difference of each output, by its name.
+        expected: the eager model's outputs.
+        images: number of images.
+
+    Raises:
+        ExportError: a difference is larger than `TOLERANCE` allows.
+    """
+    for (name, difference), values in zip(largest.items(), expected, strict=True):
         allowed = TOLERANCE * max(1.0, float(values.abs().max()))
         if not difference <= allowed:
             raise ExportError(
@@ -217,21 +258,23 @@ def check_float(away: Mapping[str, float], expected: Sequence[Tensor], images: i
 
 
 def _culprit(model: nn.Module, images: Tensor) -> str:
-    """The first layer, in the order of the call, that cannot be captured by itself."""
+    """Return the first layer, in call order, that cannot be captured by itself."""
     inputs: dict[str, tuple[Any, ...]] = {}
     names = {layer: name for name, layer in model.named_modules() if not list(layer.children())}
-    hooks = [layer.register_forward_pre_hook(lambda layer, given: inputs.setdefault(names[layer], given)) for layer in names]
+    hooks = [
+        layer.register_forward_pre_hook(lambda layer, arguments: inputs.setdefault(names[layer], arguments)) for layer in names
+    ]
     try:
         with torch.no_grad():
             model(images)
     finally:
         for hook in hooks:
             hook.remove()
-    for name, given in inputs.items():
+    for name, arguments in inputs.items():
         layer = model.get_submodule(name)
         try:
             with slow_guards_allowed():
-                torch.export.export(layer, given)
+                torch.export.export(layer, arguments)
         except Exception:  # noqa: BLE001
             return f"{name} ({type(layer).__name__})"
     return type(model).__name__

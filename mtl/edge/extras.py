@@ -1,11 +1,15 @@
-"""Libraries that only the way to a device needs: the extra `edge`, and ExecuTorch by itself."""
+"""Optional libraries of this package: those of the extra `edge`, and ExecuTorch."""
 
 import importlib
 from typing import Any
 
 
 def require(module: str, package: str) -> Any:
-    """The module, imported. Raises ValueError where its package is not installed."""
+    """Import and return a module.
+
+    Raises:
+        ValueError: the package is not installed; the message says how to install it.
+    """
     try:
         return importlib.import_module(module)
     except ImportError as error:

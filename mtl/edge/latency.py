@@ -1,4 +1,4 @@
-"""How long one image takes, one after the other (the single-stream scenario of MLPerf Tiny, Banbury et al. 2021)."""
+"""Latency of one image at a time (the single-stream scenario of MLPerf Tiny, Banbury et al. 2021)."""
 
 import time
 import warnings
@@ -20,7 +20,13 @@ TURNS = 5
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds for an image: the median and the 90th percentile over `repeats`."""
+    """Milliseconds for an image.
+
+    Attributes:
+        p50: median over the repeats.
+        p90: 90th percentile.
+        repeats: number of timed calls.
+    """
 
     p50: float
     p90: float
@@ -28,8 +34,17 @@ class Latency:
 
 
 def measure(runs: Mapping[str, Run], *, warmup: int = 20, repeats: int = 200) -> dict[str, Latency]:
-    """Time calls, each `repeats` times after `warmup` that do not count. Several take turns, so that what the machine does meanwhile
-    falls on all of them.
+    """Time calls and return their latencies, by name.
+
+    Several calls take turns, so that other work of the machine affects all of them.
+
+    Args:
+        runs: the calls, by name.
+        warmup: number of first calls that are not timed.
+        repeats: number of timed calls of each.
+
+    Raises:
+        ValueError: `warmup` is negative, or `repeats` below 1.
     """
     for name, value, least in (("warmup", warmup, 0), ("repeats", repeats, 1)):
         if value < least:
@@ -38,7 +53,7 @@ def measure(runs: Mapping[str, Run], *, warmup: int = 20, repeats: int = 200) ->
     turn = max(repeats // TURNS, 1)
     while len(min(seconds.values(), key=len)) < repeats:
         for name, run in runs.items():
-            # A turn begins with calls that do not count: the others' weights are in the cache.
+            # Each turn begins with untimed calls, because the cache holds the weights of the others.
             for _ in range(warmup if not seconds[name] else min(warmup, 3)):
                 run()
             for _ in range(min(turn, repeats - len(seconds[name]))):
@@ -49,14 +64,20 @@ def measure(runs: Mapping[str, Run], *, warmup: int = 20, repeats: int = 200) ->
 
 
 def measure_file(path: Path, *, threads: int = 1, warmup: int = 20, repeats: int = 200) -> Latency:
-    """An exported file on its runtime. Raises ValueError as `file_call` does."""
+    """Return the latency of an exported file on its runtime; arguments as in `measure`, errors as in `file_call`."""
     return measure({"file": file_call(path, threads=threads)}, warmup=warmup, repeats=repeats)["file"]
 
 
 def file_call(path: Path, *, threads: int = 1, seed: int = 0) -> Run:
-    """One random image through an exported file, .onnx on ONNX Runtime and .pte on ExecuTorch.
+    """Return a call that runs one random image through an exported file.
 
-    Raises ValueError where the file is missing or torn, or of another kind, and where the runtime is not installed.
+    Args:
+        path: .onnx for ONNX Runtime or .pte for ExecuTorch.
+        threads: number of threads of the runtime.
+        seed: seed of the image.
+
+    Raises:
+        ValueError: the file is missing, damaged or of another kind, or the runtime is not installed.
     """
     if threads < 1:
         raise ValueError(f"threads must be >= 1, got {threads}")
@@ -70,7 +91,7 @@ def file_call(path: Path, *, threads: int = 1, seed: int = 0) -> Run:
 
 
 def eager_call(model: torch.nn.Module, image: Tensor) -> Run:
-    """One image [1, c, H, W] through a torch module as it is, on as many threads as torch has."""
+    """Return a call that runs one image [1, c, H, W] through a torch module, on torch's threads."""
 
     def run() -> None:
         with torch.inference_mode():
@@ -84,15 +105,19 @@ def _latency(seconds: list[float]) -> Latency:
     return Latency(p50, p90, len(seconds))
 
 
-def _random_image(shape: tuple[int, ...], bytes_wanted: bool, seed: int) -> Tensor:
+def _random_image(shape: tuple[int, ...], as_bytes: bool, seed: int) -> Tensor:
     rng = torch.Generator().manual_seed(seed)
-    if bytes_wanted:
+    if as_bytes:
         return torch.randint(0, 256, (1, *shape), generator=rng, dtype=torch.uint8)
     return torch.randn(1, *shape, generator=rng)
 
 
 def set_executorch_threads(threads: int) -> None:
-    """Give ExecuTorch's pool, on which XNNPACK computes, so many threads. Raises ValueError where this ExecuTorch has no such call."""
+    """Set the number of threads of ExecuTorch's pool, which XNNPACK uses.
+
+    Raises:
+        ValueError: this version of ExecuTorch cannot set it.
+    """
     pool = require("executorch.extension.pybindings.portable_lib", "executorch")
     reset, count = (getattr(pool, name, None) for name in ("_unsafe_reset_threadpool", "_threadpool_get_thread_count"))
     if reset is None or count is None:
@@ -112,6 +137,6 @@ def _executorch_call(path: Path, threads: int, seed: int) -> Run:
         method = runtime.Runtime.get().load_program(path).load_method("forward")
     except RuntimeError as error:
         raise ValueError(f"{path} must be an ExecuTorch program with the method forward: {error}") from error
-    given = method.metadata.input_tensor_meta(0)
-    image = _random_image(tuple(given.sizes()[1:]), given.dtype() == 0, seed)
+    meta = method.metadata.input_tensor_meta(0)
+    image = _random_image(tuple(meta.sizes()[1:]), meta.dtype() == 0, seed)
     return lambda: method.execute([image])

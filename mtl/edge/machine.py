@@ -1,4 +1,4 @@
-"""The machine on which a file was timed, so that a number of milliseconds says what it is of."""
+"""The machine on which a file was timed; it is recorded with every latency."""
 
 import importlib.metadata
 import platform
@@ -11,21 +11,21 @@ RUNTIMES = {".onnx": "onnxruntime", ".pte": "executorch"}
 
 
 def processor() -> str:
-    """The model of the processor, or of the board where Linux does not name the processor."""
+    """Return the model of the processor, or of the board where Linux does not name the processor."""
     info = Path("/proc/cpuinfo")
     rows = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
-    said = {name.strip(): value.strip() for name, _, value in (row.partition(":") for row in rows)}
+    fields = {name.strip(): value.strip() for name, _, value in (row.partition(":") for row in rows)}
     board = Path("/proc/device-tree/model")
     names = (
-        said.get("model name"),
-        said.get("Model"),
+        fields.get("model name"),
+        fields.get("Model"),
         board.read_text(encoding="utf-8", errors="replace") if board.is_file() else None,
     )
     return next((name.strip("\0 ") for name in names if name), platform.processor() or platform.machine())
 
 
 def timing_machine(suffix: str, threads: int) -> dict[str, Any]:
-    """What a latency is of: processor, threads, the runtime of files that end in `suffix`, and versions."""
+    """Return processor, threads, versions, and the runtime of files that end in `suffix`."""
     runtime = RUNTIMES[suffix]
     versions = {name: _version(name) for name in ("numpy", "torch", runtime)}
     return {

@@ -1,6 +1,6 @@
-"""How a picture becomes pixels, as a rule that an exported file carries, so that the device sees what training saw.
+"""The rule by which a picture becomes an image; exported files contain it, so that a device prepares pictures as training did.
 
-The steps are those of `data.images`, in this order: turn upright by the EXIF tag, bring 16-bit grey to 8 bits, lay transparency on a
+The steps are those of `data.images`, in this order: turn upright by the EXIF tag, bring 16-bit grey to 8 bits, put transparent pixels on a
 background, convert to grey or RGB, cut, resize without keeping the proportions.
 """
 
@@ -12,10 +12,18 @@ from mtl.models.cnn import ImageShape
 
 @dataclass(frozen=True)
 class PictureRule:
-    """orientation: what turns a picture upright; sixteen_bit: 16-bit grey is divided by this and rounded; background: what shows through
-    transparent pixels; colours: Pillow's mode, L (grey by the ITU-R 601 weights) or RGB, the order of the channels; crop: (top, left,
-    height, width) of the upright picture that is cut out, None for all of it; size: (height, width) that it is resized to; resize:
-    Pillow's filter; layout, values: of the tensor.
+    """How a picture file becomes an image tensor.
+
+    Attributes:
+        colours: Pillow's mode, L (grey by the ITU-R 601 weights) or RGB, the order of the channels.
+        size: (height, width) that the picture is resized to.
+        crop: (top, left, height, width) of the part of the upright picture that is used, None for all of it.
+        orientation: the source of the rotation that turns a picture upright.
+        sixteen_bit: 16-bit grey is divided by this and rounded.
+        background: colour behind transparent pixels.
+        resize: Pillow's filter.
+        layout: order of the tensor's axes.
+        values: type of the tensor.
     """
 
     colours: str
@@ -30,6 +38,6 @@ class PictureRule:
 
     @classmethod
     def of(cls, image_shape: ImageShape, crop: Sequence[int] | None = None) -> "PictureRule":
-        """For stored images [c, height, width] of one or three channels."""
+        """Return the rule for stored images [c, height, width] of one or three channels."""
         channels, height, width = image_shape
         return cls("L" if channels == 1 else "RGB", [height, width], None if crop is None else list(crop))

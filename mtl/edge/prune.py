@@ -1,4 +1,4 @@
-"""Fewer weights (Han et al., NeurIPS 2015) or fewer channels (Li et al., ICLR 2017), chosen by magnitude; the heads stay whole.
+"""Pruning of weights (Han et al., NeurIPS 2015) or channels (Li et al., ICLR 2017) by magnitude; the heads are not pruned.
 
     weights    the smallest |w| become zero, gradually (Zhu & Gupta 2017):  s(r) = ratio (1 - (1 - (r - begin) / (end - begin))^3)
     channels   the channels of least norm are cut out, once, with everything that depends on them (Fang et al., CVPR 2023)
@@ -27,9 +27,12 @@ Scope = Literal["global", "layer"]
 class Pruning:
     """Which weights or channels are removed, and how many.
 
-    kind: nothing, weights or channels; ratio: the share that goes; scope: whether the smallest of all layers go (global) or those of each
-    (layer); begin: share of the training after which weights begin to go; end: share of the training after which the whole ratio of
-    weights is gone.
+    Args:
+        kind: nothing, weights or channels
+        ratio: the share that is removed
+        scope: whether the smallest of all layers go (global) or those of each (layer)
+        begin: share of the training after which weights begin to go
+        end: share of the training after which the whole ratio of weights is gone
     """
 
     kind: str = "nothing"
@@ -48,7 +51,7 @@ class Pruning:
             raise ValueError(f"prune.begin and prune.end must be in order in [0, 1], got {self.begin} and {self.end}")
 
     def ratio_at(self, progress: float) -> float:
-        """The share of weights that are zero at this share of the training."""
+        """Return the share of weights that are zero at this share of the training, 0 to 1."""
         if progress < self.begin:
             return 0.0
         if progress >= self.end:
@@ -57,18 +60,28 @@ class Pruning:
 
 
 def prunable(model: MultiTaskModel) -> Params:
-    """The weights of the trunk's convolutions and linear layers, by name. Raises ValueError where none is trained."""
+    """Return the weights of the trunk's convolutions and linear layers, by name.
+
+    Raises:
+        ValueError: no weight of the trunk is trained.
+    """
     weights: Params = {f"trunk.{name}": value for name, value in model.trunk.named_parameters() if value.ndim > 1}
     if not weights:
-        raise ValueError("prune.kind=weights needs a trunk that is trained, and nothing of this one is")
+        raise ValueError("prune.kind=weights needs a trunk with trained weights, got one without")
     return weights
 
 
 @torch.no_grad()
 def zero_smallest(weights: Params, ratio: float, *, scope: str) -> Params:
-    """Set the smallest share `ratio` of the weights to zero, in place; returns the masks of those that stay, bool.
+    """Set the smallest weights to zero, in place, and return bool masks of those that stay.
 
-    Raises ValueError, and changes nothing, where a layer would be empty.
+    Args:
+        weights: the weights, by name.
+        ratio: share of the weights that become zero.
+        scope: `global` or `layer`, see `Pruning`.
+
+    Raises:
+        ValueError: a layer would have no weights left; then nothing is changed.
     """
     masks = {}
     if scope == "global":
@@ -88,17 +101,25 @@ def zero_smallest(weights: Params, ratio: float, *, scope: str) -> Params:
 
 
 def _largest(magnitudes: Tensor, ratio: float) -> Tensor:
-    """Bool, true for all but the smallest share `ratio`; exactly that many, however many are equal."""
+    """Return a mask that is false for exactly the smallest share `ratio`, even where magnitudes are equal."""
     mask = torch.ones_like(magnitudes, dtype=torch.bool)
     mask[magnitudes.argsort(stable=True)[: round(ratio * magnitudes.numel())]] = False
     return mask
 
 
 def cut_channels(model: MultiTaskModel, image_shape: ImageShape, ratio: float, *, scope: str) -> None:
-    """Cut the share `ratio` of the channels of least norm out of the trunk of `model`, and what depends on them; the embedding keeps its
-    width. A GroupNorm keeps its groups, so that from each as many go.
+    """Remove the channels of smallest norm from the model's trunk, with everything that depends on them, in place.
 
-    Raises ValueError, and changes nothing, where a layer would be empty, where nothing can be cut, and where a layer cannot be followed.
+    The embedding keeps its width. A GroupNorm keeps its number of groups: each group loses equally many channels.
+
+    Args:
+        model: a model with one trunk.
+        image_shape: (c, height, width) of the images.
+        ratio: share of the channels that are removed.
+        scope: `global` or `layer`, see `Pruning`.
+
+    Raises:
+        ValueError: a layer would be empty, no channel can be cut, or the channels of a layer cannot be traced; then nothing is changed.
     """
     if not isinstance(model.trunk, Trunk):
         raise ValueError(f"prune.kind=channels needs a model with one trunk, got {type(model.trunk).__name__}")
@@ -133,7 +154,7 @@ def cut_channels(model: MultiTaskModel, image_shape: ImageShape, ratio: float, *
             trunk(images)
     except (ZeroDivisionError, AssertionError, RuntimeError, KeyError, AttributeError) as error:
         raise ValueError(
-            f"prune.kind=channels cannot follow the channels of {type(model.trunk).__name__}: {type(error).__name__}: {error}; "
+            f"prune.kind=channels cannot trace the channels of {type(model.trunk).__name__}: {type(error).__name__}: {error}; "
             "use prune.kind=weights"
         ) from error
     before, after = (sum(parameter.numel() for parameter in part.parameters()) for part in (model.trunk, trunk))
@@ -143,7 +164,10 @@ def cut_channels(model: MultiTaskModel, image_shape: ImageShape, ratio: float, *
 
 
 def _check_group(layers: list[nn.Module], names: dict[nn.Module, str], probe: nn.Module, ratio: float) -> None:
-    """layers: those that lose the same channels, the one that makes them first. torch-pruning would pass over them without a word."""
+    """Raise ValueError where a group of layers that lose the same channels would be empty; torch-pruning would skip it silently.
+
+    The first of `layers` is the one whose outputs these channels are.
+    """
     root = layers[0]
     assert isinstance(root, nn.Conv2d | nn.Linear)
     channels = root.weight.shape[0]
@@ -156,14 +180,14 @@ def _check_group(layers: list[nn.Module], names: dict[nn.Module, str], probe: nn
 
 
 def norm_pruner(tp: Any) -> Any:
-    """How torch-pruning cuts channels out of a norm that is not BatchNorm itself."""
+    """Return torch-pruning's rule for cutting channels out of a norm that is not BatchNorm."""
 
     class NormPruner(tp.BasePruningFunc):
         def prune_out_channels(self, layer: nn.Module, idxs: list[int]) -> nn.Module:
-            kept = [channel for channel in range(self.get_out_channels(layer)) if channel not in set(idxs)]
+            remaining = [channel for channel in range(self.get_out_channels(layer)) if channel not in set(idxs)]
             for name, value in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
                 if value.ndim:
-                    cut = value.detach()[kept].clone()
+                    cut = value.detach()[remaining].clone()
                     setattr(layer, name, nn.Parameter(cut) if isinstance(value, nn.Parameter) else cut)
             return layer
 
@@ -179,8 +203,15 @@ def norm_pruner(tp: Any) -> Any:
 
 @torch.no_grad()
 def flatten_by(flatten: nn.Flatten, trunk: Trunk, path: str, images: Tensor) -> None:
-    """Put `flatten` in the place of the one at `path`, and the columns of the linear layer behind it in the new order: torch-pruning takes
-    the places of a channel to lie side by side. What the trunk computes stays the same.
+    """Replace the flatten layer at `path`, and reorder the columns of the next linear layer, so that the trunk computes the same.
+
+    torch-pruning needs it: it assumes that the values of a channel are adjacent.
+
+    Args:
+        flatten: the new layer.
+        trunk: the trunk, changed in place.
+        path: name of the flatten layer.
+        images: [1, c, H, W], an example.
     """
     chain = trunk.chain()
     place = next(i for i, (name, _) in enumerate(chain) if name == path)
@@ -195,9 +226,10 @@ def flatten_by(flatten: nn.Flatten, trunk: Trunk, path: str, images: Tensor) -> 
 
 
 def take_shapes(model: nn.Module, state: Params) -> None:
-    """Give the layers of `model` the sizes of the tensors in `state`, whose channels have been cut; their values are not taken over.
+    """Give the layers of `model` the sizes of the tensors in `state`, whose channels have been cut; the values are not copied.
 
-    Raises ValueError where a layer has other sizes and is none of those that can be cut.
+    Raises:
+        ValueError: a layer has another size and is of a type that cannot be cut.
     """
     for path, layer in model.named_modules():
         changed = False
@@ -213,7 +245,7 @@ def take_shapes(model: nn.Module, state: Params) -> None:
 
 
 def _take_sizes(path: str, layer: nn.Module) -> None:
-    """The numbers by which a layer knows its sizes, from its weight."""
+    """Set a layer's size attributes from its weight."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
     match layer:

@@ -2,11 +2,10 @@
 
     x ~ scale (q - zero)      weights: int8, a scale for each output channel, zero = 0      activations: 8 bits, one scale
 
-For ONNX Runtime its own static quantisation makes the file: it puts a pair of quantise and dequantise around inputs, weights, biases and
-outputs of every convolution and linear layer, which is what its integer kernels are chosen by. The graph of torchao's x86 quantiser can be
-exported too, but has no pair behind a layer and no integer bias: ONNX Runtime dequantises and computes in float, and takes longer than for
-the float file. torchao makes the training with simulated quantisation, whose weights then go the same way, and the
-ExecuTorch program.
+ONNX files are made by ONNX Runtime's static quantisation. It puts a quantise-dequantise pair around inputs, weights, biases and outputs of
+every convolution and linear layer; its integer kernels need these pairs. The graph of torchao's x86 quantiser can be exported too, but has
+no pair after a layer and no integer bias: ONNX Runtime then dequantises, computes in float, and is slower than with the float file.
+torchao makes the ExecuTorch program and the training with simulated quantisation, after which the weights are quantised in the same way.
 """
 
 import copy
@@ -24,7 +23,7 @@ from mtl.base.compiling import slow_guards_allowed
 from mtl.edge.extras import require
 from mtl.edge.files import DeviceFacts
 
-LEAST_CALIBRATION = 32
+MIN_CALIBRATION = 32
 CALIBRATION_BATCH = 32
 ROOM = 6  # copies of a model that ONNX Runtime has on the disk at once, at most
 # Seven of the eight bits: sums of two products of eight bits overflow on x86 processors without VNNI.
@@ -32,17 +31,25 @@ WEIGHT_RANGE = (-64, 63)
 
 
 def check_calibration(images: Tensor) -> None:
-    """Raises ValueError where there are too few images [M, c, H, W] to see the range of the activations."""
-    if len(images) < LEAST_CALIBRATION:
-        raise ValueError(f"calibration must have at least {LEAST_CALIBRATION} images, got {len(images)}")
+    """Raise ValueError where there are too few images [M, c, H, W] to measure the range of the activations."""
+    if len(images) < MIN_CALIBRATION:
+        raise ValueError(f"calibration must have at least {MIN_CALIBRATION} images, got {len(images)}")
 
 
 def quantize_onnx(model: bytes, images: Tensor, facts: DeviceFacts) -> bytes:
-    """An ONNX model with 8-bit convolutions and linear layers. images: for calibration, [M, c, H, W], as the model takes them.
+    """Return an ONNX model with 8-bit convolutions and linear layers.
 
-    What comes before the trunk and behind the embedding stays float: it is cheap, and the scores are made of small differences. So does
-    the first convolution, whose one to three channels of input leave the integer kernels idle: they take longer than the float
-    ones. Where an architecture has no embedding, convolutions alone are quantised.
+    What comes before the trunk and after the embedding stays float: it is cheap, and scores depend on small differences. So does the first
+    convolution: with one to three input channels the integer kernels are slower than the float ones. Without an embedding only convolutions
+    are quantised.
+
+    Args:
+        model: the float model.
+        images: [M, c, H, W] for calibration, as the model takes them.
+        facts: written to the metadata.
+
+    Raises:
+        ValueError: there are too few images.
     """
     check_calibration(images)
     onnx = require("onnx", "onnx")
@@ -89,7 +96,7 @@ def _check_room(folder: Path, num_bytes: int) -> None:
 
 
 def _behind_embedding(graph: Any) -> list[str]:
-    """The nodes that the scores need and the embedding does not."""
+    """Return the names of the nodes that the scores need and the embedding does not."""
     by_output = {name: node for node in graph.node for name in node.output}
 
     def needed(output: str) -> set[str]:
@@ -110,7 +117,7 @@ def _first_convolution(graph: Any) -> list[str]:
 
 
 def _Calibration(tools: Any, images: Tensor) -> Any:  # noqa: N802
-    """A reader of batches; its base class is known only where ONNX Runtime is installed."""
+    """Return a reader of calibration batches; its base class exists only where ONNX Runtime is installed."""
 
     class Reader(tools.CalibrationDataReader):
         def __init__(self) -> None:
@@ -124,9 +131,13 @@ def _Calibration(tools: Any, images: Tensor) -> Any:  # noqa: N802
 
 
 def simulate_int8(trunk: nn.Module, inputs: Tensor) -> nn.Module:
-    """The graph of `trunk` with simulated quantisation of weights and activations, to be trained; its parameters have their old names.
+    """Return the graph of `trunk` with simulated quantisation of weights and activations, for training.
 
-    inputs: [2, c, H, W], two or more, as an example. Ranges follow the activations as training goes on.
+    The parameters keep their names. The ranges follow the activations during the training.
+
+    Args:
+        trunk: the float trunk.
+        inputs: [2, c, H, W], an example of two or more.
     """
     pt2e = require("torchao.quantization.pt2e", "torchao")
     prepare = require("torchao.quantization.pt2e.quantize_pt2e", "torchao").prepare_qat_pt2e
@@ -143,7 +154,15 @@ def simulate_int8(trunk: nn.Module, inputs: Tensor) -> nn.Module:
 
 
 def quantize_for_executorch(model: nn.Module, images: Tensor) -> nn.Module:
-    """The graph of `model` for one image, its convolutions and linear layers in int8 as XNNPACK computes them. images: for calibration."""
+    """Return the graph of `model` for one image, with convolutions and linear layers in XNNPACK's int8.
+
+    Args:
+        model: the float model.
+        images: [M, c, H, W] for calibration.
+
+    Raises:
+        ValueError: there are too few images.
+    """
     check_calibration(images)
     steps = require("torchao.quantization.pt2e.quantize_pt2e", "torchao")
     xnnpack = require("executorch.backends.xnnpack.quantizer.xnnpack_quantizer", "executorch")

@@ -1,1 +1,1 @@
-"""Faces in photos: boxes and embeddings from one trunk (`finder`), enrolled people (`gallery`), and the threshold of "unknown"."""
+"""Faces in photos: boxes and embeddings from one trunk (`finder`), enrolled people (`gallery`), the match threshold (`calibration`)."""

@@ -1,6 +1,4 @@
-"""One trunk that finds the faces in a picture and tells them apart: its map of the picture gives boxes, its features of what is in a box
-say who it is.
-"""
+"""A face finder with one trunk: its map of the picture gives boxes, its features of a box's content identify the person."""
 
 import hashlib
 from collections.abc import Sequence
@@ -14,16 +12,18 @@ from mtl.data.transforms import Normalise
 from mtl.data.warp import crop_boxes
 from mtl.models.centre import decode, map_layers, map_stride
 
-OVERLAP, WITHIN = 0.5, 0.7  # of two boxes that show the same face: what both share of what either covers, and of the smaller
-LEAST_SIDE = 64  # pixels on the shorter side below which a picture is not halved again
+OVERLAP, WITHIN = 0.5, 0.7  # two boxes show the same face: intersection over union, and over the smaller box
+LEAST_SIDE = 64  # pixels on the shorter side that a halved picture must have
 
 
 @dataclass(frozen=True)
 class DetectionOptions:
     """Scenes in a step, and when a face counts as found.
 
-    batch_size: scenes in a step; confidence: score from which a face counts as found, in use and in the shares of faces found and named;
-    margin: how much longer than a box is what the trunk sees of a face.
+    Args:
+        batch_size: scenes in a step
+        confidence: score from which a face counts as found, in use and in the shares of faces found and named
+        margin: how much longer than its box the part of the picture is that the trunk sees of a face
     """
 
     batch_size: int = 8
@@ -41,7 +41,12 @@ class DetectionOptions:
 
 @dataclass(frozen=True)
 class Faces:
-    """The faces of a picture, the surest first. boxes: [n, 4] as (left, top, right, bottom) in pixels; scores: [n], 0 to 1."""
+    """The faces of a picture, in falling order of their scores.
+
+    Attributes:
+        boxes: [n, 4], (left, top, right, bottom) in pixels.
+        scores: [n], 0 to 1.
+    """
 
     boxes: Tensor
     scores: Tensor
@@ -50,15 +55,21 @@ class Faces:
         return len(self.boxes)
 
     def surer_than(self, confidence: float) -> "Faces":
-        """Those whose score is at least `confidence`."""
-        sure = self.scores >= confidence
-        return Faces(self.boxes[sure], self.scores[sure])
+        """Return the faces whose score is at least `confidence`."""
+        keep = self.scores >= confidence
+        return Faces(self.boxes[keep], self.scores[keep])
 
 
 class FaceFinder:
-    """trunk: of convolutions (see `map_layers`); detector: a head on its map; crop_shape: (c, height, width) of what the trunk's features
-    are of; margin: see `crop_placement`; mirror: whether an embedding is the mean over the face and its mirror image. The modules are
-    used in the mode they are in.
+    """Finds and embeds faces. The modules are used in their present mode (training or evaluation).
+
+    Args:
+        trunk: a trunk of convolutions, see `map_layers`.
+        detector: a head on the trunk's map.
+        normalise: brings pixels to the range that the trunk expects.
+        crop_shape: (c, height, width) of the crops that the trunk embeds.
+        margin: see `crop_placement`.
+        mirror: whether an embedding is the mean over the face and its mirror image.
     """
 
     def __init__(
@@ -79,16 +90,20 @@ class FaceFinder:
         self.stride = map_stride(self.layers, self.channels)[1]
 
     def maps(self, images: Tensor) -> Tensor:
-        """images: float [B, c, H, W] in 0..1; returns [B, 5, h, w], see `CentreHead`."""
+        """Return the detector's maps [B, 5, h, w] of float images [B, c, H, W] in 0..1; see `CentreHead`."""
         maps: Tensor = self.detector(self.layers(self.normalise(images)))
         return maps
 
     @torch.no_grad()
     def find(self, images: Tensor, *, confidence: float = 0.01, pyramid: bool = False) -> list[Faces]:
-        """The faces of each picture. images: float [B, c, H, W] in 0..1.
+        """Return the faces of each picture.
 
-        pyramid: look at the picture halved again and again too, for faces larger than any that was trained on. Of boxes that overlap by
-        more than one half, or of which one lies in the other, only the surest stays.
+        Of boxes that overlap by more than one half, or of which one lies in the other, only the one of highest score stays.
+
+        Args:
+            images: float [B, c, H, W] in 0..1.
+            confidence: minimum score.
+            pyramid: whether to search the picture repeatedly halved too, for faces larger than those in the training data.
         """
         levels = [images]
         while pyramid and min(levels[-1].shape[2:]) >= 2 * LEAST_SIDE:
@@ -102,24 +117,24 @@ class FaceFinder:
             scale = extent / extent.new_tensor([level.shape[3], level.shape[2]])
             corners = boxes.to(images.dtype).unflatten(2, (2, 2)) * scale
             parts.append((torch.minimum(corners.clamp_min(0), extent).flatten(2), scores))
-        boxes, scores = (torch.cat(each, 1) for each in zip(*parts, strict=True))
+        boxes, scores = (torch.cat(values, 1) for values in zip(*parts, strict=True))
         return [_distinct(Faces(*pair).surer_than(confidence)) for pair in zip(boxes, scores, strict=True)]
 
     def crops(self, image: Tensor, boxes: Tensor) -> Tensor:
-        """image: float [c, H, W]; boxes: [n, 4]; returns [n, c, height, width], what the trunk's features are of."""
+        """Return the crops [n, c, height, width] of an image, float [c, H, W], at boxes [n, 4]."""
         return crop_boxes(image.expand(len(boxes), -1, -1, -1), boxes, self.crop_size, margin=self.margin)
 
     @torch.no_grad()
     def embed(self, crops: Tensor) -> Tensor:
-        """crops: float [n, c, height, width] in 0..1; returns embeddings [n, h] of length 1."""
+        """Return embeddings [n, h] of length 1 of crops, float [n, c, height, width] in 0..1."""
         inputs = self.normalise(crops)
         views = (inputs, inputs.flip(-1)) if self.mirror else (inputs,)
         return F.normalize(torch.stack([F.normalize(self.trunk(view).float(), dim=1) for view in views]).mean(0), dim=1)
 
     def fingerprint(self) -> str:
-        """What embeddings must share to be compared: every weight and how pictures are prepared."""
-        said = [self.channels, self.crop_size, self.margin, self.mirror, self.normalise]
-        digest = hashlib.blake2b(repr(said).encode(), digest_size=12)
+        """Return a hash of all weights and of the preparation of pictures; embeddings are comparable where it is equal."""
+        settings = [self.channels, self.crop_size, self.margin, self.mirror, self.normalise]
+        digest = hashlib.blake2b(repr(settings).encode(), digest_size=12)
         for module in (self.trunk, self.detector):
             for name, value in sorted(module.state_dict().items()):
                 digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
@@ -127,8 +142,9 @@ class FaceFinder:
 
 
 def _distinct(faces: Faces) -> Faces:
-    """Without those that lie outside the picture, and those that a surer one overlaps by more than `OVERLAP` or, of the two, the smaller
-    shares more than `WITHIN` of itself with the other: a face is not inside another.
+    """Return the faces without those outside the picture and those that a face of higher score covers.
+
+    It covers them where the two overlap by more than `OVERLAP`, or share more than `WITHIN` of the smaller one: no face is inside another.
     """
     inside = ((faces.boxes[:, 2:] - faces.boxes[:, :2]) >= 1).all(1)
     faces = Faces(faces.boxes[inside], faces.scores[inside])
@@ -141,27 +157,31 @@ def _distinct(faces: Faces) -> Faces:
     )
     area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     nested = (shared > WITHIN * torch.minimum(area[:, None], area)).cpu()
-    apart = torch.ones(len(boxes), dtype=torch.bool)
+    distinct = torch.ones(len(boxes), dtype=torch.bool)
     for place in range(len(boxes)):
-        if apart[place]:
-            apart[place + 1 :] &= ~nested[place, place + 1 :]
-    apart = apart.to(boxes.device)
-    return Faces(boxes[apart], scores[apart])
+        if distinct[place]:
+            distinct[place + 1 :] &= ~nested[place, place + 1 :]
+    distinct = distinct.to(boxes.device)
+    return Faces(boxes[distinct], scores[distinct])
 
 
-def match_faces(found: Tensor, truth: Tensor, *, overlap: float = OVERLAP) -> Tensor:
-    """The true box that each found one stands for, int64 [n], -1 for none.
+def match_faces(boxes: Tensor, truth: Tensor, *, overlap: float = OVERLAP) -> Tensor:
+    """Return the true box that each found box matches, int64 [n], -1 for none.
 
-    found: [n, 4], the surest first; truth: [m, 4]. Each takes the one that it overlaps most among those still free, if by at least
-    `overlap`, as COCO's evaluation does.
+    As in COCO's evaluation, each box takes the true box that it overlaps most among those not taken yet, if by at least `overlap`.
+
+    Args:
+        boxes: [n, 4], the found boxes, in falling order of their scores.
+        truth: [m, 4], the true boxes.
+        overlap: minimum intersection over union.
     """
-    taken = torch.full((len(found),), -1)
+    matches = torch.full((len(boxes),), -1)
     from torchvision.ops import box_iou
 
-    overlaps = box_iou(found, truth).cpu()
-    for place in range(len(found) if len(truth) else 0):
+    overlaps = box_iou(boxes, truth).cpu()
+    for place in range(len(boxes) if len(truth) else 0):
         best = int(overlaps[place].argmax())
         if overlaps[place, best] >= overlap:
-            taken[place] = best
+            matches[place] = best
             overlaps[:, best] = -1
-    return taken
+    return matches

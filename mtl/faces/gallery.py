@@ -1,8 +1,8 @@
-"""The people a model knows: embeddings of their photos, and from which cosine on a face is one of theirs.
+"""A gallery: embeddings of the photos of enrolled people, and the minimum cosine similarity to accept a match.
 
-A face is compared with each person's template, the mean of the person's embeddings brought to length 1; `calibration` says from which
-cosine on it is that person. People are added and removed; the strangers that the threshold was chosen on stay in the file, so that it can
-be chosen again. One person under two names would make the two as near to each other as to themselves: `find_doubles` finds such pairs.
+A face is compared with each person's template, the mean of the person's embeddings brought to length 1; `calibration` chooses the
+threshold. People can be added and removed: the file contains the strangers that the threshold was chosen on, so that it can be chosen
+again. If one person is enrolled under two names, neither can be recognised reliably; `find_doubles` finds such pairs.
 """
 
 import io
@@ -23,16 +23,23 @@ from mtl.faces.calibration import Calibration, Share, Strangers, calibrate, left
 
 FORMAT = 2
 UNKNOWN = -1
-DOUBLE = 0.375  # of the photos of two people
+DOUBLE = 0.375  # share of two people's photos from which they may be one person
 
 
 class GalleryError(ValueError):
-    """A gallery cannot be used."""
+    """A gallery cannot be read, made or changed as requested."""
 
 
 @dataclass(frozen=True)
 class Photos:
-    """What is enrolled of one person. files: k; embeddings: float [k, h], of length 1; digests: k, of the pixels of each photo."""
+    """The enrolled photos of one person.
+
+    Attributes:
+        name: the person's name.
+        files: the k files.
+        embeddings: float [k, h], of length 1.
+        digests: a hash of the pixels of each photo.
+    """
 
     name: str
     files: tuple[str, ...]
@@ -42,9 +49,18 @@ class Photos:
 
 @dataclass(frozen=True)
 class Gallery:
-    """names: P people; embeddings: float [n, h], of length 1; person: int64 [n]; files, digests: n, where the faces are from, and of the
-    pixels there; strangers: None where none were at hand; model: the fingerprint of what embedded them; run: the run directory that holds
-    it.
+    """The enrolled people of a model.
+
+    Attributes:
+        names: the P people.
+        embeddings: float [n, h], of length 1.
+        person: int64 [n], index in `names` of each photo's person.
+        files: the n photos.
+        digests: a hash of the pixels of each photo.
+        calibration: the threshold and its rates.
+        strangers: faces of people who are not enrolled, None where there were none.
+        model: fingerprint of the model that made the embeddings.
+        run: run directory of that model.
     """
 
     names: tuple[str, ...]
@@ -59,47 +75,63 @@ class Gallery:
 
     @property
     def templates(self) -> Tensor:
-        """[P, h], of length 1."""
+        """The people's templates, [P, h], of length 1."""
         return make_templates(self.embeddings, self.person, len(self.names))
 
     @property
     def people(self) -> list[Photos]:
-        """The photos of each."""
+        """The photos of each person."""
         rows = []
         for place, name in enumerate(self.names):
-            own = (self.person == place).nonzero().flatten().tolist()
-            files, digests = (tuple(each[i] for i in own) for each in (self.files, self.digests))
-            rows.append(Photos(name, files, self.embeddings[own], digests))
+            photos = (self.person == place).nonzero().flatten().tolist()
+            files, digests = (tuple(values[i] for i in photos) for values in (self.files, self.digests))
+            rows.append(Photos(name, files, self.embeddings[photos], digests))
         return rows
 
     def match(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """embeddings: [m, h]; returns who each is, int64 [m], `UNKNOWN` below the threshold, and the cosine with the likest, [m]."""
+        """Identify faces.
+
+        Args:
+            embeddings: [m, h], of length 1.
+
+        Returns:
+            The most similar person, int64 [m], `UNKNOWN` below the threshold; and the cosine with that person's template, [m].
+        """
         cosine, person = (embeddings @ self.templates.T).max(1)
         return torch.where(cosine >= self.calibration.threshold, person, UNKNOWN), cosine
 
     def add(self, people: Sequence[Photos], *, threshold: float | None = None) -> "Gallery":
-        """With more people, calibrated again, unless a threshold is or was given. Raises GalleryError for a name that is enrolled."""
-        known = [photos.name for photos in people if photos.name in self.names]
-        if known:
-            raise GalleryError(f"--add must name people who are not enrolled yet, got {', '.join(known)}; --remove them first")
+        """Return a gallery with more people, calibrated again unless the user sets a threshold or has set one.
+
+        Raises:
+            GalleryError: a name is enrolled already.
+        """
+        enrolled = [photos.name for photos in people if photos.name in self.names]
+        if enrolled:
+            raise GalleryError(f"--add must name people who are not enrolled yet, got {', '.join(enrolled)}; --remove them first")
         return self._made([*self.people, *people], threshold)
 
     def remove(self, names: Sequence[str], *, threshold: float | None = None) -> "Gallery":
-        """Without some people, calibrated again, unless a threshold is or was given. Raises GalleryError for others, and for all."""
-        lacking = [name for name in names if name not in self.names]
-        if lacking:
-            raise GalleryError(f"--remove must name people of the gallery, {', '.join(self.names)}; got {', '.join(lacking)}")
-        rest = [photos for photos in self.people if photos.name not in names]
-        if not rest:
+        """Return a gallery without some people, calibrated again unless the user sets a threshold or has set one.
+
+        Raises:
+            GalleryError: a name is not enrolled, or nobody would be left.
+        """
+        unknown = [name for name in names if name not in self.names]
+        if unknown:
+            raise GalleryError(f"--remove must name people of the gallery, {', '.join(self.names)}; got {', '.join(unknown)}")
+        remaining = [photos for photos in self.people if photos.name not in names]
+        if not remaining:
             raise GalleryError(f"--remove must leave somebody in the gallery, got all {len(self.names)}; delete the file instead")
-        return self._made(rest, threshold)
+        return self._made(remaining, threshold)
 
     def _made(self, people: Sequence[Photos], threshold: float | None) -> "Gallery":
-        if threshold is None and self.calibration.given:
+        if threshold is None and self.calibration.user_set:
             threshold = self.calibration.threshold
         return make_gallery(people, strangers=self.strangers, threshold=threshold, model=self.model, run=self.run)
 
     def save(self, path: Path) -> None:
+        """Write the gallery to an .npz file."""
         path.parent.mkdir(parents=True, exist_ok=True)
         shares = [_numbers(self.calibration.kept), _numbers(self.calibration.refused)]
         arrays: dict[str, Any] = {
@@ -110,7 +142,7 @@ class Gallery:
             "files": np.array(self.files),
             "digests": np.array(self.digests),
             "threshold": np.array(self.calibration.threshold),
-            "given": np.array(self.calibration.given),
+            "given": np.array(self.calibration.user_set),
             "shares": np.array(shares),
             "source": np.array(self.calibration.source),
             "model": np.array(self.model),
@@ -121,14 +153,18 @@ class Gallery:
                 "stranger_embeddings": self.strangers.embeddings.numpy(),
                 "stranger_person": self.strangers.person.numpy(),
                 "stranger_names": np.array(self.strangers.names),
-                "stranger_own": np.array(self.strangers.own),
+                "stranger_own": np.array(self.strangers.from_user),
                 "stranger_source": np.array(self.strangers.source),
             }
         write_arrays(path, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Raises GalleryError where `path` is not a whole gallery."""
+        """Read a gallery.
+
+        Raises:
+            GalleryError: the file does not exist, is damaged, or has another format.
+        """
         try:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
                 if int(file["format"]) != FORMAT:
@@ -140,7 +176,7 @@ class Gallery:
                         embeddings=torch.from_numpy(file["stranger_embeddings"]),
                         person=torch.from_numpy(file["stranger_person"]),
                         names=tuple(file["stranger_names"].tolist()),
-                        own=bool(file["stranger_own"]),
+                        from_user=bool(file["stranger_own"]),
                         source=str(file["stranger_source"]),
                     )
                 return cls(
@@ -160,15 +196,25 @@ class Gallery:
             raise GalleryError(f"gallery {path} does not exist; mtl enrol makes one") from error
         except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, OSError, TypeError, ValueError, AttributeError) as error:
             raise GalleryError(
-                f"gallery {path} must be a file that mtl enrol wrote, and it is damaged or another ({error})"
+                f"gallery {path} must be a file that mtl enrol wrote, got a damaged file or one of another kind ({error})"
             ) from error
 
 
 def make_gallery(
     people: Sequence[Photos], *, strangers: Strangers | None = None, threshold: float | None, model: str, run: str
 ) -> Gallery:
-    """strangers: who of them is enrolled by name does not count as one; threshold: None to calibrate it. Raises GalleryError where two
-    people share a picture, and ValueError where the threshold is not a cosine.
+    """Make a gallery of people's photos.
+
+    Args:
+        people: the photos of each person.
+        strangers: faces of people who are not enrolled; those with the name of an enrolled person are left out of the calibration.
+        threshold: minimum cosine similarity to accept a match, None to calibrate it.
+        model: fingerprint of the model that made the embeddings.
+        run: run directory of that model.
+
+    Raises:
+        GalleryError: two people have the same picture.
+        ValueError: the threshold is not in (-1, 1).
     """
     _check_pictures(people)
     names = tuple(photos.name for photos in people)
@@ -189,71 +235,89 @@ def make_gallery(
 
 
 def find_doubles(gallery: Gallery) -> list[str]:
-    """Pairs of people who may be one person under two names, as sentences that name the likest photo of each, the surest first.
+    """Find pairs of people who may be one person under two names.
 
-    They may be where at least `DOUBLE` of their photos, left out of their own template, are at least as near to the other's. Of a person
-    with one photo, that must be as near as the least of the other's own, or where both have one, reach the threshold.
+    They may be where at least `DOUBLE` of their photos, left out of their own template, are at least as similar to the other's template.
+    The photo of a person with one photo must be as similar as the least similar of the other's photos; where both have one, it must reach
+    the threshold.
+
+    Returns:
+        A sentence for each pair that names their two most similar photos, the most certain pair first.
     """
-    own, _ = left_out(gallery.embeddings, gallery.person, len(gallery.names))
+    same, _ = left_out(gallery.embeddings, gallery.person, len(gallery.names))
     cosines = gallery.embeddings @ gallery.templates.T
     people = [(gallery.person == place).nonzero().flatten() for place in range(len(gallery.names))]
-    found = []
+    pairs = []
     for a, b in itertools.combinations(range(len(people)), 2):
-        of_a, of_b = people[a], people[b]
+        photos_a, photos_b = people[a], people[b]
         nearer = torch.cat(
-            [_nearer(own[of_a], cosines[of_a, b], own[of_b], gallery), _nearer(own[of_b], cosines[of_b, a], own[of_a], gallery)]
+            [
+                _nearer(same[photos_a], cosines[photos_a, b], same[photos_b], gallery),
+                _nearer(same[photos_b], cosines[photos_b, a], same[photos_a], gallery),
+            ]
         )
         share = float(nearer.double().mean())
         if share < DOUBLE:
             continue
-        between = gallery.embeddings[of_a] @ gallery.embeddings[of_b].T
+        between = gallery.embeddings[photos_a] @ gallery.embeddings[photos_b].T
         row, column = divmod(int(between.argmax()), between.shape[1])
-        first, second = gallery.files[int(of_a[row])], gallery.files[int(of_b[column])]
-        found.append(
+        first, second = gallery.files[int(photos_a[row])], gallery.files[int(photos_b[column])]
+        pairs.append(
             (
                 share,
                 f"{gallery.names[a]} and {gallery.names[b]} may be one person under two names: {int(nearer.sum())} of their "
                 f"{len(nearer)} photos are as near to the other, {first} and {second} most (cosine {float(between.max()):.3f})",
             )
         )
-    return [text for _, text in sorted(found, reverse=True)]
+    return [text for _, text in sorted(pairs, reverse=True)]
 
 
 def find_enrolled_strangers(gallery: Gallery) -> list[str]:
-    """Strangers of three faces or more of which half are as near to a person enrolled as that one's own photos are (median): who may be
-    enrolled under another name, which stands behind theirs.
+    """Find strangers who may be enrolled under another name.
+
+    These have three faces or more, of which at least half are as similar to an enrolled person as the median of that person's photos.
+
+    Returns:
+        Their names, each with the enrolled name in brackets.
     """
     if gallery.strangers is None:
         return []
     strangers = gallery.strangers.without(set(gallery.names))
-    own, _ = left_out(gallery.embeddings, gallery.person, len(gallery.names))
-    level = torch.stack([own[gallery.person == place].median() for place in range(len(gallery.names))])
+    same, _ = left_out(gallery.embeddings, gallery.person, len(gallery.names))
+    level = torch.stack([same[gallery.person == place].median() for place in range(len(gallery.names))])
     near = strangers.embeddings @ gallery.templates.T >= level
-    found = []
+    matches = []
     for place, name in enumerate(strangers.names):
-        theirs = near[strangers.person == place].double()
-        if len(theirs) >= 3 and float(theirs.mean(0).max()) >= 0.5:
-            found.append(f"{name} (as {gallery.names[int(theirs.mean(0).argmax())]})")
-    return found
+        similar = near[strangers.person == place].double()
+        if len(similar) >= 3 and float(similar.mean(0).max()) >= 0.5:
+            matches.append(f"{name} (as {gallery.names[int(similar.mean(0).argmax())]})")
+    return matches
 
 
-def _nearer(own: Tensor, cosine: Tensor, theirs: Tensor, gallery: Gallery) -> Tensor:
-    """Which photos of a person are at least as near to another; own, theirs: cosines left out, NaN for a single photo."""
-    if len(own) > 1:
-        return cosine >= own
-    return cosine >= (theirs.min() if len(theirs) > 1 else gallery.calibration.threshold)
+def _nearer(same: Tensor, cosine: Tensor, other: Tensor, gallery: Gallery) -> Tensor:
+    """Return which photos of a person are at least as similar to another person.
+
+    Args:
+        same: cosines of the photos with the person's own template, see `left_out`; NaN for a single photo.
+        cosine: their cosines with the other person's template.
+        other: cosines of the other person's photos with that person's own template.
+        gallery: gives the threshold.
+    """
+    if len(same) > 1:
+        return cosine >= same
+    return cosine >= (other.min() if len(other) > 1 else gallery.calibration.threshold)
 
 
 def _check_pictures(people: Sequence[Photos]) -> None:
-    """No picture under two names."""
+    """Raise GalleryError where a picture is enrolled under two names."""
     seen: dict[str, tuple[str, str]] = {}
     for photos in people:
         for file, digest in zip(photos.files, photos.digests, strict=True):
             name, first = seen.setdefault(digest, (photos.name, file))
             if name != photos.name:
                 raise GalleryError(
-                    f"one picture must not be enrolled under two names, got {first} of {name} and {file} of {photos.name}: the two "
-                    "could not be told apart, and nobody would be known"
+                    f"one picture must not be enrolled under two names, got {first} of {name} and {file} of {photos.name}: "
+                    "neither person could be recognised"
                 )
 
 

@@ -1,7 +1,7 @@
-"""What a round sums over blocks of clients and over ranks.
+"""Collectors: what a round sums over blocks of clients and over ranks.
 
-A collector belongs to one round. Its `sums` are allocated before the first block, filled block by block, and added up over the ranks; what
-depends on the order of the cohort is filled by place.
+A collector serves one round. It allocates its `sums` before the first block, adds each block to them, and the round then sums them over the
+ranks. Values of single clients go to the client's position in the cohort.
 """
 
 from collections.abc import Sequence
@@ -16,26 +16,33 @@ from mtl.federation.orders import Orders
 
 
 class Collector(Protocol):
+    """Accumulates one quantity of a round, block by block."""
+
     @property
     def sums(self) -> Params:
-        """Tensors to add up over the ranks, in place."""
+        """The tensors that the round sums over the ranks, in place."""
 
     def add(self, block: Block, places: Tensor) -> None:
-        """places: int64 [K], of the block's clients in the cohort, on the CPU."""
+        """Add a block of trained clients to `sums`.
+
+        Args:
+            block: K clients after their local training.
+            places: int64 [K], positions of these clients in the cohort, on the CPU.
+        """
 
 
-class Nothing:
+class NullCollector:
     """Collects nothing."""
 
     def __init__(self) -> None:
         self.sums: Params = {}
 
     def add(self, block: Block, places: Tensor) -> None:
-        """Nothing is collected."""
+        """See `Collector`."""
 
 
 class Report:
-    """Per client: losses [K, 2, T], and whether its losses and its update are finite, as a sum [K] that then is."""
+    """Per client: losses [K, 2, T] and `health` [K], which is finite exactly where the client's losses and update are."""
 
     def __init__(self, orders: Orders) -> None:
         like, cohort = orders.like, orders.cohort
@@ -45,13 +52,13 @@ class Report:
 
     def add(self, block: Block, places: Tensor) -> None:
         """See `Collector`."""
-        where = places.to(self.losses.device)
-        self.losses[where] = block.losses
-        self.health[where] = sum(value.reshape(len(where), -1).sum(1) for value in (block.losses, *block.update.values()))
+        index = places.to(self.losses.device)
+        self.losses[index] = block.losses
+        self.health[index] = sum(value.reshape(len(index), -1).sum(1) for value in (block.losses, *block.update.values()))
 
 
 class Conflict:
-    """How much the tasks' gradients disagree, [3, T, T], see `balance.compare`, summed over all local steps."""
+    """How much the gradients of each pair of tasks disagree: `balance.compare`, [3, T, T], summed over all local steps."""
 
     def __init__(self, orders: Orders) -> None:
         num_tasks = orders.cohort.tasks.shape[1]
@@ -69,7 +76,13 @@ def all_sums(collectors: Sequence[Collector]) -> list[Tensor]:
     return [value for collector in collectors for value in collector.sums.values()]
 
 
-def share_of_trained(losses: Tensor, tasks: Tensor, samples: Tensor) -> Tensor:
-    """Mean losses per image [2, T] on the clients that train the subtask. losses: [K, 2, T]; tasks: bool [K, T]; samples: float64 [K]."""
+def mean_losses(losses: Tensor, tasks: Tensor, samples: Tensor) -> Tensor:
+    """Return the mean losses per image [2, T], of each subtask over the clients that train it.
+
+    Args:
+        losses: [K, 2, T], positive and negative, summed over the images that the client saw.
+        tasks: bool [K, T], the subtasks that each client trains.
+        samples: float64 [K], the images that each client saw.
+    """
     seen = (samples @ tasks.double()).clamp_min(1).to(losses)
     return torch.where(tasks.to(losses.device)[:, None], losses, 0).sum(0) / seen

@@ -1,8 +1,8 @@
 """Fusion of the subtask scores at the server into one matrix, whose argmax is the decision: which person is this?
 
-`argmax` takes the decision scores as they are: right where they are comparable, as cosines are. `platt` first lets every client
-calibrate each of its subtasks on its own training images (Platt 1999, with his smoothed targets) and send two numbers a subtask.
-Where several clients answer a subtask with models of their own, the fused score is their mean.
+`argmax` takes the decision scores as they are, which needs comparable scores such as cosines. With `platt`, every client first calibrates
+each of its subtasks on its training images (Platt 1999, with his smoothed targets) and sends two numbers for each. Where several clients
+score a subtask with their own models, the fused score is the mean of theirs.
 """
 
 from typing import Literal, get_args
@@ -14,15 +14,24 @@ Rule = Literal["argmax", "platt"]
 
 
 def check_rule(rule: str) -> None:
+    """Raise ValueError where the fusion rule is unknown."""
     if rule not in get_args(Rule):
         raise ValueError(f"fusion must be one of {', '.join(get_args(Rule))}, got {rule}")
 
 
 def fit_platt(scores: Tensor, targets: Tensor, mask: Tensor, *, iterations: int = 30) -> tuple[Tensor, Tensor]:
-    """Scale a and offset b [T] such that sigmoid(a s + b) is the probability of a yes, by Newton steps on the logistic loss.
+    """Return scale a and offset b, [T] each, such that sigmoid(a s + b) is the probability of a positive.
 
-    scores: [N, T]; targets, mask: bool [N, T]. A subtask with labels of one kind only keeps a = 1, b = 0. Raises ValueError where a
-    score that counts is not finite.
+    Newton steps on the logistic loss. A subtask that has only positives or only negatives keeps a = 1, b = 0.
+
+    Args:
+        scores: [N, T], decision scores.
+        targets: bool [N, T].
+        mask: bool [N, T], the labels that are known.
+        iterations: number of Newton steps.
+
+    Raises:
+        ValueError: the score of a known label is not finite.
     """
     s = torch.where(mask, scores, 0).double()
     if not bool(s.isfinite().all()):
@@ -31,11 +40,11 @@ def fit_platt(scores: Tensor, targets: Tensor, mask: Tensor, *, iterations: int 
     weight = mask.double()
     positives, negatives = (targets & mask).sum(0), (~targets & mask).sum(0)
     goal = torch.where(targets, (positives + 1) / (positives + 2), 1 / (negatives + 2)).double()
-    # Work on standardised scores, so that one damping serves every subtask.
+    # Standardised scores let one damping serve every subtask.
     total = weight.sum(0).clamp_min(1)
     mean = s.sum(0) / total
     deviation = ((weight * (s - mean) ** 2).sum(0) / total).sqrt()
-    # Equal scores deviate by their rounding alone: what counts as a deviation goes with their size.
+    # Equal scores deviate by rounding, which grows with their size: smaller deviations count as none.
     deviation = torch.maximum(deviation, 1e-12 * s.abs().amax(0)).clamp_min(torch.finfo(torch.float64).tiny)
     z = (s - mean) / deviation
     a, b = torch.ones_like(mean), torch.zeros_like(mean)
@@ -47,7 +56,7 @@ def fit_platt(scores: Tensor, targets: Tensor, mask: Tensor, *, iterations: int 
         determinant = aa * bb - ab * ab
         a = a - ((bb * gradient_a - ab * gradient_b) / determinant).clamp(-2, 2)
         b = b - ((aa * gradient_b - ab * gradient_a) / determinant).clamp(-2, 2)
-    both = (positives > 0) & (negatives > 0)
-    scale = torch.where(both, a / deviation, 1.0)
-    offset = torch.where(both, b - a * mean / deviation, 0.0)
+    calibrated = (positives > 0) & (negatives > 0)
+    scale = torch.where(calibrated, a / deviation, 1.0)
+    offset = torch.where(calibrated, b - a * mean / deviation, 0.0)
     return scale.to(scores.dtype), offset.to(scores.dtype)

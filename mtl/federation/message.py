@@ -1,7 +1,7 @@
-"""What a client is sent and sends in a round: the shared parameters, and the rows of the heads of the subtasks that it trains.
+"""The message of a client in a round: the shared parameters, and the head rows of the subtasks that it trains.
 
-Both sides know the names, shapes and types, the order of the parameters, and who trains what. A message therefore needs no header: it
-is the bytes of its tensors, one after the other. Buffers are constants of the model, or made anew in each step, and do not travel.
+Server and client both know the names, shapes, types and order of the parameters, and who trains what. A message therefore has no header:
+it is the bytes of its tensors, one after the other. Buffers are constants, or are made anew in each step, and do not travel.
 """
 
 from collections.abc import Sequence
@@ -15,42 +15,55 @@ from mtl.federation.layout import is_head
 
 
 def message(travelling: Params, tasks: Tensor) -> Params:
-    """travelling: parameters, or an update of them, that leave the server or a client; tasks: bool [T], what the client trains."""
+    """Return the tensors of a client's message.
+
+    Args:
+        travelling: the parameters that travel in this round, or an update of them.
+        tasks: bool [T], the subtasks that the client trains.
+    """
     return {name: value[tasks.to(value.device)] if is_head(name) else value for name, value in travelling.items()}
 
 
 def pack(tensors: Params) -> bytes:
-    """The raw bytes of the tensors in their order, in the machine's byte order."""
+    """Return the bytes of the tensors, one after the other, in the machine's byte order."""
     return b"".join(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() for value in tensors.values())
 
 
 def unpack(data: bytes, like: Params) -> Params:
-    """The tensors of a message. like: names, shapes and types, in the order in which they were packed."""
+    """Return the tensors of a message.
+
+    Args:
+        data: the message.
+        like: tensors of the same names, shapes and types, in the order in which they were packed.
+
+    Raises:
+        ValueError: the message has another length.
+    """
     expected = tree.num_bytes(like)
     if len(data) != expected:
         raise ValueError(f"the message must have {expected} bytes, got {len(data)}")
-    tensors, place = {}, 0
+    tensors, start = {}, 0
     for name, value in like.items():
-        end = place + value.numel() * value.element_size()
-        # Of bytes of its own: a type may not begin just anywhere in memory.
-        content = bytearray(data[place:end])
+        end = start + value.numel() * value.element_size()
+        # A copy, because a type may need aligned memory.
+        content = bytearray(data[start:end])
         tensors[name] = torch.frombuffer(content, dtype=value.dtype).view(value.shape) if content else torch.empty_like(value)
-        place = end
+        start = end
     return tensors
 
 
 def client_bytes(travelling: Params, assignment: Tensor) -> Tensor:
-    """The length of each client's message, int64 [C]. assignment: bool [C, T]."""
+    """Return the bytes of each client's message, int64 [C]. `assignment` is bool [C, T]."""
     shared = tree.num_bytes({name: value for name, value in travelling.items() if not is_head(name)})
     per_task = tree.num_bytes({name: value[:1] for name, value in travelling.items() if is_head(name)})
     return shared + per_task * assignment.sum(1)
 
 
 def message_bytes(travelling: Params, assignment: Tensor, clients: Sequence[int]) -> int:
-    """What some clients send, or are sent, in a round."""
+    """Return the bytes that some clients send, or are sent, in a round. `assignment` is bool [C, T]."""
     return int(client_bytes(travelling, assignment[list(clients)]).sum())
 
 
 def calibration_bytes(assignment: Tensor) -> int:
-    """What all clients send when they calibrate their subtasks (`fusion=platt`): a scale and an offset each, float32."""
+    """Return the bytes that all clients send with `fusion=platt`: a scale and an offset for each of their subtasks, float32."""
     return 2 * 4 * int(assignment.sum())

@@ -1,4 +1,4 @@
-"""The cohort of a round, and what it is asked to do."""
+"""The cohort of a round, and the orders that it receives."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +12,17 @@ from mtl.federation.population.views import Views
 
 @dataclass(frozen=True)
 class Cohort:
-    """Who takes part in a round, drawn once.
+    """The clients of one round.
 
-    drawn: the clients that are sent the model; clients: K of them, whose updates arrive; tasks: bool [K, T], the subtasks that each
-    trains; sizes: training images that each holds, K; samples: float64 [K], images that each sees in the round; seconds, joules: modelled,
-    0 without a fleet.
+    Attributes:
+        round: the round, counted from 0.
+        drawn: the clients that are sent the model.
+        clients: the K of them whose updates arrive.
+        tasks: bool [K, T], the subtasks that each of these trains.
+        sizes: training images of each, K numbers.
+        samples: float64 [K], images that each sees in the round; an image counts as often as it is seen.
+        seconds: modelled duration of the round, 0 without a fleet.
+        joules: modelled energy of the round, 0 without a fleet.
     """
 
     round: int
@@ -29,17 +35,24 @@ class Cohort:
     joules: float = 0.0
 
     def places(self, clients: Sequence[int]) -> Tensor:
-        """Where some of the clients stand in the cohort, int64 on the CPU."""
-        place = {client: number for number, client in enumerate(self.clients)}
-        return torch.tensor([place[client] for client in clients], dtype=torch.long)
+        """Return the positions of some clients in the cohort, int64 on the CPU."""
+        positions = {client: position for position, client in enumerate(self.clients)}
+        return torch.tensor([positions[client] for client in clients], dtype=torch.long)
 
 
 @dataclass(frozen=True)
 class Orders:
-    """What a cohort is sent, and how it is to train.
+    """What the server sends to a cohort, and how the cohort trains.
 
-    slots: of a client that keeps nothing; travelling: the parameters that are sent and sent back; frozen: those that rest; progress: share
-    of the training that is done; seed: of the run.
+    Attributes:
+        cohort: the clients of the round.
+        views: the part of the model that each client trains.
+        slots: the slots that a client without state of its own starts from.
+        travelling: the parameters that are sent to the clients and back in this round.
+        frozen: names of the parameters that are not trained in this round.
+        learning_rate: the clients' learning rate in this round.
+        progress: share of the run's training that is done, 0 to 1.
+        seed: seed of the run.
     """
 
     cohort: Cohort
@@ -53,5 +66,5 @@ class Orders:
 
     @property
     def like(self) -> Tensor:
-        """A parameter: the type and the device that a round computes in."""
+        """A parameter, as an example of the round's dtype and device."""
         return next(iter(self.slots["params"].values()))

@@ -1,4 +1,4 @@
-"""One round: broadcast, local training, aggregation. State goes in and comes out; a round that fails leaves the old state whole."""
+"""One round: broadcast, local training, aggregation. It returns a new state; a round that fails leaves the old one unchanged."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +10,9 @@ from torch import Tensor
 from mtl.base.types import Diverged, Params, Slots
 from mtl.data.federated_data import FederatedData
 from mtl.federation.aggregators.contract import Update
-from mtl.federation.clients.bank import Bank, Kept
+from mtl.federation.clients.bank import Bank, ClientStates
 from mtl.federation.clients.contract import Backend, Block, CohortJob, Training
-from mtl.federation.collectors import Collector, Conflict, Report, all_sums, share_of_trained
+from mtl.federation.collectors import Collector, Conflict, Report, all_sums, mean_losses
 from mtl.federation.layout import Layout
 from mtl.federation.orders import Cohort, Orders
 from mtl.federation.population.population import Population
@@ -23,34 +23,58 @@ from mtl.federation.server import Server
 
 @dataclass
 class State:
-    """server: slots of the server, of which `params` is the global model; bank: what stays on the clients."""
+    """The state of a federation between rounds.
+
+    Attributes:
+        server: slots of the server; `params` is the global model.
+        bank: per-client state.
+    """
 
     server: Slots
     bank: Bank = field(repr=False)
 
     @property
     def params(self) -> Params:
-        """The global model."""
+        """The parameters of the global model."""
         return self.server["params"]
 
 
 @dataclass(frozen=True)
 class Collected:
-    """The collectors of a round. steps: one for each step of the server; extra: others, by name."""
+    """The collectors of a round.
+
+    Attributes:
+        update: the clients' updates.
+        report: losses and health of each client.
+        client_states: what the clients keep.
+        steps: one for each server step.
+        extra: further ones, by name.
+    """
 
     update: Update
     report: Report
-    kept: Kept
+    client_states: ClientStates
     steps: list[Collector]
     extra: dict[str, Conflict]
 
     def __iter__(self) -> Iterator[Collector]:
-        return iter((self.update, self.report, self.kept, *self.steps, *self.extra.values()))
+        return iter((self.update, self.report, self.client_states, *self.steps, *self.extra.values()))
 
 
 @dataclass(frozen=True)
 class Federation:
-    """What does not change over the rounds."""
+    """What does not change over the rounds.
+
+    Attributes:
+        data: images, labels, partition and assignment.
+        training: what every client trains with.
+        backend: trains the clients of a cohort.
+        schedule: the clients' learning rate over the rounds.
+        population: draws the cohorts.
+        server: aggregates.
+        layout: which parameters stay on the clients, and which are frozen.
+        num_rounds: rounds of the run.
+    """
 
     data: FederatedData
     training: Training
@@ -62,7 +86,7 @@ class Federation:
     num_rounds: int
 
     def orders(self, state: State, cohort: Cohort) -> Orders:
-        """What the cohort is sent, and how it is to train."""
+        """Return what the server sends to a cohort, and how the cohort trains."""
         round, training = cohort.round, self.training
         return Orders(
             cohort=cohort,
@@ -76,17 +100,17 @@ class Federation:
         )
 
     def collectors(self, orders: Orders, bank: Bank) -> Collected:
-        """Empty ones, for one round."""
+        """Return the empty collectors of one round."""
         return Collected(
             update=self.server.aggregator.collect(orders),
             report=Report(orders),
-            kept=Kept(bank.kept(orders.slots), orders.cohort.tasks),
+            client_states=ClientStates(bank.client_slots(orders.slots), orders.cohort.tasks),
             steps=[step.collect(orders) for step in self.server.steps],
             extra={"conflict": Conflict(orders)} if self.training.rule.conflict else {},
         )
 
     def train(self, orders: Orders, bank: Bank, ranks: Ranks) -> Iterator[tuple[Block, Tensor]]:
-        """Train this rank's share of the cohort; yields blocks of clients with their places in the cohort."""
+        """Train this rank's share of the cohort; yield blocks of clients with their positions in the cohort, int64 [K]."""
         cohort = orders.cohort
         job = CohortJob(
             clients=[cohort.clients[place] for place in ranks.share(cohort.samples.tolist())],
@@ -102,10 +126,19 @@ class Federation:
 
 @dataclass
 class RoundLog:
-    """cohort: see `Cohort`; losses: [2, T], mean positive and negative loss per image on the clients that train the subtask; trained: bool
-    [T], the subtasks that some of them trained; finite: bool [K], whether the loss and the update of each are, on the compute device;
-    num_samples: images seen; bytes_up, bytes_down: sent by and to all clients of the cohort; samples_of_views: see `Views.samples`;
-    extra: what further collectors found, by name.
+    """The log of one round.
+
+    Attributes:
+        cohort: the clients of the round.
+        losses: [2, T], mean positive and negative loss per image, of each subtask over the clients that train it.
+        trained: bool [T], the subtasks that some client trained.
+        finite: bool [K], whether loss and update of each client are finite; on the compute device.
+        learning_rate: the clients' learning rate.
+        num_samples: images seen by all clients.
+        bytes_up: bytes that the clients sent.
+        bytes_down: bytes that were sent to the clients.
+        samples_of_views: see `Views.samples`.
+        extra: results of further collectors, by name.
     """
 
     cohort: Cohort
@@ -121,11 +154,11 @@ class RoundLog:
 
     @classmethod
     def of(cls, fed: Federation, orders: Orders, collected: Collected) -> "RoundLog":
-        """The log of a round whose sums are complete."""
+        """Return the log of a round from its collectors, which must be summed over the ranks."""
         cohort, views, assignment = orders.cohort, orders.views, fed.data.assignment
         return cls(
             cohort=cohort,
-            losses=share_of_trained(collected.report.losses, cohort.tasks, cohort.samples),
+            losses=mean_losses(collected.report.losses, cohort.tasks, cohort.samples),
             trained=cohort.tasks.any(0),
             finite=collected.report.health.isfinite(),
             learning_rate=orders.learning_rate,
@@ -140,7 +173,7 @@ class RoundLog:
 def run_round(fed: Federation, state: State, round: int) -> tuple[State, RoundLog]:
     """Run one round, counted from 0.
 
-    Nothing here waits for the compute device unless clients keep something: whether all went well is in the log, for `check_health`.
+    It does not wait for the compute device, except where clients keep state: the caller checks the log with `check_health`.
 
     Returns:
         The state after the round, and its log.
@@ -159,15 +192,15 @@ def run_round(fed: Federation, state: State, round: int) -> tuple[State, RoundLo
         ranks.sum(all_sums(list(collected)))
         server = fed.server.finish(state.server, orders, collected.update, collected.steps)
     log = RoundLog.of(fed, orders, collected)
-    if collected.kept.sums:
+    if collected.client_states.sums:
         check_health(log)
-        state.bank.store(cohort.clients, collected.kept)
+        state.bank.store(cohort.clients, collected.client_states)
     return State(server, state.bank), log
 
 
 @contextmanager
 def no_autocast_cache() -> Iterator[None]:
-    """Autocast would keep the low-precision copy of a weight from one local step to the next."""
+    """Turn off autocast's cache, which would reuse the low-precision copy of a weight in the next local step."""
     enabled = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
@@ -177,9 +210,13 @@ def no_autocast_cache() -> Iterator[None]:
 
 
 def check_health(log: RoundLog) -> None:
-    """Raises `Diverged` where the loss or the update of a client is not finite."""
-    for client, good in zip(log.cohort.clients, log.finite.tolist(), strict=True):
-        if not good:
+    """Check that the loss and the update of every client are finite.
+
+    Raises:
+        Diverged: those of a client are not.
+    """
+    for client, finite in zip(log.cohort.clients, log.finite.tolist(), strict=True):
+        if not finite:
             raise Diverged(
                 f"the loss or the update of client {client} is not finite in round {log.cohort.round + 1}; "
                 "try a lower client.learning_rate"

@@ -11,7 +11,9 @@ Shape = Literal["constant", "cosine", "linear"]
 class Schedule:
     """The clients' learning rate over the rounds, as a factor of its start.
 
-    shape: constant, cosine (to zero) or linear (to zero); warmup: rounds of a linear rise at the beginning.
+    Args:
+        shape: constant, cosine (to zero) or linear (to zero)
+        warmup: rounds of a linear rise at the beginning
     """
 
     shape: str = "cosine"
@@ -24,10 +26,10 @@ class Schedule:
             raise ValueError(f"schedule.warmup must be >= 0, got {self.warmup}")
 
     def factor(self, round: int, num_rounds: int) -> float:
-        """Round counts from 0."""
+        """Return the factor of the learning rate in a round, counted from 0."""
         if round < self.warmup:
             return (round + 1) / (self.warmup + 1)
-        done = (round - self.warmup) / max(num_rounds - self.warmup, 1)
+        progress = (round - self.warmup) / max(num_rounds - self.warmup, 1)
         if self.shape == "cosine":
-            return (1 + math.cos(math.pi * done)) / 2
-        return 1 - done if self.shape == "linear" else 1.0
+            return (1 + math.cos(math.pi * progress)) / 2
+        return 1 - progress if self.shape == "linear" else 1.0

@@ -1,4 +1,4 @@
-"""The server of a federation, put together from an algorithm, an aggregator and steps of its own."""
+"""The server: it aggregates the updates, applies them with its algorithm, and then runs its server steps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,9 +22,18 @@ from mtl.federation.population.views import Views
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """What a server step may ask for before the first round: the views of the model, the clients' objective and algorithm, and the shape
-    and type of stored images.
+class StepContext:
+    """What a server step may read of a run before the first round.
+
+    Attributes:
+        views: the parts of the model that the clients train.
+        layout: which parameters travel.
+        params: parameters of the global model.
+        objective: the clients' objective.
+        algorithm: the clients' algorithm.
+        image_shape: (c, height, width) of stored images.
+        pixels: type of stored images.
+        seed: seed of the run.
     """
 
     views: Views
@@ -38,49 +47,73 @@ class Surroundings:
 
 
 class ServerStep(Protocol):
-    """What a server does after it has aggregated."""
+    """Changes the global model at the end of a round, after the aggregation."""
 
     @property
     def data(self) -> tuple[Tensor, ...]:
-        """Images of its own."""
+        """The images that the step itself uses; empty for most."""
 
     def collect(self, orders: Orders) -> Collector:
-        """What it wants to know of the clients."""
+        """Return an empty collector for what the step needs from the clients of one round."""
 
     def apply(self, params: Params, orders: Orders, collected: Collector) -> Params:
-        """The global model after the step; what was given is left as it is."""
+        """Return the global model after the step; `params` is not changed.
+
+        Args:
+            params: the global model after the aggregation.
+            orders: of the round.
+            collected: the collector that `collect` returned, summed over blocks and ranks.
+        """
 
 
 class StepOptions(Protocol):
-    """A server step before it knows the run."""
+    """The options of a server step, before the run is known."""
 
-    def bind(self, around: Surroundings) -> ServerStep:
-        """The step for one run. Raises ValueError where it cannot work there."""
+    def bind(self, context: StepContext) -> ServerStep:
+        """Return the step for one run.
+
+        Raises:
+            ValueError: the step cannot work in this run.
+        """
 
 
 @dataclass(frozen=True)
 class Server:
-    """algorithm, aggregator: see there; options: of the steps that come after these, in order; steps: made of them by `bind`."""
+    """Aggregator, algorithm and server steps, which run in this order at the end of a round.
+
+    Attributes:
+        algorithm: applies the aggregated update to the global model.
+        aggregator: turns the clients' updates into one.
+        options: options of the server steps, in order.
+        steps: the steps that `bind` makes of the options.
+    """
 
     algorithm: FedAvg
     aggregator: Aggregator
     options: Sequence[StepOptions] = ()
     steps: Sequence[ServerStep] = ()
 
-    def bind(self, around: Surroundings) -> "Server":
-        """The server for one run."""
-        return replace(self, steps=tuple(options.bind(around) for options in self.options))
+    def bind(self, context: StepContext) -> "Server":
+        """Return the server with its steps made for one run."""
+        return replace(self, steps=tuple(options.bind(context) for options in self.options))
 
     def init(self, params: Params, layout: Layout) -> Slots:
-        """The state before the first round."""
+        """Return the server's slots before the first round."""
         return self.algorithm.init(params, layout)
 
     def finish(self, state: Slots, orders: Orders, update: Update, collected: Sequence[Collector]) -> Slots:
-        """The state after a round. collected: by the steps."""
+        """Return the server's slots after a round.
+
+        Args:
+            state: the slots before it.
+            orders: of the round.
+            update: the collected updates, summed over the ranks.
+            collected: the collector of each step, summed over the ranks.
+        """
         state = self.algorithm.apply(state, orders.travelling, update)
         params = state["params"]
-        for step, found in zip(self.steps, collected, strict=True):
-            params = step.apply(params, orders, found)
+        for step, collector in zip(self.steps, collected, strict=True):
+            params = step.apply(params, orders, collector)
         return state | {"params": params}
 
 
@@ -92,9 +125,11 @@ def fedavg(
 ) -> Server:
     """FedAvg: the weighted mean of the clients' updates (McMahan et al. 2017).
 
-    learning_rate: factor of the mean update; momentum: momentum over the rounds; weighting: what a client counts by: samples (its
-    training images) or clients (all the same); balancer: a balancer that remembers nothing, over the clients' updates, None for their
-    mean.
+    Args:
+        learning_rate: factor of the mean update
+        momentum: momentum over the rounds
+        weighting: what a client counts by: samples (its training images) or clients (all the same)
+        balancer: a balancer without state that combines the clients' updates, None for their mean
     """
     mean = WeightedMean(weighting)
     return Server(FedAvg(learning_rate, momentum), mean if balancer is None else ConflictAverse(balancer, mean))

@@ -1,11 +1,11 @@
-"""What a round asks of each client, known before training: FLOPs, bytes on the link, memory.
+"""The cost of a round for each client, known before training: FLOPs, bytes on the link, memory.
 
-FLOPs and saved activations are those of the step as it is simulated, with all heads in single precision: a device could leave out the
+FLOPs and saved activations are counted on the simulated step, which computes all heads in single precision; a device could leave out the
 heads that it does not train. The memory of a step is modelled as
 
     parameters + gradients + state of the client algorithm + buffers + saved activations of the largest batch
 
-with the rows of the client's own heads, and nothing for the framework, its workspaces or the stored images.
+with the head rows of the client's subtasks alone, and without the framework, its workspaces and the stored images.
 """
 
 from collections.abc import Callable
@@ -31,26 +31,40 @@ from mtl.models.multi_task_model import MultiTaskModel
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """step: of a client; image: FLOPs of an image, see `models.flops`; parameters: their number; held: what it keeps from step to step
-    but for buffers, [C, T] tasks to bytes [C]; buffers: bytes; batch_size: of the work.
+    """The counted cost of a model's training step.
+
+    Attributes:
+        step: FLOPs and saved activations of a local step.
+        image: FLOPs of scoring an image, see `models.flops`.
+        parameters: number of parameters.
+        state_bytes: from the assignment, bool [C, T], to the bytes [C] of parameters, gradients and algorithm state.
+        buffers: bytes of the model's buffers.
+        batch_size: images of a full batch.
     """
 
     step: StepCost
     image: int
     parameters: int
-    held: Callable[[Tensor], Tensor]
+    state_bytes: Callable[[Tensor], Tensor]
     buffers: int
     batch_size: int
 
     def memory(self, assignment: Tensor, images: Tensor) -> Tensor:
-        """Bytes that the training step of each client needs, float64 [C]. assignment: bool [C, T]; images: that each holds, [C]."""
+        """Return the bytes that a training step of each client needs, float64 [C].
+
+        Args:
+            assignment: bool [C, T], the subtasks that each client trains.
+            images: [C], number of training images of each client.
+        """
         batches = images.clamp(max=self.batch_size)
         saved = self.step.saved.fixed + self.step.saved.per_image * batches
-        return (self.held(assignment) + self.buffers + saved).double()
+        return (self.state_bytes(assignment) + self.buffers + saved).double()
 
     def summary(self, num_tasks: int) -> dict[str, float]:
-        """flops_forward: of an image; flops_training: of a training step for one image of a full batch; the rest for a full batch with all
-        heads.
+        """Return the metrics of the cost.
+
+        `flops_forward` is for an image, `flops_training` for an image of a full batch's training step; activations and memory are for a
+        full batch with all heads.
         """
         full = torch.tensor([self.batch_size])
         return {
@@ -69,11 +83,19 @@ def training_cost(
     work: LocalWork,
     data: FederatedData,
     *,
-    beside: Callable[[MultiTaskModel], Tensor] | None = None,
+    extra_loss: Callable[[MultiTaskModel], Tensor] | None = None,
     image_shape: ImageShape | None = None,
 ) -> TrainingCost:
-    """Counted on a step of one image and one of two. beside: a loss that every step has besides, however many its images; image_shape:
-    of the images where `data` hold features in their place; without it the FLOPs of an image are not counted there, and are 0.
+    """Return the cost of a training step, counted on a step of one image and one of two.
+
+    Args:
+        model: the model.
+        objective: from images to losses.
+        algorithm: the client algorithm, whose state takes memory.
+        work: batches of a client.
+        data: gives the shape of the images and the number of subtasks.
+        extra_loss: a further loss of every step, which does not depend on the number of images.
+        image_shape: shape of the original images where `data` has features in their place; without it their FLOPs are given as 0.
     """
     dtype = next(model.parameters()).dtype
 
@@ -86,12 +108,12 @@ def training_cost(
         inputs = torch.zeros(images, *data.image_shape, dtype=dtype)
         counts = TaskCounts(labels, labels, torch.zeros((), dtype=dtype))
         total = objective.losses(module, inputs, pairs, pairs, valid, counts).tasks.sum()
-        return total if beside is None else total + beside(module)
+        return total if extra_loss is None else total + extra_loss(module)
 
     params = {name: torch.empty_like(value, device="meta") for name, value in model.params().items()}
     state = algorithm.init(params)
 
-    def held(assignment: Tensor) -> Tensor:
+    def state_bytes(assignment: Tensor) -> Tensor:
         return 2 * client_bytes(params, assignment) + client_bytes(state, assignment)
 
     features = isinstance(model.trunk, Trunk) and model.trunk.passed_over > 0
@@ -100,14 +122,22 @@ def training_cost(
         step=count_step(model, loss),
         image=0 if shape is None else image_flops(model, shape, mirror=objective.mirror),
         parameters=sum(value.numel() for value in params.values()),
-        held=held,
+        state_bytes=state_bytes,
         buffers=tree.num_bytes(dict(model.named_buffers())),
         batch_size=work.batch_size,
     )
 
 
 def client_workload(cost: TrainingCost, params: Params, *, layout: Layout, work: LocalWork, data: FederatedData) -> Workload:
-    """A round of each client. params: of the model; layout: what of it stays on the clients."""
+    """Return the cost of a round for each client.
+
+    Args:
+        cost: of a training step.
+        params: parameters of the model.
+        layout: which of them stay on the clients.
+        work: batches and local steps of a client in a round.
+        data: the federation's data.
+    """
     sizes = data.clients.sizes
     flops = {size: cost.step.training(work.num_samples(size), steps=work.num_steps(size)) for size in set(sizes)}
     sent = client_bytes(layout.sent(params), data.assignment).double()

@@ -156,7 +156,7 @@ class SaveRounds(Checkpoint):
         if self.stopped:
             raise KeyboardInterrupt
         self.stopped = True
-        if Ranks().first:
+        if Ranks().is_first:
             logger.warning("stopping: this round is finished and saved first; Ctrl-C again to leave at once")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

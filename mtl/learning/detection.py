@@ -177,9 +177,9 @@ class DetectionLearning(CentralisedLearning):
             keys = torch.zeros(len(model.dropouts), 2, dtype=torch.int32)
             return self._centre_losses(model, self._finder(model), keys, images, nowhere, nowhere[..., 0] > 0).tasks.sum()
 
-        cost = training_cost(self.model, self.objective, self.algorithm, self.work, self.federated_data, beside=beside)
+        cost = training_cost(self.model, self.objective, self.algorithm, self.work, self.federated_data, extra_loss=beside)
         params = self.model.params()
-        return replace(cost, held=lambda assignment: 4 * client_bytes(params, assignment))
+        return replace(cost, state_bytes=lambda assignment: 4 * client_bytes(params, assignment))
 
     def costs(self) -> dict[str, float]:
         """flops_forward: of a face; flops_scene: of the faces' search in a scene of the run's size, looked at once."""

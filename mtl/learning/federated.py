@@ -41,11 +41,11 @@ class FederatedLearning(Learner):
         self.server_state = _without_params(federation.server.init(model.params(), federation.layout))
         if federation.population.sampling.modelled:
             self.account |= {"modelled_seconds": 0.0, "modelled_joules": 0.0}
-        self.account |= dict.fromkeys(federation.population.views.accounts, 0)
+        self.account |= dict.fromkeys(federation.population.views.account_names, 0)
 
     @property
-    def of_clients(self) -> dict[str, list[Any]]:
-        return self.federation.population.views.of_clients
+    def client_records(self) -> dict[str, list[Any]]:
+        return self.federation.population.views.client_records
 
     @property
     def further_data(self) -> tuple[Tensor, ...]:
@@ -89,7 +89,7 @@ class FederatedLearning(Learner):
 
     def training_cost(self) -> TrainingCost:
         training, views = self.federation.training, self.federation.population.views
-        model = self.model if views.alike else views.levels[0].model
+        model = self.model if views.all_whole else views.levels[0].model
         return training_cost(
             model, training.objective, training.algorithm, training.work, self.federated_data, image_shape=self.image_shape
         )
@@ -97,10 +97,10 @@ class FederatedLearning(Learner):
     def costs(self) -> dict[str, float]:
         """Those of the server's model, and of each level of width or architecture; flops_total: as the clients trained."""
         costs, views = super().costs(), self.federation.population.views
-        if views.alike:
+        if views.all_whole:
             return costs
         training, total = self.federation.training, 0.0
-        for level, samples in zip(views.levels, views.accounts, strict=True):
+        for level, samples in zip(views.levels, views.account_names, strict=True):
             cost = training_cost(level.model, training.objective, training.algorithm, training.work, self.federated_data)
             own = cost.summary(self.federated_data.num_tasks)
             costs |= {f"{name}_{level.name}": value for name, value in own.items()}

@@ -112,7 +112,7 @@ class Learner(LightningModule):
         return self.federated_data.tasks
 
     @property
-    def of_clients(self) -> dict[str, list[Any]]:
+    def client_records(self) -> dict[str, list[Any]]:
         """What is recorded of each client, by name: the share of the channels, or the architecture, where they differ."""
         return {}
 

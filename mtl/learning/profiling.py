@@ -32,7 +32,7 @@ class ProfileRounds(Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         only_one = trainer.current_epoch + 1 == trainer.max_epochs
-        if self._profiler is None and Ranks().first and (self._rounds == 1 or (self._rounds == 0 and only_one)):
+        if self._profiler is None and Ranks().is_first and (self._rounds == 1 or (self._rounds == 0 and only_one)):
             kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
             # There is but one cycle of events; torch 2.11 warns unless they are kept.
             self._profiler = profile(activities=kinds, acc_events=True)

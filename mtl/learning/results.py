@@ -55,7 +55,7 @@ def write_federation(run_dir: Path, learner: "Learner", data: FederatedData) -> 
     source = {"source_assignment": assignment[:, tested:]} if data.num_source else {}
     write_arrays(
         run_dir / "federation.npz",
-        **{name: np.array(value) for name, value in learner.of_clients.items()},
+        **{name: np.array(value) for name, value in learner.client_records.items()},
         positives=data.positives[:, :tested].cpu().numpy(),
         negatives=data.negatives[:, :tested].cpu().numpy(),
         assignment=assignment[:, :tested],

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mtl.base.seeding import derive_seed
 from mtl.data.federated_data import FederatedData, federate
 from mtl.data.instances import add_instances
-from mtl.devices.fleet import deal_out, room
+from mtl.devices.fleet import deal_out, training_memory
 from mtl.devices.ledger import Workload
 from mtl.devices.widths import Level, narrow
 from mtl.federation.layout import Layout
@@ -134,7 +134,7 @@ def build_views(config: DictConfig, data: FederatedData, model: MultiTaskModel, 
         of = deal_out(option, shares, data.num_clients, seed=config.seed, purpose="widths")
     else:
         of = largest_that_fit(
-            build_workloads(config, data, levels, objective), room(*fleet.assign(data.num_clients, seed=config.seed))
+            build_workloads(config, data, levels, objective), training_memory(*fleet.assign(data.num_clients, seed=config.seed))
         )
     counts = torch.bincount(of, minlength=len(levels)).tolist()
     parts = (f"{n} clients train {level.name.replace('_', ' ')}" for n, level in zip(counts, levels, strict=True))

@@ -30,7 +30,7 @@ from mtl.federation.population.views import Views, ViewsBackend
 from mtl.federation.ranks import Ranks
 from mtl.federation.round import Federation
 from mtl.federation.schedule import Schedule
-from mtl.federation.server import Surroundings
+from mtl.federation.server import StepContext
 from mtl.learning.centralised import CentralisedLearning
 from mtl.learning.detection import DetectionLearning, SceneTraining
 from mtl.learning.federated import FederatedLearning
@@ -154,7 +154,7 @@ def _federated(config: DictConfig, parts: Parts, training: Training, run_dir: Pa
         name = engine.backend if training.objective.distil is None else "loop"
         return make_backend(name, training, num_rounds=config.rounds, block=engine.block, compile=engine.compile)
 
-    around = Surroundings(
+    context = StepContext(
         views=parts.views,
         layout=layout,
         params=model.params(),
@@ -167,10 +167,10 @@ def _federated(config: DictConfig, parts: Parts, training: Training, run_dir: Pa
     federation = Federation(
         data=data,
         training=training,
-        backend=backend(training) if parts.views.alike else ViewsBackend(parts.views, training, backend),
+        backend=backend(training) if parts.views.all_whole else ViewsBackend(parts.views, training, backend),
         schedule=parts.schedule,
         population=Population(parts.sampling, parts.views, training.work, config.seed),
-        server=instantiate(config.server).bind(around),
+        server=instantiate(config.server).bind(context),
         layout=layout,
         num_rounds=config.rounds,
     )

@@ -60,19 +60,19 @@ def train(config: DictConfig, run_dir: Path) -> Metrics:
 def _train(config: DictConfig, run_dir: Path, ranks: Ranks) -> Metrics:
     _set_up_process(config, ranks)
     data = build_data(config)
-    run_dir = ranks.agree(run_dir)  # every rank works for the run directory of the first
+    run_dir = ranks.broadcast(run_dir)  # every rank works for the run directory of the first
     learner, steps = build_learner(config, data, run_dir)
     identity = Identity(data_fingerprint(config, data), files_fingerprint(config, *learner.further_data))
     ranks.require_same({**versions(), "configuration and data": identity.run, "files": identity.files})
     log = RunLogger(config, run_dir)
     trainer, loaders = build_trainer(config, run_dir, learner, identity, log), FederatedDataModule(data, steps=steps)
-    with held(run_dir) if ranks.first else contextlib.nullcontext():
-        start = ranks.agree(_open(config, run_dir, identity) if ranks.first else None)
+    with held(run_dir) if ranks.is_first else contextlib.nullcontext():
+        start = ranks.broadcast(_open(config, run_dir, identity) if ranks.is_first else None)
         if start.summary is not None:
             logger.info("output_dir %s holds this run, finished: there is nothing to go on with", run_dir)
             result: Metrics = start.summary
             return result
-        with log.tracking(start.last_round) if ranks.first else contextlib.nullcontext() as tracker:
+        with log.tracking(start.last_round) if ranks.is_first else contextlib.nullcontext() as tracker:
             summary = _fit_and_test(config, run_dir, learner, trainer, loaders, start.checkpoint)
             if tracker is not None:
                 learner.write_results(run_dir, data)

@@ -45,7 +45,7 @@ def test_one_device_for_all_is_a_share_of_one() -> None:
         ({"mix": {"rk3588": -1}}, "fleet.mix.rk3588 must be a number or a share of clients, >= 0, got -1"),
         ({"mix": {"rk3588": "many"}}, "fleet.mix.rk3588 must be a number or a share of clients, >= 0, got many"),
         ({"mix": {}}, "fleet.mix must map device profiles to numbers or shares"),
-        ({"deadline": 5.0}, r"fleet.deadline needs devices: say fleet=mix fleet.mix=\{DEVICE: SHARE, ...\}"),
+        ({"deadline": 5.0}, r"fleet.deadline needs devices: set fleet=mix fleet.mix=\{DEVICE: SHARE, ...\}"),
         ({"wait_for": 5}, "fleet.wait_for needs devices"),
         ({"mix": {"rk3588": 1}, "deadline": 0}, "fleet.deadline must be > 0 seconds, got 0"),
         ({"mix": {"rk3588": 1}, "wait_for": 0}, "fleet.wait_for must be >= 1, got 0"),

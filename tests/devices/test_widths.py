@@ -58,10 +58,10 @@ def test_a_level_computes_what_the_whole_does_without_the_other_channels(make: C
     with torch.no_grad():
         for name, value in model.named_parameters():
             if name in level.index:
-                kept = torch.zeros(value.numel(), dtype=torch.bool)
-                kept[level.index[name].flatten()] = True
+                mask = torch.zeros(value.numel(), dtype=torch.bool)
+                mask[level.index[name].flatten()] = True
                 torch.testing.assert_close(value.flatten()[level.index[name]], small[name], rtol=0, atol=0)
-                value.mul_(kept.view_as(value))
+                value.mul_(mask.view_as(value))
     images = torch.rand(3, *shape)
     torch.testing.assert_close(level.model.eval()(images), model(images))
 

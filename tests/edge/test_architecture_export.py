@@ -71,9 +71,9 @@ def test_a_file_is_scored_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
 
     class Session:
-        def run(self, outputs: None, given: dict[str, Any]) -> list[Any]:
-            sizes.append(len(given["images"]))
-            return [given["images"].sum((2, 3))]
+        def run(self, outputs: None, inputs: dict[str, Any]) -> list[Any]:
+            sizes.append(len(inputs["images"]))
+            return [inputs["images"].sum((2, 3))]
 
     monkeypatch.setattr(export, "open_onnx", lambda *_, **__: Session())
     images = torch.rand(150, 3, 32, 32)

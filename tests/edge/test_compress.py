@@ -67,16 +67,16 @@ def test_a_recipe_becomes_a_table_from_one_run(trained: Train, tmp_path: Path, c
 def test_each_step_starts_from_the_one_before(
     trained: Train, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_dir, asked = trained(*TRUNK), []
+    run_dir, exports = trained(*TRUNK), []
 
     def export_nothing(run: Path, options: ExportOptions, *, out: Path, data_root: str | None) -> Exported:
-        asked.append((run, options.int8, out.name))
+        exports.append((run, options.int8, out.name))
         shutil.copy(exported.path, out)
         return exported
 
     monkeypatch.setattr("mtl.trained.compress.export_run", export_nothing)
     rows = compress(run_dir, CompressOptions(["prune", "int8"], ratio=0.5, rounds=1, repeats=5), out=tmp_path)
-    assert asked == [
+    assert exports == [
         (run_dir, False, "0_as_it_is.onnx"),
         (tmp_path / "prune", False, "1_prune.onnx"),
         (tmp_path / "prune", True, "2_int8.onnx"),

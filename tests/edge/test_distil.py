@@ -34,16 +34,16 @@ def huber(x: float) -> float:
 
 def test_soft_binary_targets_are_the_divergence_of_bernoulli_variables() -> None:
     s, t, temperature = draw(5, 3), draw(5, 3, seed=1), 3.0
-    found = soft_binary(s, t, EVERYBODY[:, None].expand(5, 3), EVERYBODY, temperature)
+    divergence = soft_binary(s, t, EVERYBODY[:, None].expand(5, 3), EVERYBODY, temperature)
     left, right = (torch.distributions.Bernoulli(logits=z / temperature) for z in (t, s))
-    torch.testing.assert_close(found, temperature**2 * torch.distributions.kl_divergence(left, right).mean(0))
+    torch.testing.assert_close(divergence, temperature**2 * torch.distributions.kl_divergence(left, right).mean(0))
 
 
 def test_soft_identities_are_the_divergence_of_categorical_variables() -> None:
     s, t, temperature = draw(5, 4), draw(5, 4, seed=1), 4.0
-    found = soft_identities(s, t, EVERYBODY[:, None].expand(5, 4), EVERYBODY, temperature)
+    divergence = soft_identities(s, t, EVERYBODY[:, None].expand(5, 4), EVERYBODY, temperature)
     expected = F.kl_div(F.log_softmax(s / temperature, 1), F.softmax(t / temperature, 1), reduction="batchmean") * temperature**2
-    torch.testing.assert_close(found.sum(), expected)
+    torch.testing.assert_close(divergence.sum(), expected)
     # A client that trains two of the four compares those two alone.
     counted = torch.tensor([True, False, True, False]).expand(5, 4)
     two = soft_identities(s[:, ::2], t[:, ::2], EVERYBODY[:, None].expand(5, 2), EVERYBODY, temperature)
@@ -54,12 +54,12 @@ def test_relations_are_those_of_loops_over_pairs_and_triples() -> None:
     s, t = draw(5, 3), draw(5, 4, seed=1)
 
     def all_distances(f: Tensor) -> dict[tuple[int, int], float]:
-        found = {(i, j): math.dist(f[i].tolist(), f[j].tolist()) for i, j in itertools.permutations(range(5), 2)}
-        mean = sum(found.values()) / len(found)
-        return {pair: value / mean for pair, value in found.items()}
+        lengths = {(i, j): math.dist(f[i].tolist(), f[j].tolist()) for i, j in itertools.permutations(range(5), 2)}
+        mean = sum(lengths.values()) / len(lengths)
+        return {pair: value / mean for pair, value in lengths.items()}
 
-    ours, theirs = all_distances(s), all_distances(t)
-    expected = sum(huber(ours[pair] - theirs[pair]) for pair in ours) / len(ours)
+    student, teacher = all_distances(s), all_distances(t)
+    expected = sum(huber(student[pair] - teacher[pair]) for pair in student) / len(student)
     assert float(distances(s, t, EVERYBODY)) == pytest.approx(expected, rel=1e-4)
 
     def angle(f: Tensor, i: int, j: int, k: int) -> float:
@@ -72,11 +72,11 @@ def test_relations_are_those_of_loops_over_pairs_and_triples() -> None:
 
 def test_attention_is_worked_out_by_hand() -> None:
     # Maps of two places: energies (1, 0) and (3, 4)/5, whose squared distance over the places is (.16 + .64) / 2.
-    ours = {(1, 2): torch.tensor([[[[1.0, 0.0]]]]), (9, 9): torch.zeros(1, 1, 9, 9)}
-    theirs = {(1, 2): torch.tensor([[[[3.0, 4.0]]]]).sqrt()}
-    assert float(attention(ours, theirs, EVERYBODY[:1])) == pytest.approx(0.4)
+    student = {(1, 2): torch.tensor([[[[1.0, 0.0]]]]), (9, 9): torch.zeros(1, 1, 9, 9)}
+    teacher = {(1, 2): torch.tensor([[[[3.0, 4.0]]]]).sqrt()}
+    assert float(attention(student, teacher, EVERYBODY[:1])) == pytest.approx(0.4)
     with pytest.raises(ValueError, match=r"distil.attention needs maps of one size in both trunks"):
-        attention({(2, 2): torch.zeros(1, 1, 2, 2)}, theirs, EVERYBODY[:1])
+        attention({(2, 2): torch.zeros(1, 1, 2, 2)}, teacher, EVERYBODY[:1])
 
 
 @pytest.mark.parametrize("part", [hints, distances, angles], ids=lambda part: part.__name__)
@@ -84,9 +84,9 @@ def test_padding_has_no_influence(part: Callable[[Tensor, Tensor, Tensor], Tenso
     s, t = draw(5, 3).requires_grad_(), draw(5, 3, seed=1)
     valid = torch.tensor([True, True, True, True, False])
     padded = torch.cat([s[:4], s[:1].detach()])
-    found = part(padded, torch.cat([t[:4], t[:1]]), valid)
-    torch.testing.assert_close(found, part(s[:4], t[:4], EVERYBODY[:4]))
-    found.backward()
+    loss = part(padded, torch.cat([t[:4], t[:1]]), valid)
+    torch.testing.assert_close(loss, part(s[:4], t[:4], EVERYBODY[:4]))
+    loss.backward()
     assert s.grad is not None
     assert bool(s.grad.isfinite().all())
 

@@ -74,8 +74,8 @@ def test_a_file_holds_all_it_needs_and_nothing_of_the_machine(exported: Exported
     }
     # 16x16: a convolution of stride 2 to 8 channels, an embedding of 8, four heads; the picture and its mirror image.
     assert facts.flops == done.flops == 2 * 2 * (8 * 8 * 8 * 9 + 8 * 8 * 8 * 8 + 8 * 4)
-    given = session.get_inputs()[0]
-    assert (given.type, given.shape) == ("tensor(uint8)", ["N", 1, 16, 16])
+    images_input = session.get_inputs()[0]
+    assert (images_input.type, images_input.shape) == ("tensor(uint8)", ["N", 1, 16, 16])
     assert [output.shape for output in session.get_outputs()] == [["N", 4], ["N", 8]]
 
 
@@ -131,10 +131,10 @@ def test_what_stays_on_a_client_is_exported_for_that_client(trained: Train, tmp_
         export_run(trained("mode=centralised"), ExportOptions(client=0), out=tmp_path / "model.onnx")
     done = export_run(run_dir, ExportOptions(client=1), out=tmp_path / "model.onnx")
     facts = DeviceFacts.of_metadata(onnxruntime.InferenceSession(str(done.path)).get_modelmeta().custom_metadata_map)
-    own = [f"c{t}" for t in range(4) if np.load(run_dir / "federation.npz")["assignment"][1, t]]
-    assert facts.tasks == own
+    client_tasks = [f"c{t}" for t in range(4) if np.load(run_dir / "federation.npz")["assignment"][1, t]]
+    assert facts.tasks == client_tasks
     # A subtask has one owner here, so the fused score is the owner's.
-    expected = np.load(run_dir / "predictions.npz")["scores"][:, [int(name[1:]) for name in own]]
+    expected = np.load(run_dir / "predictions.npz")["scores"][:, [int(name[1:]) for name in client_tasks]]
     np.testing.assert_allclose(scores_of(done.path, images_of_the_test(run_dir, 1)), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -142,23 +142,23 @@ def test_calibrated_thresholds_are_the_best_of_the_validation_images(
     trained: Train, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_dir = trained("mode=centralised")
-    told: list[DeviceFacts] = []
+    written_facts: list[DeviceFacts] = []
 
     def listening(device: DeviceModel, image_shape: object, pixels: object, facts: DeviceFacts) -> bytes:
-        told.append(facts)
+        written_facts.append(facts)
         return exported.path.read_bytes()
 
     monkeypatch.setattr(export, "to_onnx", listening)
     export_run(run_dir, ExportOptions(thresholds="calibrated"), out=tmp_path / "model.onnx")
-    (facts,) = told
+    (facts,) = written_facts
     run = load_run(run_dir)
     data = load_data(run)
     val = data.split.val
     scores, targets = run.objective.scores(run.model, data.images[val]), data.targets[val]
     for t, threshold in enumerate(facts.thresholds):
-        found = balanced_accuracy(scores[:, [t]] - threshold, targets[:, [t]], data.known[val][:, [t]])
+        accuracy = balanced_accuracy(scores[:, [t]] - threshold, targets[:, [t]], data.known[val][:, [t]])
         others = [balanced_accuracy(scores[:, [t]] - s - 1e-3, targets[:, [t]], data.known[val][:, [t]]) for s in scores[:, t]]
-        assert float(found) >= max(map(float, others)) - 1e-6
+        assert float(accuracy) >= max(map(float, others)) - 1e-6
     with pytest.raises(ValueError, match=r"thresholds=calibrated needs validation images"):
         export_run(
             trained("mode=centralised", "split.val=0"), ExportOptions(thresholds="calibrated"), out=tmp_path / "other.onnx"
@@ -168,7 +168,7 @@ def test_calibrated_thresholds_are_the_best_of_the_validation_images(
 def test_batch_statistics_cannot_go_to_a_device(trained: Train) -> None:
     run = load_run(trained("mode=centralised"))
     run.model.local_norms = ["trunk.features.1"]
-    with pytest.raises(ValueError, match=r"norm=local cannot go to a device: trunk.features.1"):
+    with pytest.raises(ValueError, match=r"norm must be group or frozen to run on a device, got local: trunk.features.1"):
         DeviceModel(run.model, run.objective.normalise)
 
 

@@ -85,7 +85,7 @@ def test_a_device_finds_and_embeds_the_faces_that_the_model_does(
     run: Path, done: Exported, script: ModuleType, photos: Path
 ) -> None:
     model, files = Recogniser.load(run), script.FaceFiles(done.path)
-    found = 0
+    num_faces = 0
     for path in sorted(photos.glob("*/*.png")):
         faces, embeddings = model.faces(model.read(path, 640))
         boxes, scores = files.find(files.read(path))
@@ -99,8 +99,8 @@ def test_a_device_finds_and_embeds_the_faces_that_the_model_does(
             cosines = [(files.embed(files.read(path), boxes) * one.numpy()).sum(1) for one in (rounded, embeddings)]
             assert cosines[0].min() > 0.9999
             assert cosines[1].min() > 0.995
-        found += len(boxes)
-    assert found
+        num_faces += len(boxes)
+    assert num_faces
 
 
 def test_a_crop_is_that_of_the_model(script: ModuleType) -> None:
@@ -120,17 +120,17 @@ def test_enrolling_and_recognising_run_without_torch(run: Path, done: Exported, 
         command = [sys.executable, "-c", code, str(SCRIPTS / "find_faces.py"), *words]
         return subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
 
-    own, theirs = tmp_path / "own.npz", tmp_path / "theirs.npz"
+    device_gallery, gallery_path = tmp_path / "own.npz", tmp_path / "theirs.npz"
     assert "2 people, 4 photos" in call(
-        *("enrol", str(done.path), "--gallery", str(photos), "--output", str(own), "--threshold", "-1")
+        *("enrol", str(done.path), "--gallery", str(photos), "--output", str(device_gallery), "--threshold", "-1")
     )
-    enrol(photos, run, theirs)
-    gallery = Gallery.load(theirs)
-    with np.load(own) as file:
+    enrol(photos, run, gallery_path)
+    gallery = Gallery.load(gallery_path)
+    with np.load(device_gallery) as file:
         assert (file["names"].tolist(), str(file["model"])) == (list(gallery.names), gallery.model)
         assert file["embeddings"].shape == gallery.embeddings.shape
     photo = photos / "p0" / "0.png"
-    for made in (own, theirs):
+    for made in (device_gallery, gallery_path):
         assert str(photo) in call("recognise", str(done.path), str(photo), "--gallery", str(made))
 
 

@@ -22,8 +22,8 @@ from mtl.models.flops import count_forward, num_parameters
 
 def test_the_calls_that_count_are_as_many_as_were_asked_for_and_take_turns() -> None:
     order: list[str] = []
-    found = measure({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, warmup=2, repeats=11)
-    assert [found[name].repeats for name in "ab"] == [11, 11]
+    latencies = measure({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, warmup=2, repeats=11)
+    assert [latencies[name].repeats for name in "ab"] == [11, 11]
     assert order.count("a") == order.count("b") >= 13
     assert order.index("b") < len(order) - order[::-1].index("a")  # a has a turn after b's first
 
@@ -32,8 +32,8 @@ def test_percentiles_are_of_the_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     # Call i takes i ms: 1 to 101, whose median is 51 and 90th percentile 91.
     ticks = iter([tick for i in range(1, 102) for tick in (0.0, i / 1e3)])
     monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
-    found = measure({"it": lambda: None}, warmup=0, repeats=101)["it"]
-    assert (found.p50, found.p90) == pytest.approx((51.0, 91.0))
+    latencies = measure({"it": lambda: None}, warmup=0, repeats=101)["it"]
+    assert (latencies.p50, latencies.p90) == pytest.approx((51.0, 91.0))
 
 
 def test_what_cannot_be_measured_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

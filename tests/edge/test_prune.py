@@ -49,9 +49,9 @@ def test_as_many_go_as_were_asked_for_and_they_are_the_smallest(sizes: list[int]
     groups = [list(weights)] if scope == "global" else [[name] for name in weights]
     for group in groups:
         gone = torch.cat([before[name].abs()[~masks[name]] for name in group])
-        kept = torch.cat([before[name].abs()[masks[name]] for name in group])
-        assert len(gone) == round(ratio * (len(gone) + len(kept)))
-        assert not len(gone) or gone.max() <= kept.min()
+        remaining = torch.cat([before[name].abs()[masks[name]] for name in group])
+        assert len(gone) == round(ratio * (len(gone) + len(remaining)))
+        assert not len(gone) or gone.max() <= remaining.min()
         assert all(torch.equal(weights[name], before[name] * masks[name]) for name in group)
 
 

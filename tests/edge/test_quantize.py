@@ -43,9 +43,9 @@ def test_an_int8_file_is_near_the_model(trained: Train, exported_int8: Exported)
     run = load_run(run_dir)
     data = load_data(run)
     images = data.images[data.split.test]
-    found = onnxruntime.InferenceSession(str(done.path)).run(["embeddings"], {"images": images.numpy()})[0]
+    embeddings = onnxruntime.InferenceSession(str(done.path)).run(["embeddings"], {"images": images.numpy()})[0]
     expected = predict_eager(run, images)[1].numpy()
-    error = np.abs(found - expected).max() / np.abs(expected).max()
+    error = np.abs(embeddings - expected).max() / np.abs(expected).max()
     assert 0 < error < 0.1
     assert done.eager["rank1"] == json.loads((run_dir / "summary.json").read_text())["test/rank1"]
 

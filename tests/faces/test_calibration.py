@@ -18,18 +18,18 @@ def cosine(degrees: float) -> float:
     return float(torch.tensor(degrees, dtype=torch.float64).deg2rad().cos())
 
 
-def strangers(*people: Tensor, own: bool = False, names: tuple[str, ...] | None = None) -> Strangers:
+def strangers(*people: Tensor, from_user: bool = False, names: tuple[str, ...] | None = None) -> Strangers:
     person = torch.arange(len(people)).repeat_interleave(torch.tensor([len(some) for some in people]))
-    return Strangers(torch.cat(people), person, names or tuple(f"s{i}" for i in range(len(people))), own, "made")
+    return Strangers(torch.cat(people), person, names or tuple(f"s{i}" for i in range(len(people))), from_user, "made")
 
 
 def test_left_out_cosines_are_those_worked_out_by_hand() -> None:
     # Person 0 at 0, 10 and 20 degrees, person 1 at 90 and 100, person 2 at 180.
     embeddings, person = at(0, 10, 20, 90, 100, 180), torch.tensor([0, 0, 0, 1, 1, 2])
-    own, other = left_out(embeddings, person, 3)
+    same, other = left_out(embeddings, person, 3)
     # Without the photo at 0 the template of person 0 lies at 15, without 10 at 10, without 20 at 5.
-    assert own[:5].tolist() == pytest.approx([cosine(15), 1.0, cosine(15), cosine(10), cosine(10)], abs=1e-6)
-    assert bool(own[5].isnan())
+    assert same[:5].tolist() == pytest.approx([cosine(15), 1.0, cosine(15), cosine(10), cosine(10)], abs=1e-6)
+    assert bool(same[5].isnan())
     # Person 1's template lies at 95, person 0's at 10.
     assert other.tolist() == pytest.approx([cosine(95), cosine(85), cosine(75), cosine(80), cosine(80), cosine(85)], abs=1e-6)
 
@@ -46,21 +46,21 @@ def test_no_other_threshold_is_better_than_the_calibrated_one() -> None:
     generator = torch.Generator().manual_seed(0)
     person = torch.arange(6).repeat_interleave(4)
     embeddings = F.normalize(torch.randn(6, 8, generator=generator)[person] + torch.randn(24, 8, generator=generator), dim=1)
-    own, other = left_out(embeddings, person, 6)
-    own = torch.where(own < other, -1.0, own)
+    same, other = left_out(embeddings, person, 6)
+    same = torch.where(same < other, -1.0, same)
 
     def rate(threshold: float) -> float:
-        return float((own >= threshold).double().mean() + (other < threshold).double().mean())
+        return float((same >= threshold).double().mean() + (other < threshold).double().mean())
 
     threshold = calibrate(embeddings, person, 6).threshold
-    assert threshold == best_threshold(own, other)
+    assert threshold == best_threshold(same, other)
     assert rate(threshold) >= max(rate(other / 1000) for other in range(-1000, 1001)) - 1e-12
 
 
 def test_galleries_that_say_too_little_fall_back_as_stated() -> None:
     alone = calibrate(at(0), torch.tensor([0]), 1)
     assert (alone.threshold, alone.kept, alone.refused) == (0.5, None, None)
-    assert str(alone).endswith("nothing says how many strangers it refuses")
+    assert str(alone).endswith("the share of strangers that it refuses is unknown")
     two = calibrate(at(0, 60), torch.tensor([0, 1]), 2)
     assert two.threshold == pytest.approx((0.5 + 1) / 2, abs=1e-6)
     # Without the one, the other's threshold is .5, and the two are at a cosine of .5: each is taken for the other.
@@ -68,8 +68,8 @@ def test_galleries_that_say_too_little_fall_back_as_stated() -> None:
     one = calibrate(at(0, 60), torch.tensor([0, 0]), 1)
     assert one.threshold == pytest.approx(0.25, abs=1e-6)
     assert (one.kept, one.refused) == (Share(1.0, 2, 1, 2), None)
-    given = calibrate(at(0, 60), torch.tensor([0, 0]), 1, threshold=0.6)
-    assert (given.threshold, given.given, given.kept) == (0.6, True, Share(0.0, 2, 1, 2))
+    manual = calibrate(at(0, 60), torch.tensor([0, 0]), 1, threshold=0.6)
+    assert (manual.threshold, manual.user_set, manual.kept) == (0.6, True, Share(0.0, 2, 1, 2))
 
 
 def test_an_interval_is_wilsons() -> None:
@@ -91,8 +91,8 @@ def test_strangers_are_held_against_all_templates_and_raised_to_the_likeness_of_
     assert shift > 0
     expected = [cosine(105) + shift, cosine(135) + shift]
     assert stranger_scores(embeddings, person, 2, far).tolist() == pytest.approx(expected, abs=1e-6)
-    own = strangers(at(200), at(230), own=True)
-    assert stranger_scores(embeddings, person, 2, own).tolist() == pytest.approx([cosine(105), cosine(135)], abs=1e-6)
+    user_photos = strangers(at(200), at(230), from_user=True)
+    assert stranger_scores(embeddings, person, 2, user_photos).tolist() == pytest.approx([cosine(105), cosine(135)], abs=1e-6)
     # Strangers nearer than the gallery's people to each other are not moved away.
     near = strangers(at(40), at(60))
     assert stranger_scores(embeddings, person, 2, near).tolist() == pytest.approx([cosine(35), cosine(35)], abs=1e-6)
@@ -104,8 +104,10 @@ def test_a_rate_says_on_how_many_faces_and_people_it_was_counted() -> None:
     calibration = calibrate(embeddings, person, 3, others)
     assert calibration.kept == Share(1.0, 4, 2, 4)
     assert calibration.refused == Share(1.0, 7, 5, 3)
-    own = calibrate(embeddings, person, 3, strangers(at(45, 46), at(135, 136), at(225), at(315), at(270), own=True))
-    assert own.refused == Share(1.0, 7, 5, 5)
+    with_user_photos = calibrate(
+        embeddings, person, 3, strangers(at(45, 46), at(135, 136), at(225), at(315), at(270), from_user=True)
+    )
+    assert with_user_photos.refused == Share(1.0, 7, 5, 5)
     assert "of 7 faces of 5 strangers (made), unknown: 100.0 % (44 to 100 %, Wilson 95 %, n = 3)" in str(calibration)
 
 
@@ -128,16 +130,18 @@ def _people(number: int, photos: int, seed: int) -> tuple[Tensor, Tensor]:
     return F.normalize(centre[person] + torch.randn(len(person), 16, generator=rng), dim=1), person
 
 
-def _claims(with_strangers: bool, apart: float = 0.0) -> tuple[float, float]:
+def _claims(with_strangers: bool, separation: float = 0.0) -> tuple[float, float]:
     """Over 60 galleries of five people: the share of strangers that it claims to refuse, and the share of others that it does refuse.
-    apart: how far what all faces share is taken out of the strangers at hand, and not of those that come.
+    separation: share of the mean face that is subtracted from the strangers at hand, and not from those that come.
     """
     claimed, true = [], []
     for seed in range(60):
         embeddings, person = _people(5, 4, seed)
-        theirs, whose = _people(60, 2, 1000 + seed)
-        theirs = F.normalize(theirs - apart * theirs.mean(0), dim=1)
-        at_hand = Strangers(theirs, whose, tuple(map(str, range(60))), False, "made") if with_strangers else None
+        stranger_embeddings, stranger_person = _people(60, 2, 1000 + seed)
+        stranger_embeddings = F.normalize(stranger_embeddings - separation * stranger_embeddings.mean(0), dim=1)
+        at_hand = (
+            Strangers(stranger_embeddings, stranger_person, tuple(map(str, range(60))), False, "made") if with_strangers else None
+        )
         calibration = calibrate(embeddings, person, 5, at_hand)
         new, _ = _people(400, 1, 2000 + seed)
         assert calibration.refused is not None
@@ -146,7 +150,7 @@ def _claims(with_strangers: bool, apart: float = 0.0) -> tuple[float, float]:
     return sum(claimed) / 60, sum(true) / 60
 
 
-@pytest.mark.parametrize(("with_strangers", "apart"), [(True, 0.0), (True, 0.6), (False, 0.0)])
-def test_no_more_strangers_are_claimed_refused_than_are(with_strangers: bool, apart: float) -> None:
-    claimed, true = _claims(with_strangers, apart)
+@pytest.mark.parametrize(("with_strangers", "separation"), [(True, 0.0), (True, 0.6), (False, 0.0)])
+def test_no_more_strangers_are_claimed_refused_than_are(with_strangers: bool, separation: float) -> None:
+    claimed, true = _claims(with_strangers, separation)
     assert true - 0.08 < claimed < true + 0.02

@@ -20,16 +20,16 @@ def make_finder(seed: int = 0) -> FaceFinder:
 
 def test_a_true_box_is_taken_once_by_the_surest_that_overlaps_it_enough() -> None:
     truth = torch.tensor([[0.0, 0, 10, 10], [20.0, 0, 30, 10]])
-    found = torch.tensor([[0.0, 0, 10, 9], [0.0, 0, 10, 10], [20.0, 0, 30, 5], [20.0, 0, 30, 4.9], [50.0, 50, 60, 60]])
-    assert match_faces(found, truth).tolist() == [0, -1, 1, -1, -1]
-    assert match_faces(found, truth[:0]).tolist() == [-1] * 5
-    assert match_faces(found[:0], truth).tolist() == []
+    boxes = torch.tensor([[0.0, 0, 10, 9], [0.0, 0, 10, 10], [20.0, 0, 30, 5], [20.0, 0, 30, 4.9], [50.0, 50, 60, 60]])
+    assert match_faces(boxes, truth).tolist() == [0, -1, 1, -1, -1]
+    assert match_faces(boxes, truth[:0]).tolist() == [-1] * 5
+    assert match_faces(boxes[:0], truth).tolist() == []
 
 
 def test_pictures_of_a_batch_do_not_influence_each_other() -> None:
     finder, images = make_finder(), torch.rand(3, 1, 64, 96, generator=torch.Generator().manual_seed(1))
-    together = finder.find(images, confidence=0.2)
-    for image, faces in zip(images, together, strict=True):
+    batch = finder.find(images, confidence=0.2)
+    for image, faces in zip(images, batch, strict=True):
         (alone,) = finder.find(image[None], confidence=0.2)
         assert torch.allclose(alone.boxes, faces.boxes, atol=1e-3)
         assert torch.allclose(alone.scores, faces.scores, atol=1e-5)

@@ -18,8 +18,10 @@ def people() -> Gallery:
 def make(strangers: Strangers | None = None, threshold: float | None = None, **embeddings: Tensor) -> Gallery:
     """Every photo another picture."""
     rows = [
-        Photos(name, files := tuple(f"{name}/{number + 1}.jpg" for number in range(len(own))), own, files)
-        for name, own in embeddings.items()
+        Photos(
+            name, files := tuple(f"{name}/{number + 1}.jpg" for number in range(len(photo_embeddings))), photo_embeddings, files
+        )
+        for name, photo_embeddings in embeddings.items()
     ]
     return make_gallery(rows, strangers=strangers, threshold=threshold, model="abc", run="/runs/x")
 
@@ -47,7 +49,11 @@ def test_a_saved_gallery_is_the_same(tmp_path: Path, others: Strangers | None) -
     if others is not None and again.strangers is not None:
         assert torch.equal(again.strangers.embeddings, others.embeddings)
         assert torch.equal(again.strangers.person, others.person)
-        assert (again.strangers.names, again.strangers.own, again.strangers.source) == (others.names, others.own, others.source)
+        assert (again.strangers.names, again.strangers.from_user, again.strangers.source) == (
+            others.names,
+            others.from_user,
+            others.source,
+        )
 
 
 def test_what_is_no_gallery_is_refused(tmp_path: Path) -> None:
@@ -58,7 +64,7 @@ def test_what_is_no_gallery_is_refused(tmp_path: Path) -> None:
     for number, damage in enumerate((content[: len(content) // 2], b"", b"not a gallery")):
         file = tmp_path / f"{number}.npz"
         file.write_bytes(damage)
-        with pytest.raises(GalleryError, match="damaged or another"):
+        with pytest.raises(GalleryError, match="a damaged file or one of another kind"):
             Gallery.load(file)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mtl.faces.photos import MOST_PIXELS, UnreadablePhoto, draw_faces, find_photos, read_photo
+from mtl.faces.photos import MAX_PIXELS, UnreadablePhoto, draw_faces, find_photos, read_photo
 
 
 def picture(width: int = 60, height: int = 40) -> Image.Image:
@@ -60,7 +60,7 @@ def test_unreadable_photos_are_refused_with_the_reason(tmp_path: Path) -> None:
     Image.new("L", (15, 300)).save(tmp_path / "thin.png")
     with pytest.raises(UnreadablePhoto, match="at least 16 pixels on each side, got 15 x 300"):
         read_photo(tmp_path / "thin.png", channels=1)
-    side = int(MOST_PIXELS**0.5) + 1
+    side = int(MAX_PIXELS**0.5) + 1
     Image.new("1", (side, side)).save(tmp_path / "huge.png")
     with pytest.raises(UnreadablePhoto, match=rf"at most 64 megapixels .*, got {side} x {side}"):
         read_photo(tmp_path / "huge.png", channels=1)
@@ -71,14 +71,14 @@ def test_a_folder_named_with_the_signs_of_a_pattern_is_found(tmp_path: Path) -> 
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
 
-    def found(pattern: str) -> list[str]:
+    def find(pattern: str) -> list[str]:
         return [path.relative_to(tmp_path).as_posix() for path in find_photos([f"{tmp_path}/{pattern}"])]
 
-    assert found("holiday [2024]/*.jpg") == ["holiday [2024]/a.jpg"]
-    assert found("*/holiday [2024]/*") == ["x/holiday [2024]/c.jpg"]
-    assert found("holiday [2]/*") == ["holiday 2/d.jpg"]
-    assert found("**/*.jpg") == ["holiday 2/d.jpg", "holiday [2024]/a.jpg", "x/holiday [2024]/c.jpg", "x/y/e[1].jpg"]
-    assert found("x/*/e[1].jpg") == ["x/y/e[1].jpg"]
+    assert find("holiday [2024]/*.jpg") == ["holiday [2024]/a.jpg"]
+    assert find("*/holiday [2024]/*") == ["x/holiday [2024]/c.jpg"]
+    assert find("holiday [2]/*") == ["holiday 2/d.jpg"]
+    assert find("**/*.jpg") == ["holiday 2/d.jpg", "holiday [2024]/a.jpg", "x/holiday [2024]/c.jpg", "x/y/e[1].jpg"]
+    assert find("x/*/e[1].jpg") == ["x/y/e[1].jpg"]
 
 
 def test_photos_are_found_by_name_folder_and_pattern_each_once(tmp_path: Path) -> None:

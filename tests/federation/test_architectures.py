@@ -91,25 +91,29 @@ def test_scores_are_those_of_each_client_s_own_model(name: str, options: dict, k
     index = data.split.test
     expected = torch.zeros(len(index), data.num_tasks)
     for client in range(data.num_clients):
-        own = {key: value[0] for key, value in state.bank.load([client], {"params": state.params})["params"].items()}
+        client_params = {key: value[0] for key, value in state.bank.load([client], {"params": state.params})["params"].items()}
 
-        def score(images: Tensor, own: dict[str, Tensor] = own) -> Tensor:
+        def score(images: Tensor, client_params: dict[str, Tensor] = client_params) -> Tensor:
             views = [objective.inputs(images, dtype=torch.float64)]
             views.append(views[0].flip(-1))
-            return torch.stack([functional_call(model.eval(), own, (view,)) for view in views]).mean(0).detach().float()
+            return torch.stack([functional_call(model.eval(), client_params, (view,)) for view in views]).mean(0).detach().float()
 
-        scores, held = score(data.images[index]), data.clients[client]
+        scores, client_images = score(data.images[index]), data.clients[client]
         if rule == "platt":
-            scale, offset = fit_platt(score(data.images[held]), data.targets[held], data.known[held] & data.assignment[client])
+            scale, offset = fit_platt(
+                score(data.images[client_images]),
+                data.targets[client_images],
+                data.known[client_images] & data.assignment[client],
+            )
             scores = (scores * scale + offset).float()
         expected += torch.where(data.assignment[client], scores, 0)
     expected /= data.assignment.sum(0)
     model.train()
     if keep == "nothing":
         model.load_state_dict(state.params, strict=False)
-    for held_numbers in (model.activation_numel, 2**24):
+    for activation_numel in (model.activation_numel, 2**24):
         # A few images and clients at a time give what all at once do.
-        model.activation_numel = held_numbers
+        model.activation_numel = activation_numel
         for stacked in (False, True):
             scores = Inference(model, objective, rule).scores(data, state, index, stacked=stacked)
             assert torch.allclose(scores, expected, atol=1e-5)
@@ -171,8 +175,8 @@ def test_groups_found_from_gradients_train(class_folders: Path, tmp_path: Path) 
     cosine, _ = cosines(heads.gramian(errors.detach()))
     groups = group_tasks(cosine, 2)
     assert sorted(task for group in groups for task in group) == [0, 1, 2, 3]
-    told = str(groups).replace(" ", "")
-    run = train(compose([*words, "architecture=grouped", f"architecture.groups={told}", "rounds=2"]), tmp_path / "run")
+    option = str(groups).replace(" ", "")
+    run = train(compose([*words, "architecture=grouped", f"architecture.groups={option}", "rounds=2"]), tmp_path / "run")
     assert run["test/auroc"] is not None
 
 

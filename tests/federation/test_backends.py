@@ -38,7 +38,7 @@ from mtl.models.cnn import Trunk
 from mtl.models.multi_task_model import MultiTaskModel
 from mtl.models.norm import replace_batch_norm
 from tests.conftest import make_federation
-from tests.federation.helpers import federation_of, start_of
+from tests.federation.small_federations import build_federation, initial_state
 
 FACES = Augmentation(rotation=10.0, scale=0.1, shift=0.08, brightness=0.2, cutout=0.2)
 LOOP, STACKED = LoopBackend, StackedBackend
@@ -53,12 +53,12 @@ def uneven(sizes: list[int], seed: int) -> FederatedData:
     assignment = torch.rand(len(sizes), 4, generator=rng) < 0.6
     assignment[range(len(sizes)), torch.randint(4, (len(sizes),), generator=rng)] = True
     clients = list(order[:count].split(sizes))
-    known = torch.rand(data.known.shape, generator=rng) < 0.8
-    labels = [(kind & known)[held].sum(0) for kind in (data.targets, ~data.targets) for held in clients]
+    known_labels = torch.rand(data.known.shape, generator=rng) < 0.8
+    labels = [(kind & known_labels)[images].sum(0) for kind in (data.targets, ~data.targets) for images in clients]
     return replace(
         data,
         clients=Ragged.of(clients),
-        known=known,
+        known=known_labels,
         assignment=assignment,
         positives=torch.stack(labels[: len(sizes)]),
         negatives=torch.stack(labels[len(sizes) :]),
@@ -101,10 +101,10 @@ def three_rounds(
     rounds: int = 3,
 ) -> State:
     training = Training(model, Objective(augmentation, Normalise()), client or LocalSGD(), work or LocalWork(batch_size=3), 0)
-    fed = federation_of(
+    fed = build_federation(
         data, training, make, schedule=Schedule("cosine"), sampling=sampling, server=fedavg(momentum=0.5), keep=keep
     )
-    state = start_of(fed)
+    state = initial_state(fed)
     for r in range(rounds):
         state, _ = run_round(fed, state, r)
     return state
@@ -288,8 +288,8 @@ def test_out_of_memory_splits_the_cohort_and_goes_on(caplog: pytest.LogCaptureFi
 
     monkeypatch.setattr(StackedBackend, "_eager_step", crowded)
     assert_close(three_rounds(STACKED, data, model), expected, 1e-5)
-    told = [record.message for record in caplog.records]
-    assert told == [
+    messages = [record.message for record in caplog.records]
+    assert messages == [
         "out of memory with 5 clients stacked: going on with 3 at a time",
         "out of memory with 3 clients stacked: going on with 2 at a time",
     ]
@@ -305,9 +305,9 @@ def test_without_a_compiler_the_step_runs_eager_and_says_so_once(
     model = model_of("flat", data)
     state = three_rounds(lambda training: make_backend("compiled", training, num_rounds=3), data, model)
     assert_close(state, three_rounds(STACKED, data, model), 0)
-    told = [record.message for record in caplog.records if record.name.startswith("mtl.")]
-    assert [message.partition("(")[0] for message in told] == ["torch.compile does not work here "]
-    assert "/nonexistent/c++" in told[0]
+    messages = [record.message for record in caplog.records if record.name.startswith("mtl.")]
+    assert [message.partition("(")[0] for message in messages] == ["torch.compile failed "]
+    assert "/nonexistent/c++" in messages[0]
 
 
 def test_a_step_is_compiled_where_torch_warns_of_slow_guards(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ from mtl.models.multi_task_model import MultiTaskModel
 from mtl.run.build import build_model
 from mtl.run.config import compose
 from mtl.run.members import WHOLE
-from tests.federation.helpers import federation_of, start_of
+from tests.federation.small_federations import build_federation, initial_state
 from tests.federation.test_backends import FACES, assert_close, model_of, uneven
 
 OBJECTIVE = Objective(FACES, Normalise())
@@ -100,8 +100,8 @@ def balanced(method: Balancer, model: MultiTaskModel, batch: Batch, **options: o
     params = dict(model.named_parameters())
     step = balance.step(model, OBJECTIVE, stacked=False)
     batch = replace(batch, keys=torch.zeros(len(model.dropouts), 2, dtype=torch.int32))
-    found = step.gradients(params, balance.memory(model.params(), 4), batch, {})
-    return found.grads, found.conflict
+    result = step.gradients(params, balance.memory(model.params(), 4), batch, {})
+    return result.grads, result.conflict
 
 
 def assert_same(grads: Params, expected: Params) -> None:
@@ -194,8 +194,8 @@ def rounds(  # one setting, several rounds
     rule = make_balance(method, model, level=level, conflict=conflict)
     training = Training(model, OBJECTIVE, LocalSGD(), LocalWork(batch_size=3), 0, rule)
     schedule = Schedule("cosine")
-    fed = federation_of(data, training, make, schedule=schedule, sampling=sampling, server=server, keep="heads")
-    state = then or start_of(fed)
+    fed = build_federation(data, training, make, schedule=schedule, sampling=sampling, server=server, keep="heads")
+    state = then or initial_state(fed)
     for round in range(first, first + count):
         state, log = run_round(fed, state, round)
     return state, log
@@ -223,14 +223,14 @@ def test_a_balancer_remembers_over_rounds_and_a_checkpoint(
 ) -> None:
     through, _ = rounds(backend, method, count=3)
     before, _ = rounds(backend, method, count=2)
-    kept = before.bank.state_dict()
+    bank_state = before.bank.state_dict()
     fresh, _ = rounds(backend, method, count=0 + 1)  # a bank of the same shape, with other content
-    fresh.bank.load_state_dict(kept)
+    fresh.bank.load_state_dict(bank_state)
     after, _ = rounds(backend, method, then=State(before.server, fresh.bank), first=2, count=1)
     assert_close(through, after, 0.0)
     if method.needs == "losses" and not isinstance(method, RLW):
-        own = [value for name, value in kept.items() if name.startswith(f"{MEMORY}/")]
-        assert any(value.any() for value in own)
+        memories = [value for name, value in bank_state.items() if name.startswith(f"{MEMORY}/")]
+        assert any(value.any() for value in memories)
 
 
 def test_a_client_that_drops_out_forgets_what_its_balancer_learned() -> None:
@@ -254,20 +254,20 @@ def test_the_server_solves_a_conflict_of_two_clients_by_hand() -> None:
     updates = {"trunk.a": torch.tensor([[1.0], [0.0]]), "trunk.b": torch.tensor([[0.0], [2.0]])}
     aggregator = fedavg(balancer=MGDA()).aggregator
     assert isinstance(aggregator, ConflictAverse)
-    found = aggregator.combine(updates, torch.ones(2), torch.tensor([3.0, 3.0]), seed=0, round=0)
-    assert found["trunk.a"].item() == pytest.approx(0.8)
-    assert found["trunk.b"].item() == pytest.approx(0.4)
+    update = aggregator.combine(updates, torch.ones(2), torch.tensor([3.0, 3.0]), seed=0, round=0)
+    assert update["trunk.a"].item() == pytest.approx(0.8)
+    assert update["trunk.b"].item() == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize("method", [UW(), FAMO(), MoCo(), Fixed((1.0, 2.0))], ids=lambda method: type(method).__name__)
 def test_the_server_refuses_a_balancer_that_remembers(method: Balancer) -> None:
-    with pytest.raises(ValueError, match=r"server\.balancer must be one that remembers nothing"):
+    with pytest.raises(ValueError, match=r"server\.balancer must have no state"):
         fedavg(balancer=method)
 
 
 def test_what_cannot_be_is_refused(federation) -> None:  # type: ignore[no-untyped-def]
     model = model_of(LINEAR, federation)
-    with pytest.raises(ValueError, match=r"balance\.level=representation cannot be: MoCo remembers the gradients"):
+    with pytest.raises(ValueError, match=r"balance\.level must be parameters: MoCo keeps gradients in its state"):
         make_balance(MoCo(), model, level="representation")
     with pytest.raises(ValueError, match=r"balance\.level must be auto or one of representation, parameters, got trunk"):
         make_balance(MGDA(), model, level="trunk")
@@ -284,7 +284,7 @@ def test_architectures_are_balanced_on_exact_gradients(federation, architecture:
     words = [f"architecture={architecture}", "trunk.channels=[8]", "trunk.width=8", "heads=linear", "loss=bce"]
     model = build_model(compose(words), federation.image_shape, federation.tasks, federation.num_exclusive).double().eval()
     batch = a_batch()
-    with pytest.raises(ValueError, match=r"balance\.level=representation cannot be: the tasks do not read the same features"):
+    with pytest.raises(ValueError, match=r"balance\.level must be parameters: the tasks do not read the same features"):
         make_balance(MGDA(), model, level="representation")
     grads, _ = balanced(Fixed((1.0, 2.0, 0.5, 1.0)), model, batch, conflict=True, heads=True)
     tasks = one_by_one(model, batch)
@@ -316,5 +316,5 @@ def test_the_own_state_lies_beside_the_parameters(tmp_path: Path, federation) ->
     slots = {"params": model.params(), MEMORY: rule.memory(model.params(), 4)}
     bank = Bank(Layout("nothing"), slots, federation.assignment)
     assert bank.num_bytes == 2 * 4 * 4
-    assert bank.kept(slots)["params"] == {}
+    assert bank.client_slots(slots)["params"] == {}
     assert bank.load([0], slots)["params"].keys() == model.params().keys()

@@ -30,9 +30,9 @@ KEY = torch.tensor([1, 2], dtype=torch.int32)
 def decide(balance: Balance, gradients: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
     """The weights and the update of a first step, from explicit gradients."""
     active = torch.ones(len(losses), dtype=torch.bool)
-    own = balance.method.init(gradients if balance.method.needs == "gradients" else losses)
+    state = balance.method.init(gradients if balance.method.needs == "gradients" else losses)
     gramian = gradients.double() @ gradients.double().T
-    weights, direction, _ = balance.decide(own, losses, gradients, gramian, active, KEY)
+    weights, direction, _ = balance.decide(state, losses, gradients, gramian, active, KEY)
     return weights, weights @ gradients if direction is None else direction
 
 
@@ -111,9 +111,9 @@ def test_gradient_scale_l2_is_the_method_on_unit_gradients() -> None:
     unit = gradients / gradients.norm(dim=1, keepdim=True)
     losses = torch.linspace(0.5, 3, 6, dtype=torch.float64)
     for scale, divided in (("l2", unit), ("loss", gradients / losses[:, None]), ("loss+", unit / losses[:, None])):
-        _, found = decide(Balance(CAGrad(), "parameters", True, "none", scale), gradients, losses)  # type: ignore[arg-type]
+        _, direction = decide(Balance(CAGrad(), "parameters", True, "none", scale), gradients, losses)  # type: ignore[arg-type]
         _, expected = decide(Balance(CAGrad(), "parameters", True, "none"), divided, losses)
-        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-12)
+        torch.testing.assert_close(direction, expected, rtol=1e-6, atol=1e-12)
 
 
 def test_wrong_scales_are_refused(federation) -> None:  # type: ignore[no-untyped-def]
@@ -133,7 +133,7 @@ def test_orthogonal_cosine_heads_are_compared_along_the_sphere(federation) -> No
     model = model_of(COSINE, federation, torch.float64)
     balance = make_balance(Equal(), model, level="representation", conflict=True)
     batch = a_batch()
-    found = balance.step(model, OBJECTIVE, stacked=False).gradients(dict(model.named_parameters()), {}, batch, {})
+    result = balance.step(model, OBJECTIVE, stacked=False).gradients(dict(model.named_parameters()), {}, batch, {})
     features = model.trunk(batch.inputs).detach().requires_grad_()
     counts_of = (batch.positives, batch.negatives, batch.progress)
     from mtl.losses.pairs import TaskCounts
@@ -142,10 +142,10 @@ def test_orthogonal_cosine_heads_are_compared_along_the_sphere(federation) -> No
     losses = OBJECTIVE.reduce(terms, batch.targets, batch.mask, batch.valid).tasks
     rows = torch.stack([torch.autograd.grad(loss, features, retain_graph=True)[0].flatten() for loss in losses])[:3]
     unit = rows / rows.norm(dim=1, keepdim=True)
-    assert found.conflict is not None
+    assert result.conflict is not None
     expected = (unit @ unit.T).fill_diagonal_(0)
     assert expected.abs().max() > 0.01
-    torch.testing.assert_close(found.conflict[0, :3, :3], expected, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(result.conflict[0, :3, :3], expected, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -176,8 +176,8 @@ def test_a_server_stays_finite_where_updates_cancel(method: str, kind: str) -> N
     update = torch.randn(100_000, generator=torch.Generator().manual_seed(0)) * (kind == "opposite")
     aggregator = fedavg(balancer=choices[method]()).aggregator
     assert isinstance(aggregator, ConflictAverse)
-    found = aggregator.combine(
+    direction = aggregator.combine(
         {"trunk.a": torch.stack([update, -update])}, torch.ones(2), torch.tensor([3.0, 3.0]), seed=0, round=0
     )
-    assert found["trunk.a"].isfinite().all()
-    assert found["trunk.a"].norm() <= update.norm() * 1.01
+    assert direction["trunk.a"].isfinite().all()
+    assert direction["trunk.a"].norm() <= update.norm() * 1.01

@@ -18,17 +18,17 @@ def test_steps_agree_with_torch(rate: float, momentum: float, weight_decay: floa
     start = {"trunk.w": torch.randn(3, 2, generator=rng), "heads.w": torch.randn(2, 2, generator=rng)}
     algorithm = LocalSGD(learning_rate=rate, momentum=momentum, weight_decay=weight_decay, head_scale=0.5)
     params, state = clone(start), algorithm.init(start)
-    theirs = {name: torch.nn.Parameter(value.clone()) for name, value in start.items()}
-    groups = [{"params": [theirs["trunk.w"]]}, {"params": [theirs["heads.w"]], "lr": rate * 0.5}]
+    reference = {name: torch.nn.Parameter(value.clone()) for name, value in start.items()}
+    groups = [{"params": [reference["trunk.w"]]}, {"params": [reference["heads.w"]], "lr": rate * 0.5}]
     optimizer = torch.optim.SGD(groups, lr=rate, momentum=momentum, weight_decay=weight_decay)
     for _ in range(4):
         grads = {name: torch.randn(value.shape, generator=rng) for name, value in start.items()}
-        for name, parameter in theirs.items():
+        for name, parameter in reference.items():
             parameter.grad = grads[name].clone()
         optimizer.step()
         with mock.patch.object(torch.compiler, "is_compiling", return_value=compiling):
             params, state = algorithm.step(params, grads, state, torch.tensor(rate))
-    for name, parameter in theirs.items():
+    for name, parameter in reference.items():
         assert torch.allclose(params[name], parameter.detach(), rtol=1e-5, atol=1e-6)
     assert torch.equal(algorithm.final(params, start)["trunk.w"], params["trunk.w"] - start["trunk.w"])
 

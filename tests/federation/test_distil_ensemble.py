@@ -30,7 +30,7 @@ from mtl.models.multi_task_model import MultiTaskModel
 from mtl.run.config import compose
 from mtl.run.train import train
 from tests.conftest import clone, make_images
-from tests.federation.helpers import federation_of, start_of
+from tests.federation.small_federations import build_federation, initial_state
 from tests.federation.test_backends import model_of, uneven
 from tests.federation.test_rounds import OBJECTIVE, assert_equal
 from tests.run.test_train import kill_after, numbers, small, without_time
@@ -60,11 +60,11 @@ def stacked(models: list[MultiTaskModel]) -> Block:
 TASKS = torch.tensor([[True, True, False, False], [True, False, True, False], [True, False, False, False]])
 
 
-@pytest.mark.parametrize("together", [True, False])
-def test_the_teacher_is_the_mean_over_the_clients_that_train_the_subtask(together: bool) -> None:
+@pytest.mark.parametrize("as_one_block", [True, False])
+def test_the_teacher_is_the_mean_over_the_clients_that_train_the_subtask(as_one_block: bool) -> None:
     models = [two_layers(seed) for seed in range(3)]
     ensemble = ensemble_of(models[0], batch_size=3)
-    if together:
+    if as_one_block:
         votes = ensemble.votes(stacked(models), TASKS)
     else:
         votes = sum((ensemble.votes(stacked([model]), TASKS[[k]]) for k, model in enumerate(models)), torch.zeros(7, 4))
@@ -76,18 +76,20 @@ def test_the_teacher_is_the_mean_over_the_clients_that_train_the_subtask(togethe
 def test_a_step_by_hand_leaves_alone_what_nobody_trained() -> None:
     model, teacher = two_layers(0), two_layers(1)
     ensemble = ensemble_of(model, steps=1, batch_size=7, rate=0.5, temperature=2.0)
-    wanted = teacher(prepared(IMAGES)).detach()
+    teacher_scores = teacher(prepared(IMAGES)).detach()
     counts = torch.tensor([2.0, 1.0, 1.0, 0.0])
-    found = ensemble.distil(model.params(), wanted * counts, counts, round=0, frozen=frozenset({"trunk.features.1.bias"}))
+    student = ensemble.distil(
+        model.params(), teacher_scores * counts, counts, round=0, frozen=frozenset({"trunk.features.1.bias"})
+    )
     # Independently: cross-entropy against the teacher's probabilities has the gradient of the divergence; T^2 times it.
     loss = 4 * F.binary_cross_entropy_with_logits(
-        model(prepared(IMAGES))[:, :3] / 2, torch.sigmoid(wanted[:, :3] / 2), reduction="sum"
+        model(prepared(IMAGES))[:, :3] / 2, torch.sigmoid(teacher_scores[:, :3] / 2), reduction="sum"
     )
     grads = torch.autograd.grad(loss / 7, list(model.parameters()))
     for (name, before), grad in zip(model.params().items(), grads, strict=True):
         after = before if name == "trunk.features.1.bias" else before - 0.5 * grad
-        torch.testing.assert_close(found[name], after, rtol=1e-4, atol=1e-6)
-    assert torch.equal(found["heads.weight"][3], model.params()["heads.weight"][3])
+        torch.testing.assert_close(student[name], after, rtol=1e-4, atol=1e-6)
+    assert torch.equal(student["heads.weight"][3], model.params()["heads.weight"][3])
 
 
 def test_a_student_of_clients_that_are_all_alike_does_not_move() -> None:
@@ -111,8 +113,8 @@ def test_it_mends_what_averaging_breaks() -> None:
             value.copy_(value[order])
         last.weight.copy_(last.weight[:, order])
     images, fresh = make_images(per_class=30, seed=1).images, make_images(per_class=30, seed=2).images
-    wanted = one(prepared(fresh)).detach()
-    torch.testing.assert_close(other(prepared(fresh)), wanted, rtol=1e-4, atol=1e-5)
+    teacher_scores = one(prepared(fresh)).detach()
+    torch.testing.assert_close(other(prepared(fresh)), teacher_scores, rtol=1e-4, atol=1e-5)
     ensemble = ensemble_of(one, images, steps=200, rate=0.2)
     everyone = torch.ones(2, 4, dtype=torch.bool)
     mean = {name: (value + other.params()[name]) / 2 for name, value in one.params().items()}
@@ -121,7 +123,7 @@ def test_it_mends_what_averaging_breaks() -> None:
     )
 
     def error(params: Params) -> float:
-        return float((torch.func.functional_call(one, params, (prepared(fresh),)) - wanted).square().mean())
+        return float((torch.func.functional_call(one, params, (prepared(fresh),)) - teacher_scores).square().mean())
 
     assert error(mended) < 0.2 * error(mean)
 
@@ -133,17 +135,17 @@ def rounds(make: Callable[[Training], Backend], data: FederatedData, model: Mult
         views = Views([narrow(model, data.image_shape, ratio) for ratio in (1.0, 0.5)], torch.tensor(of))
     options = DistilEnsemble(steps=5, batch_size=4, num_images=7)
     models = [level.model for level in views.levels]
-    federation = federation_of(
+    federation = build_federation(
         data,
         training,
-        make if views.alike else lambda training: ViewsBackend(views, training, make),
+        make if views.all_whole else lambda training: ViewsBackend(views, training, make),
         schedule=Schedule(),
         sampling=Sampling(dropout=0.3),
         server=feddf(momentum=0.5),
         views=views,
         steps=(Ensemble(options, models, OBJECTIVE, LocalSGD(), IMAGES, seed=0),),
     )
-    state = start_of(federation)
+    state = initial_state(federation)
     for r in range(3):
         state, _ = run_round(federation, state, r)
     return state
@@ -164,13 +166,13 @@ def test_a_round_is_the_average_and_then_the_lesson() -> None:
     model = two_layers(0)
     training = Training(model, OBJECTIVE, LocalSGD(), LocalWork(batch_size=3), 0)
     ensemble = Ensemble(DistilEnsemble(steps=5, batch_size=4), [model], OBJECTIVE, LocalSGD(), IMAGES, seed=0)
-    plain = federation_of(data, training, LoopBackend, schedule=Schedule(), server=feddf(), steps=())
-    state = start_of(plain)
+    plain = build_federation(data, training, LoopBackend, schedule=Schedule(), server=feddf(), steps=())
+    state = initial_state(plain)
     averaged, before = run_round(plain, state, 1)
     learned, after = run_round(replace(plain, server=replace(plain.server, steps=(ensemble,))), state, 1)
     assert (before.bytes_up, before.bytes_down) == (after.bytes_up, after.bytes_down)
     slots = training.slots(state.params, data.num_tasks)
-    job = CohortJob([0, 1], 1, lambda whom: state.bank.load(whom, slots), before.learning_rate, progress=1 / 5)
+    job = CohortJob([0, 1], 1, lambda clients: state.bank.load(clients, slots), before.learning_rate, progress=1 / 5)
     votes = sum((ensemble.votes(t, data.assignment[t.clients]) for t in LoopBackend(training)(job, data)), torch.zeros(7, 4))
     expected = ensemble.distil(averaged.params, votes, data.assignment.sum(0), round=1, frozen=frozenset())
     assert_equal(learned.params, expected)
@@ -193,7 +195,7 @@ def test_images_come_from_a_data_set_or_are_noise(class_folders: Path) -> None:
         ValueError, match=r"server.images must be \(1, 8, 8\) of torch.uint8, like those of the run, got \(1, 16, 16\)"
     ):
         options.unlabelled((1, 8, 8), torch.uint8, seed=0)
-    with pytest.raises(ValueError, match=r"server.num_images must be in \[1, 32\], what folder has, got 33"):
+    with pytest.raises(ValueError, match=r"server.num_images must be in \[1, 32\], the number of images of folder, got 33"):
         replace(options, num_images=33).unlabelled((1, 16, 16), torch.uint8, seed=0)
     for name in ("num_images", "steps", "batch_size"):
         with pytest.raises(ValueError, match=f"server.{name} must be >= 1, got 0"):
@@ -226,9 +228,9 @@ def test_what_does_not_go_with_it_is_refused(class_folders: Path, tmp_path: Path
     for overrides, message in (
         (
             ["keep=heads"],
-            r"server=feddf scores with the clients' models: it needs mode=federated and keep=nothing, and here clients keep heads",
+            r"server=feddf needs the clients' whole models: mode=federated and keep=nothing, got clients that keep heads",
         ),
-        (["mode=local"], r"and here clients keep all"),
+        (["mode=local"], r"got clients that keep all"),
         (
             ["transfer=features", "transfer.cache=true", "transfer.trained=1", "augmentation=none", "mirror=false"],
             r"server=feddf needs images that are not features: transfer.cache must be false",

@@ -39,8 +39,8 @@ def test_the_account_is_the_length_of_the_packed_message(data: st.DataObject) ->
     assignment = torch.tensor(data.draw(st.lists(rows, min_size=num_clients, max_size=num_clients)))
     lengths = [len(pack(message(params, tasks))) for tasks in assignment]
     assert client_bytes(params, assignment).tolist() == lengths
-    whom = data.draw(st.lists(st.integers(0, num_clients - 1), unique=True))
-    assert message_bytes(params, assignment, whom) == sum(lengths[client] for client in whom)
+    clients = data.draw(st.lists(st.integers(0, num_clients - 1), unique=True))
+    assert message_bytes(params, assignment, clients) == sum(lengths[client] for client in clients)
 
 
 @given(st.data())

@@ -38,7 +38,7 @@ from mtl.run.load import TrainedRun, build_start, load_run
 from mtl.run.train import train
 from mtl.trained.export import ExportOptions, export_run
 from mtl.trained.scoring import load_data, predict_eager
-from tests.federation.helpers import federation_of, start_of
+from tests.federation.small_federations import build_federation, initial_state
 from tests.federation.test_backends import uneven
 from tests.federation.test_rounds import OBJECTIVE
 from tests.federation.test_views import DEVICE
@@ -78,7 +78,7 @@ def one_round(
     ensemble: Ensemble | None = None,
 ) -> tuple[State, RoundLog]:
     training = Training(model, OBJECTIVE, LocalSGD(learning_rate=0.05), LocalWork(batch_size=3), 0)
-    federation = federation_of(
+    federation = build_federation(
         data,
         training,
         make if views is None else lambda training: ViewsBackend(views, training, make),
@@ -87,7 +87,7 @@ def one_round(
         views=views,
         steps=() if ensemble is None else (ensemble,),
     )
-    return run_round(federation, start_of(federation), 0)
+    return run_round(federation, initial_state(federation), 0)
 
 
 def test_a_trunk_is_the_mean_over_its_own_clients_and_a_head_over_all_that_train_it() -> None:
@@ -98,10 +98,10 @@ def test_a_trunk_is_the_mean_over_its_own_clients_and_a_head_over_all_that_train
     weights = torch.tensor([float(size) for size in data.clients.sizes], dtype=torch.float64)
     for name, start in model.params().items():
         for row in range(len(start)) if name.startswith("heads.") else [...]:
-            whose = [k for k in range(3) if name in alone[k] and (row is ... or bool(data.assignment[k, row]))]
-            total = sum(weights[k] for k in whose)
-            mean = sum((weights[k] * (alone[k][name][row] - start[row]) for k in whose), torch.zeros_like(start[row]))
-            torch.testing.assert_close(state.params[name][row], start[row] + (mean / total if whose else 0))
+            members = [k for k in range(3) if name in alone[k] and (row is ... or bool(data.assignment[k, row]))]
+            total = sum(weights[k] for k in members)
+            mean = sum((weights[k] * (alone[k][name][row] - start[row]) for k in members), torch.zeros_like(start[row]))
+            torch.testing.assert_close(state.params[name][row], start[row] + (mean / total if members else 0))
         assert not name.startswith("trunk.") or sum(name in params for params in alone) in (1, 2)
 
 
@@ -143,11 +143,13 @@ def test_all_trunks_learn_from_the_ensemble_of_all() -> None:
     alone = [one_round(data, models[level], None, clients=(client,))[0].params for client, level in enumerate(OF)]
     scores = []
     for params, level in zip(alone, OF, strict=True):
-        own = models[level]
-        own.load_state_dict(params, strict=False)
-        scores.append(OBJECTIVE.scores(own, images).double())
+        client_model = models[level]
+        client_model.load_state_dict(params, strict=False)
+        scores.append(OBJECTIVE.scores(client_model, images).double())
     counts = data.assignment.double().sum(0)
-    teacher = sum((row * told for row, told in zip(data.assignment, scores, strict=True)), torch.zeros(())) / counts.clamp_min(1)
+    teacher = sum(
+        (row * client_scores for row, client_scores in zip(data.assignment, scores, strict=True)), torch.zeros(())
+    ) / counts.clamp_min(1)
 
     def distance(params: Params, name: str) -> float:
         model.load_state_dict(params, strict=False)
@@ -217,8 +219,8 @@ def test_a_run_of_two_architectures(class_folders: Path, tmp_path: Path) -> None
 
 def identified(run: TrainedRun, data: FederatedData) -> float | None:
     scores = predict_eager(run, data.images[data.split.test])[0]
-    found = scores.argmax(1) == data.identity[data.split.test]
-    return float(found.double().mean())
+    correct = scores.argmax(1) == data.identity[data.split.test]
+    return float(correct.double().mean())
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,13 @@ from mtl.data.federated_data import FederatedData
 from mtl.data.ragged import Ragged
 from mtl.data.transforms import Augmentation, Normalise
 from mtl.federation.algorithms.local_sgd import LocalSGD
-from mtl.federation.clients.bank import Bank, Kept
+from mtl.federation.clients.bank import Bank, ClientStates
 from mtl.federation.clients.contract import Block, Training
 from mtl.federation.clients.loop import LoopBackend
 from mtl.federation.inference import Inference
 from mtl.federation.layout import Layout
 from mtl.federation.message import message_bytes
-from mtl.federation.objective import NUMBERS, Objective
+from mtl.federation.objective import MAX_ACTIVATIONS, Objective
 from mtl.federation.population.sampling import Sampling
 from mtl.federation.round import Federation, RoundLog, State, check_health, run_round
 from mtl.learning.checkpoints import CheckpointError
@@ -31,7 +31,7 @@ from mtl.models.cnn import Trunk
 from mtl.models.multi_task_model import MultiTaskModel
 from mtl.models.norm import replace_batch_norm
 from tests.conftest import clone, make_federation
-from tests.federation.helpers import federation_of, start_of
+from tests.federation.small_federations import build_federation, initial_state
 
 OBJECTIVE = Objective(Augmentation(flip=False), Normalise())
 
@@ -46,10 +46,10 @@ def make_fed(data: FederatedData, model: MultiTaskModel, **changed: object) -> F
     client = changed.pop("client", LocalSGD(learning_rate=0.1, momentum=0.0, weight_decay=0.0, head_scale=1.0))
     work = changed.pop("work", LocalWork(batch_size=4, epochs=1))
     training = Training(model, OBJECTIVE, client, work, seed=0)  # type: ignore[arg-type]
-    return federation_of(data, training, changed.pop("backend", LoopBackend), **changed)  # type: ignore[arg-type]
+    return build_federation(data, training, changed.pop("backend", LoopBackend), **changed)  # type: ignore[arg-type]
 
 
-def own(state: State, clients: list[int]) -> Params:
+def client_params(state: State, clients: list[int]) -> Params:
     """What the clients would start from, stacked."""
     return state.bank.load(clients, {"params": state.params})["params"]
 
@@ -58,7 +58,7 @@ def run(
     data: FederatedData, model: MultiTaskModel, rounds: int, keep: str = "nothing", **changed: object
 ) -> tuple[State, list[RoundLog]]:
     fed = make_fed(data, model, keep=keep, **changed)
-    state, logs = start_of(fed), []
+    state, logs = initial_state(fed), []
     for r in range(rounds):
         state, log = run_round(fed, state, r)
         logs.append(log)
@@ -87,11 +87,11 @@ def test_a_round_is_the_weighted_mean_of_clients_trained_by_hand(federation: Fed
     data, model = federation, make_model(federation)
     state, logs = run(data, model, 1)
     trained = []
-    for client, held in enumerate(data.clients):
+    for client, images in enumerate(data.clients):
         copied = copy.deepcopy(model)
         optimizer = torch.optim.SGD(copied.parameters(), lr=0.1)
         plan = plan_batches(data.clients, [client], LocalWork(batch_size=4, epochs=1), seed=0, round=0)
-        assert sorted(plan.index[plan.valid].tolist()) == held.tolist()
+        assert sorted(plan.index[plan.valid].tolist()) == images.tolist()
         tasks = data.assignment[client]
         for index, valid in zip(plan.index, plan.valid, strict=True):
             chosen = index[valid]
@@ -136,19 +136,19 @@ def test_a_client_trains_the_same_in_any_company(federation: FederatedData) -> N
             return [1], [1]
 
     model = make_model(federation, dropout=True)
-    together, _ = run(federation, model, 2, "all")
+    both, _ = run(federation, model, 2, "all")
     alone, _ = run(federation, model, 2, "all", sampling=Second())
-    assert_equal(own(together, [1]), own(alone, [1]))
+    assert_equal(client_params(both, [1]), client_params(alone, [1]))
 
 
 def test_heads_that_stay_are_neither_sent_nor_averaged(federation: FederatedData) -> None:
     model = make_model(federation)
     state, logs = run(federation, model, 2, "heads")
     assert_equal({"heads.weight": state.params["heads.weight"]}, {"heads.weight": model.params()["heads.weight"]})
-    kept = own(state, [0, 1])["heads.weight"]
+    kept_heads = client_params(state, [0, 1])["heads.weight"]
     for client, tasks in enumerate(federation.assignment):
-        assert not (kept[client] == model.params()["heads.weight"])[tasks].all(1).any()
-        assert torch.equal(kept[client][~tasks], model.params()["heads.weight"][~tasks])
+        assert not (kept_heads[client] == model.params()["heads.weight"])[tasks].all(1).any()
+        assert torch.equal(kept_heads[client][~tasks], model.params()["heads.weight"][~tasks])
     assert logs[0].bytes_up == 0  # flat trunk: nothing but heads
 
 
@@ -165,7 +165,7 @@ def test_local_learning_is_each_client_alone(federation: FederatedData) -> None:
         )
         if client == 0:  # a client's draws go by its number, which only the first keeps here
             alone, _ = run(single, model, 3)
-            loaded = own(state, [0])
+            loaded = client_params(state, [0])
             tasks = federation.assignment[0]
             assert torch.allclose(loaded["heads.weight"][0, tasks], alone.params["heads.weight"][tasks], atol=1e-6)
     assert sum(log.bytes_up + log.bytes_down for log in logs) == 0
@@ -183,14 +183,14 @@ def test_a_loss_that_is_not_finite_names_client_and_round_and_leaves_the_state(f
     model = make_model(data)
     data.images[data.clients[1][0]] = torch.nan
     fed = make_fed(data, model, keep="heads")
-    state = start_of(fed)
+    state = initial_state(fed)
     before = clone(state.params | state.bank.state_dict())
     with pytest.raises(Diverged, match="client 1 is not finite in round 3"):
         run_round(fed, state, 2)
     assert_equal(state.params | state.bank.state_dict(), before)
     # Where nothing stays on the clients the round does not wait for the answer, and its log has it.
     fed = make_fed(data, model)
-    _, log = run_round(fed, start_of(fed), 2)
+    _, log = run_round(fed, initial_state(fed), 2)
     assert log.finite.tolist() == [True, False]
     with pytest.raises(Diverged, match="client 1 is not finite in round 3"):
         check_health(log)
@@ -208,7 +208,7 @@ def test_scores_come_from_the_models_that_answer(federation: FederatedData, keep
     if rule == "argmax":
         for client in range(2):
             copied = copy.deepcopy(model)
-            copied.load_state_dict({name: value[0] for name, value in own(state, [client]).items()})
+            copied.load_state_dict({name: value[0] for name, value in client_params(state, [client]).items()})
             scored = copied((federation.images[federation.split.test].float() / 255 - 0.5) / 0.25)
             tasks = federation.assignment[client]
             assert torch.allclose(scores[:, tasks], scored[:, tasks], atol=1e-5)
@@ -222,9 +222,9 @@ def test_scores_that_depend_on_the_batch_are_the_same_on_any_number_of_ranks(
     trunk = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.Linear(144, 8))
     local = Trunk(replace_batch_norm(trunk, "local"), 8)
     model = MultiTaskModel(local, heads.LinearHeads(8, 4), BCE(4))
-    model.activation_numel = NUMBERS // 3  # three images at once
+    model.activation_numel = MAX_ACTIVATIONS // 3  # three images at once
     fed = make_fed(federation, model, keep=keep)
-    learner = FederatedLearning(model, fed, Inference(model, OBJECTIVE), start_of(fed).bank)
+    learner = FederatedLearning(model, fed, Inference(model, OBJECTIVE), initial_state(fed).bank)
     expected = learner.scores(federation.split.test)
     for count in (2, 3, 4):  # of eight images, so that the fourth has none
         total = torch.zeros_like(expected)
@@ -247,9 +247,9 @@ def test_the_mean_loss_per_image_is_logged_apart(federation: FederatedData) -> N
     model = make_model(federation)
     _, logs = run(federation, model, 1, client=LocalSGD(learning_rate=1e-9, momentum=0.0, weight_decay=0.0))
     images = (federation.images.float() / 255 - 0.5) / 0.25
-    for client, held in enumerate(federation.clients):
-        positive, negative = BCE(4).terms(model(images[held]), TaskCounts(torch.ones(4), torch.ones(4)))
-        targets, tasks = federation.targets[held], federation.assignment[client]
+    for client, image_index in enumerate(federation.clients):
+        positive, negative = BCE(4).terms(model(images[image_index]), TaskCounts(torch.ones(4), torch.ones(4)))
+        targets, tasks = federation.targets[image_index], federation.assignment[client]
         assert torch.allclose(logs[0].losses[0, tasks], (positive * targets).mean(0)[tasks], atol=1e-5)
         assert torch.allclose(logs[0].losses[1, tasks], (negative * ~targets).mean(0)[tasks], atol=1e-5)
 
@@ -264,10 +264,12 @@ def bank_of(keep: str, num_clients: int, folder: Path | None = None, memory: flo
 
 def keep_all(bank: Bank, clients: list[int], params: Params) -> None:
     """Store what stays of the clients' parameters, stacked."""
-    kept = Kept(bank.kept({"params": {name: value[0] for name, value in params.items()}}), bank._assignment[clients])
+    states = ClientStates(
+        bank.client_slots({"params": {name: value[0] for name, value in params.items()}}), bank._assignment[clients]
+    )
     for place, client in enumerate(clients):
-        kept.add(block_of([client], {name: value[[place]] for name, value in params.items()}), torch.tensor([place]))
-    bank.store(clients, kept)
+        states.add(block_of([client], {name: value[[place]] for name, value in params.items()}), torch.tensor([place]))
+    bank.store(clients, states)
 
 
 def block_of(clients: list[int], params: Params) -> Block:
@@ -286,16 +288,16 @@ def test_what_stays_lies_in_a_file_beyond_a_size_and_is_the_same(keep: str, tmp_
     assert in_file.folder == tmp_path / "bank"
     assert not in_file.folder.exists()  # a run directory must be empty when it is opened
     rng = torch.Generator().manual_seed(0)
-    own = {name: torch.randn(2, *value.shape, generator=rng) for name, value in params.items()}
+    trained = {name: torch.randn(2, *value.shape, generator=rng) for name, value in params.items()}
     for bank in (in_memory, in_file):
-        keep_all(bank, [4, 0], own)
+        keep_all(bank, [4, 0], trained)
         assert bank.trained() == [0, 4]
         loaded = load(bank, [0, 1, 4], params)
-        assert torch.equal(loaded["heads.w"][0], own["heads.w"][1])  # client 0 trains every subtask
+        assert torch.equal(loaded["heads.w"][0], trained["heads.w"][1])  # client 0 trains every subtask
         assert torch.equal(loaded["heads.w"][1], params["heads.w"])  # client 1 never trained
-        assert torch.equal(loaded["heads.w"][2, 0], own["heads.w"][0, 0])  # client 4 trains subtask 0 alone
+        assert torch.equal(loaded["heads.w"][2, 0], trained["heads.w"][0, 0])  # client 4 trains subtask 0 alone
         assert torch.equal(loaded["heads.w"][2, 1:], params["heads.w"][1:])
-        expected = own["trunk.w"][[1]] if keep == "all" else params["trunk.w"][None]
+        expected = trained["trunk.w"][[1]] if keep == "all" else params["trunk.w"][None]
         assert torch.equal(loaded["trunk.w"][:1], expected)
     assert_equal(in_memory.state_dict(), in_file.state_dict())
     fresh, _ = bank_of(keep, 6)
@@ -323,7 +325,7 @@ def test_too_little_disk_for_all_that_stays_is_told_at_the_start(
     params = {"trunk.w": torch.arange(3.0), "heads.w": torch.arange(8.0).view(4, 2)}
     assignment = torch.zeros(600_000 - 3, 4, dtype=torch.bool)
     assignment[:, 0] = assignment[0] = True
-    with pytest.raises(OSError, match=rf"bank must have {needed} bytes free for what stays .*, and it has {needed - 1}"):
+    with pytest.raises(OSError, match=rf"bank must have {needed} bytes free for the state of the clients, got {needed - 1}"):
         Bank(Layout(keep), {"params": params}, assignment, folder=tmp_path / "bank", memory=10, num_processes=processes)
     assert not (tmp_path / "bank").exists()
 
@@ -341,11 +343,11 @@ def test_what_stays_is_saved_where_it_lies_and_no_more_than_is_in_use(tmp_path: 
 def test_what_stays_of_heads_is_the_rows_of_the_clients_own_subtasks() -> None:
     # 1,500 clients with a subtask each and 64 features: all rows of all clients would be 576 MB.
     clients = 1500
-    kept = Kept({"params": {"heads.w": torch.empty(clients, 64)}}, torch.eye(clients, dtype=torch.bool))
-    assert kept.sums["params/heads.w"].shape == (clients, 64)
+    states = ClientStates({"params": {"heads.w": torch.empty(clients, 64)}}, torch.eye(clients, dtype=torch.bool))
+    assert states.sums["params/heads.w"].shape == (clients, 64)
     numbers = torch.arange(2.0 * clients).view(2, clients, 1).expand(2, clients, 64)
-    kept.add(block_of([1, 0], {"heads.w": numbers}), torch.tensor([1, 0]))
-    assert kept.sums["params/heads.w"][:3, 0].tolist() == [
+    states.add(block_of([1, 0], {"heads.w": numbers}), torch.tensor([1, 0]))
+    assert states.sums["params/heads.w"][:3, 0].tolist() == [
         1500.0,
         1.0,
         0.0,
@@ -355,7 +357,7 @@ def test_what_stays_of_heads_is_the_rows_of_the_clients_own_subtasks() -> None:
 def test_a_checkpoint_of_another_layout_is_refused_in_words(federation: FederatedData) -> None:
     model = make_model(federation)
     fed = make_fed(federation, model)
-    learner = FederatedLearning(model, fed, Inference(model, OBJECTIVE), start_of(fed).bank)
+    learner = FederatedLearning(model, fed, Inference(model, OBJECTIVE), initial_state(fed).bank)
     saved = {"account": {}, "timing": None, "pairs": None, "server_state": {}, "bank": {}, "backend": {"name": "loop"}}
     with pytest.raises(
         CheckpointError, match="must hold the server's slots momentum, got none: an earlier version of mtl wrote it"

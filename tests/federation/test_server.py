@@ -8,7 +8,7 @@ from mtl.federation.clients.contract import Block
 from mtl.federation.layout import Layout
 from mtl.federation.population.sampling import Sampling
 from mtl.federation.server import Server, fedavg
-from tests.federation.helpers import orders_of
+from tests.federation.small_federations import make_orders
 
 START: Params = {"trunk.w": torch.tensor([1.0, 2.0]), "heads.w": torch.tensor([[1.0], [2.0], [3.0]])}
 # Client a trains subtasks 0 and 1 on 1 image, client b subtask 1 on 3 images; nobody trains subtask 2.
@@ -18,11 +18,11 @@ UPDATES = [
 ]
 
 
-def mean_of(server: Server, updates: list[tuple[Params, int, list[bool]]] = UPDATES, *, together: bool = False) -> Update:
-    """together: all updates stacked, as one block."""
+def mean_of(server: Server, updates: list[tuple[Params, int, list[bool]]] = UPDATES, *, as_one_block: bool = False) -> Update:
+    """as_one_block: all updates stacked, as one block."""
     tasks = torch.tensor([trained for *_, trained in updates], dtype=torch.bool).view(-1, 3)
-    mean = server.aggregator.collect(orders_of(START, tasks, [images for _, images, _ in updates]))
-    for clients in [list(range(len(updates)))] if together else [[client] for client in range(len(updates))]:
+    mean = server.aggregator.collect(make_orders(START, tasks, [images for _, images, _ in updates]))
+    for clients in [list(range(len(updates)))] if as_one_block else [[client] for client in range(len(updates))]:
         update = {name: torch.stack([updates[client][0][name] for client in clients]) for name in START}
         mean.add(Block(clients, {}, update, torch.zeros(len(clients), 2, 3)), torch.tensor(clients))
     return mean
@@ -38,8 +38,8 @@ def apply(server: Server, state: Slots, mean: Update) -> Slots:
 )
 def test_trunk_and_heads_by_hand(weighting: str, trunk: list[float], heads: list[float]) -> None:
     server = fedavg(weighting=weighting)
-    for together in (False, True):
-        params = apply(server, server.init(START, Layout()), mean_of(server, together=together))["params"]
+    for as_one_block in (False, True):
+        params = apply(server, server.init(START, Layout()), mean_of(server, as_one_block=as_one_block))["params"]
         assert params["trunk.w"].tolist() == trunk
         assert params["heads.w"].flatten().tolist() == heads
 

@@ -30,7 +30,7 @@ from mtl.run.config import compose
 from mtl.run.rules import check_rules
 from mtl.run.train import train
 from tests.conftest import make_federation
-from tests.federation.helpers import federation_of, start_of
+from tests.federation.small_federations import build_federation, initial_state
 from tests.run.test_train import small
 
 # Three directions in the plane, at 0, 60 and 90 degrees: distances 2 sin 30 = 1, 2 sin 45 = 1.414, 2 sin 15 = .518.
@@ -62,13 +62,13 @@ def test_a_step_by_hand_keeps_lengths() -> None:
 def test_small_steps_lower_the_regulariser(seed: int, count: int, nearest: int | None) -> None:
     start = torch.randn(count, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     after = spread_out(start, rate=1e-3, margin=1.41, nearest=nearest)
-    before, now = (float(spread_loss(F.normalize(w, dim=-1), margin=1.41, nearest=nearest)) for w in (start, after))
-    assert now <= before + 1e-9
+    before, after_step = (float(spread_loss(F.normalize(w, dim=-1), margin=1.41, nearest=nearest)) for w in (start, after))
+    assert after_step <= before + 1e-9
 
 
 def test_orthogonal_heads_rest_and_equal_heads_stay_finite() -> None:
-    apart = heads.CosineHeads(8, 5).weight.detach()
-    assert torch.allclose(spread_out(apart, rate=1.0, margin=1.41), apart, atol=1e-6)
+    spread_heads = heads.CosineHeads(8, 5).weight.detach()
+    assert torch.allclose(spread_out(spread_heads, rate=1.0, margin=1.41), spread_heads, atol=1e-6)
     same = torch.ones(3, 4)
     assert torch.equal(spread_out(same, rate=1.0, margin=1.41).isfinite(), torch.ones(3, 4, dtype=torch.bool))
 
@@ -99,9 +99,9 @@ def faces() -> FederatedData:
     data = make_federation(PEOPLE, num_classes=PEOPLE, per_class=8, size=12)
     rng = torch.Generator().manual_seed(0)
     common = torch.randint(40, 180, (1, 1, 12, 12), generator=rng)
-    own = torch.randint(-30, 31, (PEOPLE, 1, 12, 12), generator=rng)[data.identity]
+    personal = torch.randint(-30, 31, (PEOPLE, 1, 12, 12), generator=rng)[data.identity]
     noise = torch.randint(-15, 16, data.images.shape, generator=rng)
-    return replace(data, images=(common + own + noise).to(torch.uint8))
+    return replace(data, images=(common + personal + noise).to(torch.uint8))
 
 
 def training_of(data: FederatedData, head: str) -> Training:
@@ -119,8 +119,8 @@ def train_positive_only(data: FederatedData, head: str, server: Server, *, round
     assert (data.negatives[data.assignment] == 0).all()
     training = training_of(data, head)
     model = training.model
-    federation = federation_of(data, training, StackedBackend, server=server, num_rounds=rounds)
-    state = start_of(federation)
+    federation = build_federation(data, training, StackedBackend, server=server, num_rounds=rounds)
+    state = initial_state(federation)
     for r in range(rounds):
         state, _ = run_round(federation, state, r)
     with torch.no_grad():
@@ -146,9 +146,9 @@ def test_naive_averaging_collapses_and_fedaws_and_fixed_codes_do_not() -> None:
     codes, codes_cosine = outcome("codes", fedavg())
     # Beyond the loss's own margin: with the threshold that it trains for, everybody is everybody.
     assert naive_cosine > 0.9
-    for found, cosine in ((spread, spread_cosine), (codes, codes_cosine)):
+    for accuracy, cosine in ((spread, spread_cosine), (codes, codes_cosine)):
         assert cosine < 0.25
-        assert found > 0.9 > naive
+        assert accuracy > 0.9 > naive
 
 
 def test_codes_are_apart_of_unit_length_never_sent_and_the_same_for_a_seed() -> None:

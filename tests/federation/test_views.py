@@ -41,7 +41,7 @@ from mtl.run.learners import build_sampling
 from mtl.run.load import build_start
 from mtl.run.train import train
 from tests.conftest import make_federation
-from tests.federation.helpers import federation_of, named, orders_of, start_of
+from tests.federation.small_federations import build_federation, initial_state, make_orders, model_with
 from tests.federation.test_backends import FACES, model_of, uneven
 from tests.federation.test_rounds import OBJECTIVE, assert_equal
 from tests.run.test_train import kill_after, numbers, small, without_time
@@ -67,7 +67,7 @@ def rounds(
     objective = replace(OBJECTIVE, augmentation=FACES) if augment else OBJECTIVE
     training = Training(model, objective, client or LocalSGD(), LocalWork(batch_size=3), 0)
     server = server or fedavg(momentum=0.5)
-    federation = federation_of(
+    federation = build_federation(
         data,
         training,
         make if views is None else lambda training: ViewsBackend(views, training, make),
@@ -77,7 +77,7 @@ def rounds(
         keep=keep,
         views=views,
     )
-    state, logs = start_of(federation), []
+    state, logs = initial_state(federation), []
     for r in range(count):
         state, log = run_round(federation, state, r)
         logs.append(log)
@@ -94,19 +94,19 @@ def test_each_coordinate_is_the_mean_over_those_that_train_it_by_hand() -> None:
     state, _ = rounds(LoopBackend, data, model, views, count=1, client=plain, server=fedavg(), augment=False)
     start, trained = model.params(), []
     for client, level in enumerate(views.levels):
-        own = copy.deepcopy(level.model)
-        optimizer = torch.optim.SGD(own.parameters(), lr=0.1)
+        client_model = copy.deepcopy(level.model)
+        optimizer = torch.optim.SGD(client_model.parameters(), lr=0.1)
         plan = plan_batches(data.clients, [client], LocalWork(batch_size=3), seed=0, round=0)
         tasks = data.assignment[client]
         for index, valid in zip(plan.index, plan.valid, strict=True):
-            logits = own((data.images[index[valid]].float() / 255 - 0.5) / 0.25)[:, tasks]
+            logits = client_model((data.images[index[valid]].float() / 255 - 0.5) / 0.25)[:, tasks]
             targets = data.targets[index[valid]][:, tasks].float()
             loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / int(valid.sum())
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        trained.append(own.params())
-    weights = [len(held) for held in data.clients]
+        trained.append(client_model.params())
+    weights = [len(images) for images in data.clients]
     for name, value in start.items():
         if name.startswith("heads."):
             continue
@@ -167,8 +167,8 @@ def test_a_mean_by_coordinate_by_hand() -> None:
     tasks, losses = torch.tensor([[True, False], [True, True]]), torch.zeros(1, 2, 2)
     # The first client, of weight 1, trains the first column alone.
     column: Params = {"trunk.w": torch.zeros(2, 1), "heads.w": torch.zeros(2, 1)}
-    levels = [Level(1.0, named(start), {}), Level(0.5, named(column), {"trunk.w": torch.tensor([[0], [2]])})]
-    orders = orders_of(start, tasks, [1, 3], Views(levels, torch.tensor([1, 0])))
+    levels = [Level(1.0, model_with(start), {}), Level(0.5, model_with(column), {"trunk.w": torch.tensor([[0], [2]])})]
+    orders = make_orders(start, tasks, [1, 3], Views(levels, torch.tensor([1, 0])))
     mean = RunningMean(orders, torch.tensor([1.0, 3.0], dtype=torch.float64))
     mine: Params = {"trunk.w": torch.tensor([[[8.0], [4.0]]]), "heads.w": torch.tensor([[[4.0], [9.0]]])}
     mean.add(Block([0], {}, mine, losses, view=1), torch.tensor([0]))
@@ -189,10 +189,10 @@ def test_messages_are_as_long_as_what_a_client_has() -> None:
     for keep in ("nothing", "heads"):
         lengths = []
         for level, tasks in zip(views.levels, data.assignment, strict=True):
-            own = {
+            view_params = {
                 name: value for name, value in level.model.params().items() if keep == "nothing" or not name.startswith("heads.")
             }
-            lengths.append(len(pack(message(own, tasks))))
+            lengths.append(len(pack(message(view_params, tasks))))
         assert lengths[2] < lengths[1] < lengths[0]
         _, (log,) = rounds(LoopBackend, data, model, views, count=1, sampling=OneDrops(), keep=keep)
         assert (log.bytes_down, log.bytes_up) == (sum(lengths), lengths[0] + lengths[2])
@@ -235,17 +235,17 @@ def test_a_client_trains_the_same_in_any_company(make: Callable[[Training], Back
     bank = Bank(Layout(), slots, data.assignment)
 
     def updates(clients: list[int]) -> dict[int, Params]:
-        job = CohortJob(clients, 0, lambda whom: bank.load(whom, slots), 0.1)
+        job = CohortJob(clients, 0, lambda chosen: bank.load(chosen, slots), 0.1)
         return {
             client: {name: value[place].clone() for name, value in trained.update.items()}
             for trained in ViewsBackend(views, training, make)(job, data)
             for place, client in enumerate(trained.clients)
         }
 
-    together = updates([3, 1, 2, 0])
+    joint = updates([3, 1, 2, 0])
     for client in range(4):
         for name, value in updates([client])[client].items():
-            assert torch.allclose(value, together[client][name], rtol=1e-12, atol=1e-14)
+            assert torch.allclose(value, joint[client][name], rtol=1e-12, atol=1e-14)
 
 
 def test_auto_chooses_once_for_all_widths_and_waits_for_a_client() -> None:
@@ -347,7 +347,7 @@ def test_a_fleet_gives_each_client_the_widest_model_that_it_holds(class_folders:
     config.fleet.profiles.little.memory_bytes = 10
     with pytest.raises(
         ValueError,
-        match=r"on little needs [\d,]+ bytes for a training step of the least of the models that it may train and has 10",
+        match=r"on little needs [\d,]+ bytes for a training step of the smallest model that it may train and has 10",
     ):
         build_sampling(config, data, objective, build_views(config, data, model, objective))
 

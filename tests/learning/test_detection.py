@@ -169,7 +169,7 @@ def test_a_trunk_that_rests_leaves_the_balancer_nothing_to_compare() -> None:
 
 
 def test_tasks_that_read_other_pictures_are_not_compared_by_their_features() -> None:
-    with pytest.raises(ValueError, match=r"balance\.level=representation cannot be: the tasks do not read the same features"):
+    with pytest.raises(ValueError, match=r"balance\.level must be parameters: the tasks do not read the same features"):
         build(tiny("balancer=mgda", "balance.level=representation"))
 
 

@@ -45,7 +45,7 @@ def test_work_is_split_whole_and_within_a_third_of_the_best(costs: list[int], co
 def test_alone_there_is_one_rank() -> None:
     ranks, total = Ranks(), torch.ones(3)
     ranks.sum([total])
-    assert ranks.first
+    assert ranks.is_first
     assert total.tolist() == [1.0, 1.0, 1.0]
     assert ranks.share([3.0, 1.0]) == [0, 1]
     assert not inside_rank()
@@ -281,7 +281,8 @@ def test_ranks_that_see_different_data_are_refused(monkeypatch: pytest.MonkeyPat
     ranks.count = 2
     monkeypatch.setattr("torch.distributed.all_gather_object", gather)
     with pytest.raises(
-        ValueError, match=r"all ranks must see the same, and they differ in torch \(2.13 on rank 1, 2.14 on rank 0\)"
+        ValueError,
+        match=r"all ranks must have the same data, configuration and versions, got different torch \(2.13 on rank 1, 2.14 on rank 0\)",
     ):
         ranks.require_same(theirs[0])
 

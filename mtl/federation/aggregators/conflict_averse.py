@@ -2,9 +2,9 @@
 
     D = sum_k a_k K w_k (x_k - x) / sum_j |a_j|        w_k summing to 1
 
-The clients are the balancer's tasks and their updates of the shared part its gradients, so that equal weights give the mean. K updates are
-kept at once. Heads are averaged as in `weighted_mean`: a head is trained by few clients, often by one, and has no part in what they
-disagree on.
+The balancer takes the clients as its tasks and their updates of the shared parameters as the tasks' gradients; equal weights give the mean.
+All K updates are in memory at once. Heads are averaged as in `weighted_mean`: few clients train a head, often one, so that there is no
+conflict to resolve.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,15 @@ from mtl.federation.orders import Orders
 
 @dataclass(frozen=True)
 class ConflictAverse:
-    """balancer: one that remembers nothing, as cohorts change."""
+    """Combine the clients' updates with a balancer.
+
+    Args:
+        balancer: a balancer without state, since the cohort changes from round to round.
+        mean: weighs the updates, and averages the heads.
+
+    Raises:
+        ValueError: the balancer has state, or a preference over tasks.
+    """
 
     balancer: Balancer
     mean: WeightedMean
@@ -34,7 +42,7 @@ class ConflictAverse:
             raise ValueError("server.balancer.preference must be null: cohorts change, and it is one number per task")
         if self.balancer.observes or self.balancer.init(torch.zeros(2, 2)):
             name = type(self.balancer).__name__
-            raise ValueError(f"server.balancer must be one that remembers nothing, as cohorts change; {name} does")
+            raise ValueError(f"server.balancer must have no state, since the cohort changes from round to round, got {name}")
 
     def collect(self, orders: Orders) -> "ComparedUpdates":
         """See `Aggregator`."""
@@ -43,12 +51,14 @@ class ConflictAverse:
     @torch.no_grad()
     @record_function("mtl/server")
     def combine(self, updates: Params, losses: Tensor, weights: Tensor, *, seed: int, round: int) -> Params:
-        """The direction of the shared part.
+        """Return the aggregated update of the shared parameters.
 
         Args:
-            updates: of it, stacked [K, ...].
-            losses: of each client, per image, [K].
-            weights: of the updates, [K].
+            updates: the clients' updates of these parameters, stacked [K, ...].
+            losses: [K], loss of each client per image.
+            weights: [K], weights of the updates.
+            seed: seed of the run.
+            round: round, counted from 0; the balancer's random numbers depend on both.
         """
         flat = torch.cat([value.reshape(len(value), -1) for value in updates.values()], 1)
         gradients = flat * (weights * len(weights) / weights.sum())[:, None]
@@ -57,7 +67,7 @@ class ConflictAverse:
         draw = random_uniform(key, torch.arange(torch.Size(shape).numel(), dtype=torch.int32, device=flat.device)).view(shape)
         active = torch.ones(len(weights), dtype=torch.bool, device=flat.device)
         direction, shares, _ = self.balancer.combine({}, losses, gradients, active, draw.to(flat))
-        # Opposite updates may have no common direction: no weights, and the shared part stays.
+        # Opposite updates may have no common direction: then the weights are zero, and the shared parameters stay.
         total = shares.abs().sum()
         parts = torch.where(total > 0, direction / torch.where(total > 0, total, 1), direction).split(
             [value[0].numel() for value in updates.values()]
@@ -66,7 +76,13 @@ class ConflictAverse:
 
 
 class ComparedUpdates:
-    """The updates of the shared part side by side, [K, ...], and the running mean of the rest. weights: float64 [K]."""
+    """Collects the clients' updates of the shared parameters, [K, ...], and the running mean of the heads.
+
+    Args:
+        aggregator: combines the updates.
+        orders: of the round.
+        weights: float64 [K], weights of the updates.
+    """
 
     def __init__(self, aggregator: ConflictAverse, orders: Orders, weights: Tensor) -> None:
         self._aggregator, self._orders, self._mean = aggregator, orders, RunningMean(orders, weights)
@@ -76,17 +92,17 @@ class ComparedUpdates:
         self._updates = {
             name: value.new_zeros(count, *value.shape) for name, value in orders.travelling.items() if not is_head(name)
         }
-        compared = {f"update of {name}": value for name, value in self._updates.items()}
-        self.sums = self._mean.sums | compared | {"losses of clients": self._losses}
+        stacked = {f"update of {name}": value for name, value in self._updates.items()}
+        self.sums = self._mean.sums | stacked | {"losses of clients": self._losses}
 
     @torch.no_grad()
     def add(self, block: Block, places: Tensor) -> None:
         """See `Collector`."""
         self._mean.add(block, places)
-        where = places.to(self._losses.device)
-        self._losses[where] = block.losses.sum((1, 2))
+        rows = places.to(self._losses.device)
+        self._losses[rows] = block.losses.sum((1, 2))
         for name, value in self._updates.items():
-            value[where] = block.update[name]
+            value[rows] = block.update[name]
 
     def value(self) -> Params:
         """See `Update`."""

@@ -1,4 +1,4 @@
-"""What an aggregator is: it says how the updates of a round become one direction."""
+"""The aggregator contract: how the clients' updates of a round become one."""
 
 from typing import Protocol
 
@@ -10,15 +10,26 @@ from mtl.federation.orders import Orders
 
 
 class Update(Collector, Protocol):
-    """The updates of one round on their way to one direction."""
+    """Collects the clients' updates of one round and aggregates them."""
 
     def value(self) -> Params:
-        """The direction, zero where nobody contributed."""
+        """Return the aggregated update; a coordinate that no client trained is zero.
+
+        Call it after the sums over the ranks are complete.
+        """
 
     def keep_untrained(self, name: str, before: Tensor, after: Tensor) -> Tensor:
-        """`after` where some client trained it, `before` elsewhere."""
+        """Return `after` at the coordinates that some client trained and `before` at the others.
+
+        Args:
+            name: name of the parameter.
+            before: its value before the server's step.
+            after: its value after it, of the same shape.
+        """
 
 
 class Aggregator(Protocol):
+    """Makes the collector that aggregates the updates of a round."""
+
     def collect(self, orders: Orders) -> Update:
-        """A collector for the updates of a round."""
+        """Return an empty collector for the updates of one round."""

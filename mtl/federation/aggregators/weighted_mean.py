@@ -2,8 +2,8 @@
 
     D = sum_k w_k (x_k - x) / sum_k w_k
 
-over the clients k that came back. The shared part is averaged over all of them; head t over exactly those that trained subtask t, and a
-head that nobody trained stays where it is. Where clients train models of several widths (`views`), the same goes for each coordinate.
+over the clients k whose updates arrived. Shared parameters are averaged over all of them, head t over exactly those that trained subtask t.
+A head that no client trained keeps its value. Where clients train models of several widths (`views`), this holds for each coordinate.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,14 @@ Weighting = Literal["samples", "clients"]
 
 @dataclass(frozen=True)
 class WeightedMean:
-    """weighting: clients count by their training images (`samples`) or all the same (`clients`)."""
+    """The weighted mean of the clients' updates.
+
+    Args:
+        weighting: `samples` weighs a client by its number of training images, `clients` weighs all clients the same.
+
+    Raises:
+        ValueError: `weighting` is unknown.
+    """
 
     weighting: str = "samples"
 
@@ -33,7 +40,7 @@ class WeightedMean:
             raise ValueError(f"server.weighting must be one of {', '.join(get_args(Weighting))}, got {self.weighting}")
 
     def weights(self, orders: Orders) -> Tensor:
-        """Of the clients' updates, float64 [K] on the CPU."""
+        """Return the weights of the clients' updates, float64 [K] on the CPU."""
         return torch.tensor(
             [float(size) if self.weighting == "samples" else 1.0 for size in orders.cohort.sizes], dtype=torch.float64
         )
@@ -44,31 +51,36 @@ class WeightedMean:
 
 
 class RunningMean:
-    """The weighted mean of the updates, summed as they come: memory does not grow with the cohort. weights: float64 [K]."""
+    """Sums the weighted updates block by block, so that memory does not grow with the cohort.
+
+    Args:
+        orders: of the round.
+        weights: float64 [K], weights of the clients' updates.
+    """
 
     def __init__(self, orders: Orders, weights: Tensor) -> None:
         cohort, self._views = orders.cohort, orders.views
         device = orders.like.device
         self.sums = tree.zeros_like(orders.travelling)
         self._weights, self._tasks = weights.to(orders.like), cohort.tasks.to(device)
-        self._covered = orders.views.covered(orders.travelling, weights, cohort.clients)
+        self._view_weights = orders.views.trained_weights(orders.travelling, weights, cohort.clients)
         self._weight = weights.sum().to(device)
         self._task_weight = (weights[:, None] * cohort.tasks.cpu()).sum(0).to(device)
 
     @torch.no_grad()
     @record_function("mtl/sum of updates")
     def add(self, block: Block, places: Tensor) -> None:
-        """See `Collector`; rows of heads that a client does not train do not count."""
-        where = places.to(self._tasks.device)
-        index = self._views.index(block.view, where.device)
-        weights, tasks = self._weights[where], self._tasks[where]
+        """See `Collector`. Rows of heads that a client does not train are left out."""
+        rows = places.to(self._tasks.device)
+        index = self._views.index(block.view, rows.device)
+        weights, tasks = self._weights[rows], self._tasks[rows]
         for name, total in self.sums.items():
-            if name not in block.update:  # of another architecture than these clients'
+            if name not in block.update:  # these clients train another architecture
                 continue
             value, weight = block.update[name], weights.to(total)
             if is_head(name):
                 counted = (weight[:, None] * tasks).view(*tasks.shape, *[1] * (value.dim() - 2))
-                # Not by a product alone: a head that is not trained may hold anything.
+                # A product alone would not do: a head that was not trained may hold NaN.
                 total += torch.where(counted > 0, value * counted, 0).sum(0)
             elif name in index:
                 total.view(-1)[index[name]] += torch.tensordot(weight, value, 1)
@@ -90,7 +102,7 @@ class RunningMean:
         return torch.where(weight > 0, weight, 1).to(like.dtype)
 
     def _weight_of(self, name: str, like: Tensor) -> Tensor:
-        """Of the clients that trained it, of a shape that broadcasts against `like`."""
-        if name in self._covered:
-            return self._covered[name]
+        """Return the summed weight of the clients that trained the parameter, in a shape that broadcasts against `like`."""
+        if name in self._view_weights:
+            return self._view_weights[name]
         return tree.rows(self._task_weight, like) if is_head(name) else self._weight

@@ -2,8 +2,7 @@
 
     v <- momentum v + D          x <- x + learning_rate v
 
-D is what the aggregator makes of the clients' updates. What nobody trained stays where it is, momentum included. The client half is
-`local_sgd`.
+D is the aggregated update. Where no client trained a coordinate, its value and its momentum stay. The client half is `local_sgd`.
 """
 
 from dataclasses import dataclass
@@ -21,7 +20,15 @@ MOMENTUM = "momentum"
 
 @dataclass(frozen=True)
 class FedAvg:
-    """learning_rate: factor of the mean update; momentum: momentum over the rounds, in [0, 1)."""
+    """The server's step: a learning rate and momentum on the aggregated update.
+
+    Args:
+        learning_rate: factor of the aggregated update, > 0.
+        momentum: momentum over the rounds, in [0, 1).
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
 
     learning_rate: float = 1.0
     momentum: float = 0.0
@@ -33,16 +40,22 @@ class FedAvg:
             raise ValueError(f"server.momentum must be in [0, 1), got {self.momentum}")
 
     def init(self, params: Params, layout: Layout) -> Slots:
-        """The server's state. params: of the whole model."""
+        """Return the server's slots before the first round. `params` are those of the whole model."""
         return {"params": params, MOMENTUM: tree.zeros_like(layout.sent(params)) if self.momentum else {}}
 
     @torch.no_grad()
     @record_function("mtl/server")
     def apply(self, state: Slots, travelling: Params, update: Update) -> Slots:
-        """The next state; what was given is left as it is."""
+        """Return the server's slots after the step; `state` is not changed.
+
+        Args:
+            state: the slots before the step.
+            travelling: the parameters that travelled in this round.
+            update: the collected updates, summed over the ranks.
+        """
         direction, velocity = update.value(), state[MOMENTUM]
         if self.momentum:
-            # What rests in this round is in the state alone.
+            # Parameters that are frozen in this round have momentum but no update.
             moved = {name: self.momentum * velocity[name] + value for name, value in direction.items()}
             velocity = velocity | {name: update.keep_untrained(name, velocity[name], value) for name, value in moved.items()}
             direction = {

@@ -2,8 +2,8 @@
 
     v <- momentum v + g + weight_decay p        p <- p - learning_rate v
 
-as torch.optim.SGD does it. Every operation is elementwise, so the same code steps one client or a whole stacked cohort. The momentum
-starts at zero in every round: nothing lasts on the client.
+as in torch.optim.SGD. Every operation is elementwise, so that the same code serves one client and a stack of clients. The momentum starts
+at zero in every round: the client keeps no state.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,11 +19,14 @@ from mtl.federation.layout import is_head
 
 @dataclass(frozen=True)
 class LocalSGD:
-    """SGD with momentum, which starts anew in every round (FedAvg's clients, McMahan et al. 2017).
+    """SGD whose momentum starts at zero in every round (FedAvg's clients, McMahan et al. 2017).
 
-    learning_rate: learning rate of the trunk, at the start of `schedule`; momentum: momentum of SGD; weight_decay: weight decay of SGD;
-    head_scale: the heads' learning rate as a multiple of the trunk's, 0 leaves them as they are; scales: that of single parameters by
-    name, where it is not 1 (see `transfer`).
+    Args:
+        learning_rate: learning rate of the trunk, at the start of `schedule`
+        momentum: momentum of SGD
+        weight_decay: weight decay of SGD
+        head_scale: the heads' learning rate as a multiple of the trunk's, 0 leaves them as they are
+        scales: that of single parameters by name, where it is not 1 (see `transfer`)
     """
 
     learning_rate: float = 0.05
@@ -42,26 +45,32 @@ class LocalSGD:
                 raise ValueError(f"client.{name} must be >= 0, got {getattr(self, name)}")
 
     def init(self, params: Params) -> Params:
-        """The state of a client at the start of its round: its momentum."""
+        """Return a client's state at the start of its round: zero momentum."""
         return tree.zeros_like(params) if self.momentum else {}
 
     @torch.no_grad()
     def step(self, params: Params, grads: Params, state: Params, learning_rate: Tensor) -> tuple[Params, Params]:
-        """One step; takes over the memory of `params`, `grads` and `state`, which the caller must not use again.
+        """Return parameters and state after one step.
 
-        learning_rate: a tensor of no dimension, so that a compiled step or a CUDA graph serves every round.
+        The step works in place: the caller must not use `params`, `grads` and `state` again.
+
+        Args:
+            params: the trained parameters, of one client or stacked.
+            grads: their gradients.
+            state: the momentum.
+            learning_rate: scalar tensor, so that a compiled step or a CUDA graph serves every round.
         """
         for scale, names in self.groups(params).items():
             values, slopes = [params[name] for name in names], [grads[name] for name in names]
             velocity = [state[name] for name in names] if self.momentum else []
             rate = learning_rate * scale
-            # The compiler makes one pass over the memory of it by itself, and does not know the kernel that does.
+            # The compiler fuses the plain operations, and does not know the fused kernel.
             step = self._step_by_step if torch.compiler.is_compiling() else self._step_at_once
             step(values, slopes, velocity, rate)
         return params, state
 
     def groups(self, params: Iterable[str]) -> dict[float, list[str]]:
-        """The names of parameters by the factor of their learning rate."""
+        """Return the names of the parameters by the factor of their learning rate."""
         groups: dict[float, list[str]] = {}
         for name in params:
             groups.setdefault(self.head_scale if is_head(name) else self.scales.get(name, 1.0), []).append(name)
@@ -75,7 +84,7 @@ class LocalSGD:
             value.sub_(rate * step)
 
     def _step_at_once(self, values: list[Tensor], slopes: list[Tensor], velocity: list[Tensor], rate: Tensor) -> None:
-        # The kernel takes it for granted that a parameter and its gradient lie alike.
+        # The kernel assumes that a parameter and its gradient have the same strides.
         torch._fused_sgd_(
             values,
             [
@@ -97,5 +106,5 @@ class LocalSGD:
         return replace(self, weight_decay=0.0)
 
     def final(self, params: Params, start: Params) -> Params:
-        """What the client sends: how far it moved."""
+        """Return what the client sends: the difference to its start."""
         return tree.subtract(params, start)

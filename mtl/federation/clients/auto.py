@@ -1,4 +1,4 @@
-"""The fastest backend for this model, these clients and this machine: each is tried on a real cohort, once."""
+"""The fastest backend for this model, these clients and this machine: each is timed once on a real cohort."""
 
 import logging
 import time
@@ -19,14 +19,20 @@ TRIED_STEPS = 4
 TRIED_CLIENTS = 4
 BACKENDS = ("auto", "loop", "vmap", "compiled")
 COMPILE = ("auto", "always", "never")
-COMPILING = 40.0  # seconds that making and loading a compiled step takes on a slow machine
+COMPILING = 40.0  # seconds to compile and load a step on a slow machine
 
 
 class AutoBackend:
-    """Times the loop, the stacked step and, where the rounds to come could repay it, the compiled stacked step; then it is one of them.
+    """Times the backends on the first cohort that has clients, then uses the fastest.
 
-    The first cohort that has clients decides. num_rounds: of the run. A resumed run is told what the first part of it took, so that it goes
-    on with the same arithmetic.
+    Compilation is tried only where the rounds to come could repay it. A resumed run takes the backend of its first part, so that it sums in
+    the same order.
+
+    Args:
+        training: what every client trains with.
+        num_rounds: rounds of the run.
+        block: clients that are stacked at most, None for as many as memory holds.
+        compile: `auto`, `always` or `never`.
     """
 
     def __init__(self, training: Training, *, num_rounds: int, block: int | None = None, compile: str = "auto") -> None:
@@ -35,82 +41,98 @@ class AutoBackend:
 
     @property
     def name(self) -> str:
+        """The chosen backend's name, `auto` before the choice."""
         return "auto" if self._chosen is None else self._chosen.name
 
     def settle(self, name: str) -> None:
-        """Take the backend of this name and try nothing."""
+        """Use the backend of this name without timing any."""
         if name != "auto":
             self._chosen = make_backend(name, self.training, num_rounds=self.num_rounds, block=self.block)
 
     def state_dict(self) -> dict[str, Any]:
+        """See `Backend`."""
         return {"name": self.name} if self._chosen is None else self._chosen.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `Backend`."""
         self.settle(state["name"])
         if self._chosen is not None:
             self._chosen.load_state_dict(state)
 
     def __call__(self, job: CohortJob, data: FederatedData) -> Iterator[Block]:
+        """See `Backend`."""
         if self._chosen is None:
             ranks = Ranks()
-            # Every rank that has clients measures while the others do, and all take what the first of them found.
-            found = [choice for choice in ranks.gather(self._choose(job, data) if job.clients else None) if choice is not None]
-            if not found:
-                return  # nobody came back: the next cohort decides
-            name, why = found[0]
+            # All ranks that have clients measure at the same time, and every rank takes the choice of the first of them.
+            choices = [choice for choice in ranks.gather(self._choose(job, data) if job.clients else None) if choice is not None]
+            if not choices:
+                return  # no client came back: the next cohort decides
+            name, reason = choices[0]
             self.settle(name)
-            if ranks.first:
-                logger.info("backend: %s (%s)", name, why)
+            if ranks.is_first:
+                logger.info("backend: %s (%s)", name, reason)
         assert self._chosen is not None
         yield from self._chosen(job, data)
 
     def _choose(self, job: CohortJob, data: FederatedData) -> tuple[str, str]:
+        """Return the name of the fastest backend, and the reason."""
         steps = [self.training.work.num_steps(data.clients.size(client)) for client in job.clients]
-        few = replace(job, clients=job.clients[:TRIED_CLIENTS], max_steps=TRIED_STEPS)
-        loop = _seconds(LoopBackend(self.training), few, data) / sum(min(n, TRIED_STEPS) for n in steps[:TRIED_CLIENTS])
+        trial = replace(job, clients=job.clients[:TRIED_CLIENTS], max_steps=TRIED_STEPS)
+        loop = _seconds(LoopBackend(self.training), trial, data) / sum(min(n, TRIED_STEPS) for n in steps[:TRIED_CLIENTS])
         seconds = {"loop": loop * sum(steps)}
         try:
             seconds["vmap"] = _stacked_seconds(StackedBackend(self.training, block=self.block), job, data)
         except CannotStack as reason:
             return "loop", str(reason)
-        pays = self.num_rounds * min(seconds.values()) > 2 * COMPILING
-        wanted = self.compile == "always" or (self.compile == "auto" and (pays or data.images.device.type == "cuda"))
-        if wanted and self.training.rule.compiles:
+        pays_off = self.num_rounds * min(seconds.values()) > 2 * COMPILING
+        try_compiled = self.compile == "always" or (self.compile == "auto" and (pays_off or data.images.device.type == "cuda"))
+        if try_compiled and self.training.rule.compiles:
             seconds["compiled"] = _stacked_seconds(StackedBackend(self.training, block=self.block, compiled=True), job, data)
         best = min(seconds, key=lambda name: seconds[name])
-        told = ", ".join(f"{name} {value:.3g} s" for name, value in seconds.items())
-        return best, f"a round of {len(steps)} clients would take: {told}"
+        timings = ", ".join(f"{name} {value:.3g} s" for name, value in seconds.items())
+        return best, f"a round of {len(steps)} clients would take: {timings}"
 
 
 def _stacked_seconds(backend: StackedBackend, job: CohortJob, data: FederatedData) -> float:
-    """The time of a stacked round, from a few steps of its first block.
+    """Estimate the seconds of a stacked round from a few steps of its first block.
 
-    A step of k clients takes about a + b k. Where clients have unequal numbers of steps, k falls as they finish, and a and b are those of
-    steps of the block and of half of it.
+    A step of k clients takes about a + b k seconds. Where clients have unequal numbers of steps, k falls as they finish; then a and b are
+    fitted to steps of the block and of half of it.
     """
     num_steps = {client: backend.training.work.num_steps(data.clients.size(client)) for client in job.clients}
     longest_first = sorted(job.clients, key=lambda client: -num_steps[client])
     block = backend.settle_block(data)
     steps = sum(num_steps[client] for client in longest_first[::block])  # a block takes as many as its longest
-    of_clients = sum(num_steps.values())
+    client_steps = sum(num_steps.values())
 
-    def tried(clients: list[int]) -> tuple[float, int]:
+    def time_steps(clients: list[int]) -> tuple[float, int]:
         seconds = _seconds(backend, replace(job, clients=clients, max_steps=TRIED_STEPS), data)
         return seconds, sum(min(num_steps[client], TRIED_STEPS) for client in clients)
 
-    first = longest_first[:block]
-    whole, whole_of_clients = tried(first)
-    tried_steps = min(num_steps[first[0]], TRIED_STEPS)
-    if whole_of_clients * steps == of_clients * tried_steps:
-        return whole / tried_steps * steps
-    half, half_of_clients = tried(first[: (len(first) + 1) // 2])
-    slope = (whole - half) / (whole_of_clients - half_of_clients)
-    slope = min(max(slope, 0.0), whole / whole_of_clients)
-    return (whole - slope * whole_of_clients) / tried_steps * steps + slope * of_clients
+    first_block = longest_first[:block]
+    block_seconds, block_client_steps = time_steps(first_block)
+    tried_steps = min(num_steps[first_block[0]], TRIED_STEPS)
+    if block_client_steps * steps == client_steps * tried_steps:
+        return block_seconds / tried_steps * steps
+    half_seconds, half_client_steps = time_steps(first_block[: (len(first_block) + 1) // 2])
+    slope = (block_seconds - half_seconds) / (block_client_steps - half_client_steps)
+    slope = min(max(slope, 0.0), block_seconds / block_client_steps)
+    return (block_seconds - slope * block_client_steps) / tried_steps * steps + slope * client_steps
 
 
 def make_backend(name: str, training: Training, *, num_rounds: int, block: int | None = None, compile: str = "auto") -> Backend:
-    """name: auto, loop, vmap, or compiled, which is vmap with compile=always."""
+    """Return a backend by its name.
+
+    Args:
+        name: auto, loop, vmap, or compiled, which is vmap with compile=always.
+        training: what every client trains with.
+        num_rounds: rounds of the run.
+        block: clients that are stacked at most, None for as many as memory holds.
+        compile: auto, always or never.
+
+    Raises:
+        ValueError: `name`, `compile` or `block` is not one of the allowed values.
+    """
     if name not in BACKENDS:
         raise ValueError(f"engine.backend must be one of {', '.join(BACKENDS)}, got {name}")
     if compile not in COMPILE:
@@ -123,7 +145,7 @@ def make_backend(name: str, training: Training, *, num_rounds: int, block: int |
 
 
 def _seconds(backend: Backend, job: CohortJob, data: FederatedData) -> float:
-    """How long a job takes once everything is warm."""
+    """Return the seconds of a job, after a first run that does not count."""
     for _ in range(2):
         started = time.perf_counter()
         for _ in backend(job, data):

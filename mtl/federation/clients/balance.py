@@ -1,18 +1,17 @@
 """Task balancing inside a local step, of one client or of a stack of clients.
 
-At the level of the `representation`, the features that all heads read, the gradients of the tasks follow from the errors of their logits
-(`HeadGeometry`): their Gramian, and with it the tasks' weights, cost no backward pass, and one goes through the trunk. At the level of the
-`parameters` the gradients of the trunk are exact, at one backward pass for each task.
+At the level `representation`, the features that all heads read, the tasks' gradients follow from the errors of their logits
+(`HeadGeometry`). Their Gramian and the tasks' weights then cost no backward pass, and a single one goes through the trunk. At the level
+`parameters` the gradients of the trunk are exact, and cost one backward pass for each task.
 
-What a method's weights sum to differs between methods, and with it the learning rate that serves. `normalise` scales what a method gives:
+The sum of the weights differs between methods, and with it the best learning rate. `normalise` rescales a method's weights and update:
 
-    none       as the method gives it
-    weights    sum_t |a_t| = T, as in a plain sum; a task with a small gradient and a large weight then makes the whole update short
-    length     as long as the part of the plain sum along it: |d| = cos(d, g) |g|, d = sum_t a_t g_t, g = sum_t g_t, with a cosine of at
-               least LEAST. A method that turns away from the plain sum, often to the gradients of few images, takes shorter steps. Less
-               still where the weighted gradients cancel one another to less than REMAINDER of sqrt(sum_t |a_t g_t|^2), so that what is
-               left by rounding is not blown up.
-               The same goes for the gradients of the heads: together they are as long as the part of the plain sum's along them.
+    none       no rescaling
+    weights    sum_t |a_t| = T, as in a plain sum. A task with a small gradient and a large weight then makes the whole update short.
+    length     |d| = cos(d, g) |g|, the length of the plain sum's part along the update, with d = sum_t a_t g_t, g = sum_t g_t and a cosine
+               of at least LEAST. A method that turns away from the plain sum, often to the gradients of few images, takes shorter steps.
+               The update is shorter still where the weighted gradients cancel to less than REMAINDER of sqrt(sum_t |a_t g_t|^2), so that
+               rounding errors are not amplified. The gradients of the heads are rescaled by the same rule.
 """
 
 from collections.abc import Callable
@@ -43,9 +42,16 @@ GradientScale = Literal["none", "l2", "loss", "loss+"]
 
 @dataclass(frozen=True)
 class Balance:
-    """level: where gradients are compared; heads: whether the weights reach the heads too, or only the shared part; normalise: how what a
-    method gives is scaled (see above); gradient_scale: what the gradients are divided by before a method that works on their Gramian sees
-    them: nothing, their length (l2), their task's loss, or both (loss+); conflict: whether cosines of the tasks' gradients are summed up.
+    """The gradient rule of a balancer; see `GradientRule`.
+
+    Attributes:
+        method: the balancer.
+        level: where gradients are compared, `representation` or `parameters`.
+        heads: whether the weights apply to the heads too, or only to the shared parameters.
+        normalise: how the weights and the update are rescaled, see the module.
+        gradient_scale: what the gradients are divided by before the method gets their Gramian: nothing (`none`), their length (`l2`), the
+            loss of their task (`loss`), or both (`loss+`).
+        conflict: whether the cosines of the tasks' gradients are logged.
     """
 
     method: Balancer
@@ -55,20 +61,22 @@ class Balance:
     gradient_scale: GradientScale = "none"
     conflict: bool = False
 
-    compiles = False  # solvers look at what they found
+    compiles = False  # solvers branch on their results
 
     @property
     def name(self) -> str:
+        """See `GradientRule`."""
         return type(self.method).__name__
 
     @property
     def compares(self) -> bool:
-        """Whether the tasks' gradients are needed one by one."""
-        lengths = self.normalise == "length" and self.level == "representation"  # where they cost nothing
-        return self.conflict or lengths or self.method.needs != "losses"
+        """Whether the gradient of each task is needed, not only that of their weighted sum."""
+        cheap_lengths = self.normalise == "length" and self.level == "representation"
+        return self.conflict or cheap_lengths or self.method.needs != "losses"
 
     @property
     def remembers_gradients(self) -> bool:
+        """See `GradientRule`."""
         return "representation" not in self.method.levels
 
     def step(self, model: MultiTaskModel, objective: Objective, *, stacked: bool) -> BalancedStep:
@@ -80,28 +88,36 @@ class Balance:
         return BalancedLosses(self, losses)
 
     def bytes_of_step(self, params: Params, num_tasks: int) -> int:
-        """See `GradientRule`: the tasks' gradients of the trunk and what is made of them."""
+        """See `GradientRule`: the tasks' gradients of the trunk, and a copy of them."""
         if not self.compares or self.level != "parameters":
             return 0
         return 2 * num_tasks * tree.num_bytes({name: params[name] for name in shared(params)})
 
     def memory(self, params: Params, num_tasks: int) -> State:
-        """What a client's balancer remembers before its first step."""
+        """See `GradientRule`: the balancer's state."""
         like = next(iter(params.values()))
         shape: tuple[int, ...] = (num_tasks,)
         if self.method.needs == "gradients" and self.level == "parameters":
             shape += (sum(params[name].numel() for name in shared(params)),)
         elif self.method.needs == "gradients":
-            shape += (1,)  # the size of a batch is not known, and nothing of this shape is remembered
+            shape += (1,)  # the size of a batch is unknown here, and no state depends on it
         return self.method.init(torch.zeros(shape, dtype=like.dtype))
 
     def decide(
         self, memory: State, losses: Tensor, rows: Tensor | None, gramian: Tensor | None, active: Tensor, draw_key: Tensor
     ) -> tuple[Tensor, Tensor | None, State]:
-        """The tasks' weights [..., T], the direction [..., P] where it is not the rows' weighted sum, and what is remembered.
+        """Return the tasks' weights, the direction and the balancer's state after a step.
 
-        losses: [..., T]; rows: the tasks' gradients [..., T, P], where the method needs them or they are there; gramian: [..., T, T];
-        active: bool [..., T]; draw_key: int32 [..., 2].
+        Args:
+            memory: the balancer's state.
+            losses: [..., T].
+            rows: [..., T, P], the tasks' gradients; None where they were not computed.
+            gramian: [..., T, T], of these; None where the tasks are not compared.
+            active: bool [..., T], the tasks with a known label in the batch.
+            draw_key: int32 [..., 2], key of the random numbers.
+
+        Returns:
+            Weights [..., T]; the direction [..., P], or None where it is the weighted sum of the rows; the new state.
         """
         method, direction = self.method, None
         if method.needs == "gradients":
@@ -110,71 +126,83 @@ class Balance:
             direction, weights, memory = method.combine(memory, losses, rows, active, draw)
         else:
             unit = self._unit(losses, gramian, active) if method.needs == "gramian" else torch.ones_like(losses)
-            seen = None if gramian is None else gramian * unit[..., :, None] * unit[..., None, :]
-            weights, memory = method.weigh(memory, losses, seen, active, self._draw(draw_key, losses, losses.shape[-1], 0))
+            scaled = None if gramian is None else gramian * unit[..., :, None] * unit[..., None, :]
+            weights, memory = method.weigh(memory, losses, scaled, active, self._draw(draw_key, losses, losses.shape[-1], 0))
             weights = (weights * unit).to(losses.dtype)
         if gramian is None and self.normalise == "length":
-            return weights, direction, memory  # the caller measures what it makes of them: `scale`
+            return weights, direction, memory  # the caller rescales: `weighted_update`
         lengths = None
         if gramian is not None and self.normalise == "length":
-            square, one, wide = restrict(gramian, active), active.double(), weights.double()
-            plain = length_of(one, square)
+            square, ones, weights64 = restrict(gramian, active), active.double(), weights.double()
+            plain = length_of(ones, square)
             if direction is None:
-                update = length_of(wide, square)
-                along = ((square @ one[..., None]).squeeze(-1) * wide).sum(-1, keepdim=True)
-                least = REMAINDER * (wide * norms(square)).norm(dim=-1, keepdim=True)
+                update = length_of(weights64, square)
+                along = ((square @ ones[..., None]).squeeze(-1) * weights64).sum(-1, keepdim=True)
+                least = REMAINDER * (weights64 * norms(square)).norm(dim=-1, keepdim=True)
             else:
                 assert rows is not None
-                turned = direction.double()
-                update, least = turned.norm(dim=-1, keepdim=True), torch.zeros_like(plain)
-                along = (only_active(rows, active[..., None]).double().sum(-2) * turned).sum(-1, keepdim=True)
+                direction64 = direction.double()
+                update, least = direction64.norm(dim=-1, keepdim=True), torch.zeros_like(plain)
+                along = (only_active(rows, active[..., None]).double().sum(-2) * direction64).sum(-1, keepdim=True)
             lengths = torch.maximum(update, least), plain_part(update, plain, along)
         scale = self.scale(weights, active, lengths).to(losses.dtype)
         return weights * scale, None if direction is None else direction * scale, memory
 
     def scale(self, weights: Tensor, active: Tensor, lengths: tuple[Tensor, Tensor] | None) -> Tensor:
-        """The factor of a method's weights and update, [..., 1]. weights: [..., T]; active: bool [..., T]; lengths: of the method's update
-        and what it is to be, [..., 1] each, where normalise=length.
+        """Return the factor by which a method's weights and update are rescaled, [..., 1].
+
+        Args:
+            weights: [..., T].
+            active: bool [..., T], the tasks with a known label in the batch.
+            lengths: present and target length of the update, [..., 1] each; with normalise=length only.
         """
         if self.normalise == "none":
             return torch.ones_like(weights[..., :1])
-        length, wanted = weights.abs().sum(-1, keepdim=True), active.sum(-1, keepdim=True)
+        length, target = weights.abs().sum(-1, keepdim=True), active.sum(-1, keepdim=True)
         if lengths is not None:
-            length, wanted = lengths
-        return torch.where(length == 0, 1, wanted / torch.where(length == 0, 1, length))
+            length, target = lengths
+        return torch.where(length == 0, 1, target / torch.where(length == 0, 1, length))
 
     def weigh_heads(self, plain: Params, weights: Tensor, active: Tensor) -> tuple[Params, Tensor]:
-        """The gradients of what belongs to single tasks, and the factors of the tasks' losses for it, [..., T].
+        """Return the weighted gradients of the parameters of single tasks, and the factors of the tasks, [..., T].
 
-        plain: those of the plain sum of the losses, with a row for each task; the last task's own where they have no rows.
+        Args:
+            plain: gradients of the plain sum of the losses, with a row for each task; those without rows belong to the last task.
+            weights: [..., T], the tasks' weights.
+            active: bool [..., T], the tasks with a known label in the batch.
         """
         factors = torch.ones_like(weights)
         if self.heads:
             factors = weights
             if self.normalise == "length":
-                lengths, wide = _lengths_of_tasks(plain, weights), weights.double()
-                update = (wide * lengths).norm(dim=-1, keepdim=True)
-                along = (wide * lengths.square()).sum(-1, keepdim=True)
-                wanted = plain_part(update, lengths.norm(dim=-1, keepdim=True), along)
-                factors = weights * self.scale(weights, active, (update, wanted)).to(weights)
+                lengths, weights64 = _lengths_of_tasks(plain, weights), weights.double()
+                update = (weights64 * lengths).norm(dim=-1, keepdim=True)
+                along = (weights64 * lengths.square()).sum(-1, keepdim=True)
+                target = plain_part(update, lengths.norm(dim=-1, keepdim=True), along)
+                factors = weights * self.scale(weights, active, (update, target)).to(weights)
         return {name: value * _factors_for(name, value, factors) for name, value in plain.items()}, factors
 
     def weighted_update(self, gradient: Callable[[Tensor], Params], weights: Tensor, active: Tensor) -> tuple[Params, Tensor]:
-        """The update and the task weights where the tasks' gradients are not compared. gradient: of the weighted sum of the losses, a
-        backward pass; normalise=length asks for that of the plain sum too.
+        """Return update and task weights where the tasks' gradients are not compared.
+
+        Args:
+            gradient: returns the gradient of the weighted sum of the losses, at the cost of a backward pass; called a second time, for the
+                plain sum, with normalise=length.
+            weights: [..., T].
+            active: bool [..., T], the tasks with a known label in the batch.
         """
         moved = gradient(weights)
         if self.normalise != "length":
             return moved, weights
-        plain, lead = gradient(torch.ones_like(weights)), weights.dim() - 1
-        update = _dot(moved, moved, lead).sqrt()
-        wanted = plain_part(update, _dot(plain, plain, lead).sqrt(), _dot(moved, plain, lead))
-        factor = self.scale(weights, active, (update, wanted)).to(weights)
+        plain, num_axes = gradient(torch.ones_like(weights)), weights.dim() - 1
+        update = _dot(moved, moved, num_axes).sqrt()
+        target = plain_part(update, _dot(plain, plain, num_axes).sqrt(), _dot(moved, plain, num_axes))
+        factor = self.scale(weights, active, (update, target)).to(weights)
         shaped = {name: factor.view(*factor.shape[:-1], *[1] * (value.dim() - factor.dim() + 1)) for name, value in moved.items()}
         return {name: value * shaped[name] for name, value in moved.items()}, weights * factor
 
     def _unit(self, losses: Tensor, gramian: Tensor | None, active: Tensor) -> Tensor:
-        """One over what the gradients are divided by, float64 [..., T]; 1 where that is 0."""
+        """Return one over `gradient_scale`'s divisor of the gradients, float64 [..., T]; 1 where the divisor is 0."""
         divisor = torch.ones_like(losses, dtype=torch.float64)
         if self.gradient_scale in ("l2", "loss+"):
             assert gramian is not None
@@ -184,10 +212,10 @@ class Balance:
         return torch.where(divisor > 0, 1 / divisor, 1)
 
     def _draw(self, key: Tensor, like: Tensor, num_tasks: int, num_coordinates: int) -> Tensor:
-        """The balancer's uniform random numbers, [..., *draw_shape]."""
+        """Return the balancer's uniform random numbers, [..., *draw_shape]."""
         shape = self.method.draw_shape(num_tasks, num_coordinates)
-        place = torch.arange(torch.Size(shape).numel(), dtype=torch.int32, device=key.device)
-        draw: Tensor = random_uniform(key[..., None, :], place).to(like).unflatten(-1, shape)
+        index = torch.arange(torch.Size(shape).numel(), dtype=torch.int32, device=key.device)
+        draw: Tensor = random_uniform(key[..., None, :], index).to(like).unflatten(-1, shape)
         return draw
 
 
@@ -201,12 +229,19 @@ def make_balance(
     gradient_scale: str = "none",
     conflict: bool = False,
 ) -> Balance | PlainSum:
-    """level: auto takes the cheapest that the method and the model allow; heads: None as the method's authors do it; the rest as in
-    `Balance`.
+    """Return the gradient rule of a balancer: `PlainSum` for equal weights where nothing is compared, else `Balance`.
 
-    Returns `PlainSum` for equal weights where nothing is compared.
+    Args:
+        method: the balancer.
+        model: the model.
+        level: as in `Balance`; `auto` takes the cheapest that the method and the model allow.
+        heads: as in `Balance`; None for the choice of the method's authors.
+        normalise: as in `Balance`.
+        gradient_scale: as in `Balance`.
+        conflict: as in `Balance`.
 
-    Raises ValueError where the method or the model cannot work at this level.
+    Raises:
+        ValueError: the method or the model cannot work at this level, or an option is unknown.
     """
     if isinstance(method, Equal) and not conflict:
         return PlainSum()
@@ -227,41 +262,47 @@ def make_balance(
     possible = [name for name in method.levels if fused or name == "parameters"]
     chosen = possible[0] if level == "auto" else level
     if chosen not in possible:
-        why = f"{type(method).__name__} remembers the gradients" if fused else "the tasks do not read the same features"
-        raise ValueError(f"balance.level={chosen} cannot be: {why}; use balance.level=parameters")
-    reach = method.heads if heads is None else heads
-    return Balance(method, chosen, reach, normalise, gradient_scale, conflict)  # type: ignore[arg-type]
+        reason = f"{type(method).__name__} keeps gradients in its state" if fused else "the tasks do not read the same features"
+        raise ValueError(f"balance.level must be parameters: {reason}; got {chosen}")
+    weigh_heads = method.heads if heads is None else heads
+    return Balance(method, chosen, weigh_heads, normalise, gradient_scale, conflict)  # type: ignore[arg-type]
 
 
 def plain_part(update: Tensor, plain: Tensor, along: Tensor) -> Tensor:
-    """The length of the plain sum's part along an update, at least LEAST of it. update, plain: their lengths; along: their dot product."""
-    both = update * plain
-    cosine = torch.where(both == 0, 0, along / torch.where(both == 0, 1, both))
+    """Return the length of the plain sum's part along an update, at least LEAST of it.
+
+    Args:
+        update: length of the update.
+        plain: length of the plain sum.
+        along: dot product of the two.
+    """
+    product = update * plain
+    cosine = torch.where(product == 0, 0, along / torch.where(product == 0, 1, product))
     return plain * cosine.clamp(LEAST, 1)
 
 
 def _factors_for(name: str, value: Tensor, factors: Tensor) -> Tensor:
-    """Those of the tasks that a parameter belongs to, of a shape that broadcasts against it. factors: [..., T]."""
-    lead = factors.dim() - 1
-    own = factors[..., : value.shape[lead]] if is_head(name) else factors[..., -1]
-    return own.to(value.dtype).view(*own.shape, *[1] * (value.dim() - own.dim()))
+    """Return the factors [..., T] of the tasks that a parameter belongs to, in a shape that broadcasts against it."""
+    num_axes = factors.dim() - 1
+    selected = factors[..., : value.shape[num_axes]] if is_head(name) else factors[..., -1]
+    return selected.to(value.dtype).view(*selected.shape, *[1] * (value.dim() - selected.dim()))
 
 
 def _lengths_of_tasks(gradients: Params, like: Tensor) -> Tensor:
-    """The length of each task's part of the gradients that `weigh_heads` gets, float64 [..., T]."""
-    square, lead = torch.zeros_like(like, dtype=torch.float64), like.dim() - 1
+    """Return the length of each task's gradient, float64 [..., T]; gradients as in `weigh_heads`."""
+    square, num_axes = torch.zeros_like(like, dtype=torch.float64), like.dim() - 1
     for name, value in gradients.items():
         if is_head(name):
-            square[..., : value.shape[lead]] += value.double().square().unsqueeze(-1).flatten(lead + 1).sum(-1)
+            square[..., : value.shape[num_axes]] += value.double().square().unsqueeze(-1).flatten(num_axes + 1).sum(-1)
         else:
-            square[..., -1] += value.double().square().flatten(lead).sum(-1)
+            square[..., -1] += value.double().square().flatten(num_axes).sum(-1)
     return square.sqrt()
 
 
-def _dot(left: Params, right: Params, lead: int) -> Tensor:
-    """The dot product over all values together, float64 [..., 1]; lead: the number of leading axes."""
+def _dot(left: Params, right: Params, num_axes: int) -> Tensor:
+    """Return the dot product over all parameters, float64 [..., 1]; `num_axes` is the number of leading axes."""
     parts = [
-        (value.detach().double() * right[name].detach().double()).flatten(lead).sum(-1, keepdim=True)
+        (value.detach().double() * right[name].detach().double()).flatten(num_axes).sum(-1, keepdim=True)
         for name, value in left.items()
     ]
     return torch.stack(parts).sum(0) if parts else torch.zeros(1, dtype=torch.float64)

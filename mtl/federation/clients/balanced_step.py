@@ -1,9 +1,11 @@
-"""A balanced local step: the tasks' gradients, what a balancer makes of them, and one update.
+"""A balanced local step: the tasks' gradients, the balancer's weights or direction, and one update.
 
-`BalancedStep` serves one client or a stack of clients; `BalancedLosses` a model whose tasks do not read the same images.
+`BalancedStep` trains one client or a stack of clients; `BalancedLosses` a model whose tasks do not read the same images.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,159 +26,218 @@ if TYPE_CHECKING:
     from mtl.federation.clients.balance import Balance
 
 
+@dataclass(frozen=True)
+class _Forward:
+    """The forward pass of a step, and the gradients of the losses at the logits.
+
+    Attributes:
+        leaves: the trained parameters.
+        logits: [..., B, T].
+        features: [..., B, h], where gradients are compared at the level of the representation.
+        geometry: the geometry of the heads there.
+        pairs: [..., 2, T], the positive and the negative loss of each task.
+        losses: [..., T].
+        errors: [..., B, T], the gradient of each task's loss at its logits.
+    """
+
+    leaves: Params
+    logits: Tensor
+    features: Tensor | None
+    geometry: HeadGeometry | None
+    pairs: Tensor
+    losses: Tensor
+    errors: Tensor
+
+    @property
+    def trunk(self) -> Params:
+        """The parameters that the tasks share."""
+        return {name: self.leaves[name] for name in shared(self.leaves)}
+
+
 class BalancedStep:
-    """stacked: whether parameters and batches have a first axis of clients; without it, they are those of `model` itself."""
+    """The balanced step of a model whose tasks read the same images; see `Step`.
+
+    Args:
+        balance: the gradient rule.
+        model: the model.
+        objective: from images to losses.
+        stacked: whether parameters and batches have a first axis of clients; else they are those of `model` itself.
+    """
 
     def __init__(self, balance: "Balance", model: MultiTaskModel, objective: Objective, *, stacked: bool) -> None:
         self.balance, self.stacked = balance, stacked
         self._parts = _Parts(model, objective)
 
     def gradients(self, params: Params, memory: State, batch: Batch, resting: Params) -> Gradients:
-        """See `Step`; what is returned takes the place of the gradient of a plain sum."""
-        balance = self.balance
+        """See `Step`. The result takes the place of the gradient of the plain sum."""
+        balance, active = self.balance, batch.active
+        forward = self._forward(params, resting, batch)
+        rows, gramian = self._compare(forward, active)
+        weights, direction, memory = balance.decide(memory, forward.losses.detach(), rows, gramian, active, batch.draw_key)
+        if rows is None and forward.geometry is None:
+            moved, weights = balance.weighted_update(partial(self._weighted_gradient, forward), weights, active)
+        else:
+            moved = self._update(forward, rows, weights, direction)
+        leaves, pairs = forward.leaves, forward.pairs.detach()
+        heads = {name: value for name, value in leaves.items() if is_head(name)}
+        plain = _grad(forward.logits, heads, forward.errors.to(forward.logits.dtype))
+        of_heads, factors = balance.weigh_heads(plain, weights, active)
+        learned = {name: value for name, value in leaves.items() if kind_of(name) == "loss"}
+        moved |= of_heads | _grad(forward.losses, learned, factors)
+        sums = pairs if self._parts.objective.reduction == "sum" else pairs * batch.valid.sum(-1)[..., None, None]
+        conflict = compare(gramian, active).to(sums.dtype) if balance.conflict and gramian is not None else None
+        return Gradients({name: moved[name] for name in params}, sums, memory, conflict)
+
+    def _forward(self, params: Params, resting: Params, batch: Batch) -> _Forward:
         if not self.stacked:
             self._parts.model.set_step(batch.keys, batch.valid)
-        apart = balance.compares and balance.level == "representation"
+        features, geometry = None, None
         with torch.enable_grad():
             leaves = {name: value.detach().requires_grad_() for name, value in params.items()} if self.stacked else params
             named = leaves | resting
-            if apart:
+            if self.balance.compares and self.balance.level == "representation":
                 features = self._call("represent", named, batch, batch.inputs)
                 logits = self._call("logits", named, batch, features.detach())
                 directions = self._call("directions", named, batch).detach()
-                geometry = HeadGeometry(_wide(directions), _wide(features.detach()), self._parts.cosine)
+                geometry = HeadGeometry(_at_least_float32(directions), _at_least_float32(features.detach()), self._parts.cosine)
             else:
                 logits = self._call("forward_all", named, batch, batch.inputs)
-            cut = _wide(logits.detach()).requires_grad_()
-            both = self._losses(named, cut, batch)
-            losses, active = both.sum(-2), batch.active
+            cut = _at_least_float32(logits.detach()).requires_grad_()
+            pairs = self._losses(named, cut, batch)
+            losses = pairs.sum(-2)
             (errors,) = torch.autograd.grad(losses.sum(), cut, retain_graph=True)
-        trunk = {name: leaves[name] for name in shared(leaves)}
+        return _Forward(leaves, logits, features, geometry, pairs, losses, errors)
 
-        rows = gramian = None
-        if apart:
-            gramian = geometry.gramian(errors)
-            rows = geometry.rows(errors) if balance.method.needs == "gradients" else None
-        elif balance.compares:
-            rows = self._exact(logits, trunk, errors, active)
-            gramian = gramian_of(rows)
-        weights, direction, memory = balance.decide(memory, losses.detach(), rows, gramian, active, batch.draw_key)
+    def _compare(self, forward: _Forward, active: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return the tasks' gradients [..., T, P] and their Gramian [..., T, T], each None where the method does not need it."""
+        if forward.geometry is not None:
+            gramian = forward.geometry.gramian(forward.errors)
+            return forward.geometry.rows(forward.errors) if self.balance.method.needs == "gradients" else None, gramian
+        if not self.balance.compares:
+            return None, None
+        rows = self._exact(forward, active)
+        return rows, gramian_of(rows)
 
-        def summed(weights: Tensor) -> Params:
-            return _grad(logits, trunk, (errors * weights[..., None, :]).to(logits.dtype), keep=True)
+    def _update(self, forward: _Forward, rows: Tensor | None, weights: Tensor, direction: Tensor | None) -> Params:
+        """Return the update of the trunk, from gradients that have been compared."""
+        if forward.geometry is not None:
+            assert forward.features is not None
+            pull = forward.geometry.pull_back(forward.errors * weights[..., None, :])
+            to_features = pull if direction is None else direction.unflatten(-1, forward.features.shape[-2:])
+            return _grad(forward.features, forward.trunk, to_features.to(forward.features.dtype))
+        assert rows is not None
+        return _split(weighted_sum(weights, rows) if direction is None else direction, forward.trunk)
 
-        if apart:
-            pull = geometry.pull_back(errors * weights[..., None, :])
-            to_features = pull if direction is None else direction.unflatten(-1, features.shape[-2:])
-            moved = _grad(features, trunk, to_features.to(features.dtype))
-        elif rows is not None:
-            moved = _split(weighted_sum(weights, rows) if direction is None else direction, trunk)
-        else:
-            moved, weights = balance.weighted_update(summed, weights, active)
-        heads = {name: value for name, value in leaves.items() if is_head(name)}
-        of_heads, factors = balance.weigh_heads(_grad(logits, heads, errors.to(logits.dtype)), weights, active)
-        learned = {name: value for name, value in leaves.items() if kind_of(name) == "loss"}
-        moved |= of_heads | _grad(losses, learned, factors)
-
-        sums = both.detach() if self._parts.objective.reduction == "sum" else both.detach() * batch.valid.sum(-1)[..., None, None]
-        pairs = compare(gramian, active).to(losses.dtype) if balance.conflict and gramian is not None else None
-        return Gradients({name: moved[name] for name in params}, sums, memory, pairs)
+    def _weighted_gradient(self, forward: _Forward, weights: Tensor) -> Params:
+        """Return the trunk's gradient of the weighted sum of the losses."""
+        pull = (forward.errors * weights[..., None, :]).to(forward.logits.dtype)
+        return _grad(forward.logits, forward.trunk, pull, keep=True)
 
     @torch.no_grad()
     def observe(self, params: Params, memory: State, batch: Batch) -> State:
         """See `Step`."""
         if not self.balance.method.observes:
             return memory
-        logits = _wide(self._call("forward_all", params, batch, batch.inputs))
+        logits = _at_least_float32(self._call("forward_all", params, batch, batch.inputs))
         return self.balance.method.observe(memory, self._losses(params, logits, batch).sum(-2), batch.active)
 
     def _losses(self, params: Params, logits: Tensor, batch: Batch) -> Tensor:
-        """[..., 2, T], the positive and the negative loss of every task."""
+        """Return the positive and the negative loss of every task, [..., 2, T]."""
         counts = (batch.positives, batch.negatives, batch.progress)
         return self._call("losses", params, batch, logits, batch.targets, batch.mask, batch.valid, *counts)
 
-    def _exact(self, logits: Tensor, trunk: Params, errors: Tensor, active: Tensor) -> Tensor:
-        """Every task's gradient of the trunk, [..., T, P], by a backward pass for each task that some client has."""
-        num_tasks, lead = errors.shape[-1], errors.dim() - 2
-        sizes = [value[(0,) * lead].numel() for value in trunk.values()]
-        rows = errors.new_zeros(*errors.shape[:lead], num_tasks, sum(sizes))
-        places = dict(zip(trunk, rows.split(sizes, -1), strict=True)) if trunk else {}
-        whom: Iterable[int] = range(num_tasks)
+    def _exact(self, forward: _Forward, active: Tensor) -> Tensor:
+        """Return every task's gradient of the trunk, [..., T, P], by a backward pass for each task that some client has."""
+        errors, trunk = forward.errors, forward.trunk
+        num_tasks, num_axes = errors.shape[-1], errors.dim() - 2
+        sizes = [value[(0,) * num_axes].numel() for value in trunk.values()]
+        rows = errors.new_zeros(*errors.shape[:num_axes], num_tasks, sum(sizes))
+        columns = dict(zip(trunk, rows.split(sizes, -1), strict=True)) if trunk else {}
+        tasks: Iterable[int] = range(num_tasks)
         if active.device.type == "cpu":
-            whom = active.reshape(-1, num_tasks).any(0).nonzero().flatten().tolist()
-        for task in whom:
+            tasks = active.reshape(-1, num_tasks).any(0).nonzero().flatten().tolist()
+        for task in tasks:
             pull = torch.zeros_like(errors)
             pull[..., task] = errors[..., task]
-            for name, grad in _grad(logits, trunk, pull.to(logits.dtype), keep=True).items():
-                places[name][..., task, :] = grad.flatten(lead)
+            for name, grad in _grad(forward.logits, trunk, pull.to(forward.logits.dtype), keep=True).items():
+                columns[name][..., task, :] = grad.flatten(num_axes)
         return rows
 
-    def _call(self, what: str, params: Params, batch: Batch, *given: Tensor) -> Tensor:
+    def _call(self, stage: str, params: Params, batch: Batch, *inputs: Tensor) -> Tensor:
+        """Run a stage of `_Parts` with these parameters, for one client or a stack."""
         if not self.stacked:
-            result: Tensor = self._parts(what, *given)
+            result: Tensor = self._parts(stage, *inputs)
             return result
 
-        def one(params: Params, keys: Tensor, valid: Tensor, *given: Tensor) -> Tensor:
+        def call_client(params: Params, keys: Tensor, valid: Tensor, *inputs: Tensor) -> Tensor:
             named = params | self._parts.model.step_buffers(keys, valid)
-            result: Tensor = functional_call(self._parts, {f"model.{n}": v for n, v in named.items()}, (what, *given))
+            result: Tensor = functional_call(self._parts, {f"model.{n}": v for n, v in named.items()}, (stage, *inputs))
             return result
 
-        many: Tensor = vmap(one)(params, batch.keys, batch.valid, *given)
-        return many
+        stacked: Tensor = vmap(call_client)(params, batch.keys, batch.valid, *inputs)
+        return stacked
 
 
 class BalancedLosses:
-    """`BalancedStep` for one model and tasks that need not read the same images. losses: of a batch, at the model's parameters as they
-    are. The gradients of the trunk are exact.
+    """The balanced step of one model whose tasks need not read the same images; see `Step`.
+
+    The gradients of the trunk are exact.
+
+    Args:
+        balance: the gradient rule.
+        losses: returns the losses of a batch at the model's present parameters.
     """
 
     def __init__(self, balance: "Balance", losses: Callable[[Any], Losses]) -> None:
         self.balance, self.losses = balance, losses
 
     def gradients(self, params: Params, memory: State, batch: Any, resting: Params) -> Gradients:
-        """See `Step`. params: of the model itself; batch: it has a `draw_key`, int32 [2]."""
+        """See `Step`. `params` are those of the model itself; the batch needs a `draw_key`, int32 [2]."""
         balance = self.balance
-        found = self.losses(batch)
-        losses = _wide(found.tasks)
+        result = self.losses(batch)
+        losses = _at_least_float32(result.tasks)
         trunk = {name: params[name] for name in shared(params)}
         rows = gramian = None
         if balance.compares:
-            each = [_grad(loss, trunk, torch.ones_like(loss), keep=True) for loss in losses]
-            rows = torch.stack([torch.cat([losses.new_zeros(0), *(grad.flatten() for grad in grads.values())]) for grads in each])
+            task_grads = [_grad(loss, trunk, torch.ones_like(loss), keep=True) for loss in losses]
+            rows = torch.stack(
+                [torch.cat([losses.new_zeros(0), *(grad.flatten() for grad in grads.values())]) for grads in task_grads]
+            )
             gramian = gramian_of(rows)
-        weights, direction, memory = balance.decide(memory, losses.detach(), rows, gramian, found.active, batch.draw_key)
+        weights, direction, memory = balance.decide(memory, losses.detach(), rows, gramian, result.active, batch.draw_key)
         if rows is None:
             moved, weights = balance.weighted_update(
-                lambda weights: _grad(losses, trunk, weights, keep=True), weights, found.active
+                lambda weights: _grad(losses, trunk, weights, keep=True), weights, result.active
             )
         else:
             moved = _split(weighted_sum(weights, rows) if direction is None else direction, trunk)
         learned = {name: value for name, value in params.items() if kind_of(name) == "loss"}
-        rest = {name: value for name, value in params.items() if name not in trunk and name not in learned}
-        plain = _grad(losses, rest, torch.ones_like(losses), keep=True)
-        of_heads, factors = balance.weigh_heads(plain, weights, found.active)
-        moved |= of_heads | _grad(losses, learned, factors)
-        pairs = compare(gramian, found.active).to(losses.dtype) if balance.conflict and gramian is not None else None
-        return Gradients({name: moved[name] for name in params}, found.sums, memory, pairs)
+        others = {name: value for name, value in params.items() if name not in trunk and name not in learned}
+        plain = _grad(losses, others, torch.ones_like(losses), keep=True)
+        unshared, factors = balance.weigh_heads(plain, weights, result.active)
+        moved |= unshared | _grad(losses, learned, factors)
+        conflict = compare(gramian, result.active).to(losses.dtype) if balance.conflict and gramian is not None else None
+        return Gradients({name: moved[name] for name in params}, result.sums, memory, conflict)
 
     @torch.no_grad()
     def observe(self, params: Params, memory: State, batch: Any) -> State:
         """See `Step`."""
         if not self.balance.method.observes:
             return memory
-        found = self.losses(batch)
-        return self.balance.method.observe(memory, _wide(found.tasks), found.active)
+        result = self.losses(batch)
+        return self.balance.method.observe(memory, _at_least_float32(result.tasks), result.active)
 
 
 class _Parts(nn.Module):
-    """The stages of a step as calls of one module, so that its parameters can be swapped for a call."""
+    """The stages of a step as methods of one module, so that `functional_call` can replace the parameters."""
 
     def __init__(self, model: MultiTaskModel, objective: Objective) -> None:
         super().__init__()
         self.model, self.objective = model, objective
 
-    def forward(self, what: str, *given: Any) -> Any:
-        return getattr(self, what)(*given)
+    def forward(self, stage: str, *inputs: Any) -> Any:
+        """Run the stage of this name."""
+        return getattr(self, stage)(*inputs)
 
     @property
     def cosine(self) -> bool:
@@ -200,12 +261,13 @@ class _Parts(nn.Module):
         return torch.stack([losses.positive, losses.negative])
 
 
-def _wide(values: Tensor) -> Tensor:
-    """In float32 at least: losses and solvers do not work in what autocast computes with."""
+def _at_least_float32(values: Tensor) -> Tensor:
+    """Convert half precision, which autocast computes in, to float32: losses and solvers need it."""
     return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
 
 
 def _grad(outputs: Tensor, inputs: Params, pull: Tensor, *, keep: bool = False) -> Params:
+    """Return the gradient of sum(pull * outputs) at the inputs. `keep` keeps the graph for another backward pass."""
     if not inputs:
         return {}
     grads = torch.autograd.grad(outputs, list(inputs.values()), pull, retain_graph=keep, materialize_grads=True)
@@ -213,8 +275,8 @@ def _grad(outputs: Tensor, inputs: Params, pull: Tensor, *, keep: bool = False) 
 
 
 def _split(direction: Tensor, like: Params) -> Params:
-    """direction: [..., P]; returns its parts in the shapes of the parameters."""
-    lead = direction.dim() - 1
-    sizes = [value[(0,) * lead].numel() for value in like.values()]
+    """Split a direction [..., P] into tensors of the shapes of the parameters."""
+    num_axes = direction.dim() - 1
+    sizes = [value[(0,) * num_axes].numel() for value in like.values()]
     parts = direction.split(sizes, -1)
     return {name: part.reshape(value.shape).to(value.dtype) for (name, value), part in zip(like.items(), parts, strict=True)}

@@ -1,4 +1,4 @@
-"""The batches of local steps as a step reads them, prepared many at a time."""
+"""The batches of local steps, prepared many at a time."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -17,10 +17,18 @@ CHUNK = 2**23  # pixels that are prepared at once
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch, or many along leading axes: of the steps to come, or of the clients of a stack.
+    """One batch, or many along leading axes: steps, or the clients of a stack.
 
-    inputs: [..., B, c, H, W]; targets, mask: bool [..., B, T]; valid: bool [..., B], False where a row is padding; keys: int32 [..., L, 2],
-    of the dropout layers; draw_key: int32 [..., 2], of a balancer; positives, negatives: [..., T] and progress: [...], see `TaskCounts`.
+    Attributes:
+        inputs: [..., B, c, H, W], prepared images.
+        targets: bool [..., B, T].
+        mask: bool [..., B, T], the labels that are known and trained.
+        valid: bool [..., B], False where a row is padding.
+        keys: int32 [..., L, 2], keys of the L dropout layers.
+        draw_key: int32 [..., 2], key of the balancer's random numbers.
+        positives: [..., T], see `TaskCounts`.
+        negatives: [..., T], see `TaskCounts`.
+        progress: [...], see `TaskCounts`.
     """
 
     inputs: Tensor
@@ -34,25 +42,25 @@ class Batch:
     progress: Tensor
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """The tensors in the order of the fields."""
+        """Return the tensors in the order of the fields."""
         return tuple(getattr(self, name) for name in NAMES)
 
     def __getitem__(self, place: int | slice) -> "Batch":
-        """Some of the batches along the first axis."""
+        """Return some of the batches along the first axis."""
         return Batch(*(value[place] for value in self.tensors()))
 
     def first(self, count: int) -> "Batch":
-        """The first `count` images of a single batch."""
+        """Return the first `count` images of a single batch."""
         return Batch(self.inputs[:count], self.targets[:count], self.mask[:count], self.valid[:count], *self.tensors()[4:])
 
     @property
     def counts(self) -> TaskCounts:
-        """How many labels of each kind the client has."""
+        """The number of labels of each kind that the client has."""
         return TaskCounts(self.positives, self.negatives, self.progress)
 
     @property
     def active(self) -> Tensor:
-        """Bool [..., T], the tasks with a known label in the batch."""
+        """The tasks with a known label in the batch, bool [..., T]."""
         return (self.mask & self.valid[..., None]).any(-2)
 
 
@@ -72,9 +80,13 @@ def prepare(
     """Gather, augment and normalise the images of many batches at once.
 
     Args:
+        objective: prepares the images.
+        model: its dtype and its dropout layers shape the batch.
+        batches: the batches of the clients.
         rows: which of `batches`.
         tasks: bool [K, T], the subtasks that each client trains.
-        counts: of each client, [K, T] and [K].
+        counts: label counts [K, T] and progress [K] of each client.
+        data: images and labels.
     """
     index, client = batches.index[rows], batches.client[rows]
     dtype = next(model.parameters()).dtype
@@ -94,7 +106,7 @@ def prepare(
 
 
 def chunks(batches: CohortBatches, pixels: int) -> Iterator[tuple[range, slice]]:
-    """Ranges of steps with their rows, each of about `CHUNK` pixels in all. pixels: of one batch."""
+    """Yield ranges of steps with their rows, each of about `CHUNK` pixels. `pixels` is the number of pixels of a batch."""
     first, start, end = 0, 0, 0
     for step, active in enumerate(batches.active):
         if end > start and (end - start + active) * pixels > CHUNK:

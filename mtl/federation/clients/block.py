@@ -1,10 +1,10 @@
-"""How many clients are stacked: as many as memory holds, by what a step of one of them takes.
+"""How many clients are stacked: as many as memory holds, from the modelled memory of a step of one client.
 
     parameters x 4 (start, values, gradients, momenta)  +  what autograd saves for a batch, x 2  +  a batch of prepared images, x 6
     +  the tasks' gradients of the trunk, x 2, where a balancer compares them one by one
 
-What autograd saves is counted on a step of the model (`models.flops`). The factors cover what is beside it: gradients of activations and
-the copies in which convolutions of many clients are made one; images while they are gathered, turned and normalised.
+What autograd saves is counted on a step of the model (`models.flops`). The factors cover the rest: gradients of activations, the copies in
+which the convolutions of many clients become one, and images while they are gathered, augmented and normalised.
 """
 
 import os
@@ -17,22 +17,24 @@ from mtl.federation.clients.contract import Training
 from mtl.federation.ranks import Ranks
 from mtl.federation.workload import training_cost
 
-SHARE_OF_MEMORY = 0.5  # of what is free
+SHARE_OF_MEMORY = 0.5  # of the free memory
 COPIES, ACTIVATIONS, PREPARED = 4, 2, 6
 
 
 def block_size(training: Training, data: FederatedData) -> int:
-    """How many clients' steps fit in a share of the free memory, at least one: a power of two, so that a little more or less memory makes
-    no other sums. The ranks of a run on this machine share its main memory.
+    """Return how many clients' steps fit in a share of the free memory, at least one.
+
+    It is a power of two, so that small differences in free memory do not change the order of the sums. The ranks on this machine share its
+    host memory.
     """
     device = data.images.device
-    room = SHARE_OF_MEMORY * free_memory(device) / (1 if device.type == "cuda" else Ranks().here)
-    fitting = max(int(room / bytes_of_client(training, data)), 1)
+    available = SHARE_OF_MEMORY * free_memory(device) / (1 if device.type == "cuda" else Ranks().num_local)
+    fitting = max(int(available / bytes_of_client(training, data)), 1)
     return int(2 ** (fitting.bit_length() - 1))
 
 
 def bytes_of_client(training: Training, data: FederatedData) -> int:
-    """What a step of one client of a stack takes, with the largest batch that occurs."""
+    """Return the bytes that a step of one client of a stack takes, with the largest batch that occurs."""
     params = training.model.params()
     batch = min(training.work.batch_size, max(data.clients.sizes))
     dtype = next(iter(params.values())).dtype
@@ -44,7 +46,7 @@ def bytes_of_client(training: Training, data: FederatedData) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes."""
+    """Return the free bytes of a device's memory; of the host for the CPU."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,7 +1,7 @@
-"""What a simulated cohort is asked to do, and what comes back, a block of clients at a time.
+"""The contract of a backend: it trains the clients of a cohort and yields the results in blocks.
 
-A backend trains each client of a cohort from its own start: `loop` one after the other, the readable reference, `stacked` side by side.
-Results must not depend on the backend or on which clients are trained together.
+`loop` trains one client after the other and is the readable reference; `stacked` trains many at once. A client's result depends neither on
+the backend nor on the other clients of its block.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,16 +20,22 @@ from mtl.federation.clients.gradients import GradientRule, PlainSum, State
 from mtl.federation.objective import Objective
 from mtl.models.multi_task_model import MultiTaskModel
 
-MEMORY = "gradients"  # the slot of what a client's gradient rule remembers
+MEMORY = "gradients"  # the slot with the state of a client's gradient rule
 Start = Callable[[Sequence[int]], Slots]
 
 
 @dataclass(frozen=True)
 class CohortJob:
-    """What the clients do in a round.
+    """The local training of one round on one rank.
 
-    clients: to train here; start: the slots that given clients start from, stacked [K, ...], to be read only; learning_rate: of this round;
-    progress: share of the training that is done, 0 to 1; max_steps: stop there, to try things out; frozen: the parameters that rest.
+    Attributes:
+        clients: the clients to train.
+        round: the round, counted from 0.
+        start: returns the slots that the given clients start from, stacked [K, ...]; read-only.
+        learning_rate: learning rate of this round.
+        progress: share of the run's training that is done, 0 to 1.
+        max_steps: stop every client after this many steps, None to train in full; for timing.
+        frozen: names of the parameters that are not trained in this round.
     """
 
     clients: Sequence[int]
@@ -43,11 +49,15 @@ class CohortJob:
 
 @dataclass(frozen=True)
 class Block:
-    """Some clients of a cohort after their local training.
+    """K clients of a cohort after their local training.
 
-    clients: K of them; slots: after training, stacked [K, ...], valid until the next block is asked for; update: params - start, of the
-    model; losses: [K, 2, T], positive and negative, summed over the images seen; conflict: [3, T, T], what `balance.compare` gives,
-    summed over steps and clients, or None; view: which part of the model all of them trained, see `views`.
+    Attributes:
+        clients: the K clients.
+        slots: their slots after training, stacked [K, ...]; valid until the backend makes the next block.
+        update: trained minus initial parameters, stacked [K, ...].
+        losses: [K, 2, T], positive and negative, summed over the images that the client saw.
+        conflict: [3, T, T], `balance.compare` summed over steps and clients, or None where gradients are not compared.
+        view: index of the part of the model that all of them trained, see `views`.
     """
 
     clients: Sequence[int]
@@ -59,22 +69,34 @@ class Block:
 
 
 class Backend(Protocol):
+    """Trains the clients of a job, each from its own start."""
+
     @property
     def name(self) -> str:
-        """Its name in the configuration."""
+        """The backend's name in the configuration."""
 
-    def __call__(self, job: CohortJob, data: FederatedData) -> Iterator[Block]: ...
+    def __call__(self, job: CohortJob, data: FederatedData) -> Iterator[Block]:
+        """Train every client of the job once and yield the results in blocks, in any order."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run has to know to go on with the same arithmetic; `name` is in it."""
+        """Return what a resumed run needs in order to sum in the same order; it contains `name`."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """What every backend trains with. The model is only read."""
+    """What every backend trains with.
+
+    Attributes:
+        model: the model; backends work on copies of it.
+        objective: from images to losses.
+        algorithm: the client algorithm.
+        work: batches and local steps of a client in a round.
+        seed: seed of the run.
+        rule: how the losses of the tasks become one gradient.
+    """
 
     model: MultiTaskModel
     objective: Objective
@@ -85,19 +107,19 @@ class Training:
 
     @record_function("mtl/plan")
     def plan(self, clients: Sequence[int], job: CohortJob, data: FederatedData) -> CohortBatches:
-        """The batches of some clients of the job, in the order given: the one with most steps first."""
+        """Return the batches of some clients of the job. `clients` must be sorted by number of steps, the most first."""
         return plan_batches(data.clients, clients, self.work, seed=self.seed, round=job.round, max_steps=job.max_steps)
 
     def slots(self, params: Params, num_tasks: int) -> Slots:
-        """What a client that has never trained starts from. params: the global model's."""
+        """Return the slots of a client that has never trained. `params` are those of the global model."""
         return {"params": params, MEMORY: self.rule.memory(params, num_tasks)}
 
 
-def add_conflict(total: Tensor | None, more: Tensor | None) -> Tensor | None:
-    """The sum, where there is something to sum."""
-    return more if total is None or more is None else total + more
+def add_conflict(total: Tensor | None, conflict: Tensor | None) -> Tensor | None:
+    """Return the sum; None where gradients are not compared. `total` is None before the first step."""
+    return conflict if total is None or conflict is None else total + conflict
 
 
 def memory_on(device: torch.device, memory: State) -> State:
-    """What a rule remembers, where it is computed with."""
+    """Return the state of a gradient rule on `device`."""
     return {name: value.to(device) for name, value in memory.items()}

@@ -1,4 +1,4 @@
-"""Calls of many small kernels, recorded once as a CUDA graph and replayed: the launches cost more than the work of a small model."""
+"""Calls of many small kernels, recorded once as a CUDA graph and replayed: for a small model the launches cost more than the kernels."""
 
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -7,15 +7,17 @@ import torch
 from torch import Tensor
 
 WARM_UP = 2  # calls before recording, in which libraries choose their kernels and the step is compiled
-KEPT = 8  # graphs, each with memory of its own; more shapes than that run without
+MAX_GRAPHS = 8  # each takes memory; further shapes run without a graph
 
 
 class CapturedCalls:
-    """`function(tensors, shape, constant)`, replayed from a graph whenever tensors of the same shapes come again with the same `shape`;
-    on other devices a plain call.
+    """Calls `function(tensors, shape, constant)`, on CUDA as the replay of a graph that was recorded for the same shapes.
 
-    tensors: by name, copied into the graph's own; constant: read where it lies, the same in every call. The function must not read a
-    tensor on the host. What it returns is overwritten by the next call.
+    The next call overwrites what a call returned.
+
+    Args:
+        function: must not read a tensor on the host. `tensors` are copied into the graph's memory in each call; `constant` is read in place
+            and must be the same object in every call; calls with another `shape` get a graph of their own.
     """
 
     def __init__(self, function: Callable[[dict[str, Tensor], Any, Any], Any]) -> None:
@@ -23,11 +25,12 @@ class CapturedCalls:
         self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, dict[str, Tensor], Any]] = {}
 
     def __call__(self, tensors: dict[str, Tensor], shape: Hashable, constant: Any) -> Any:
+        """Return `function(tensors, shape, constant)`."""
         if next(iter(tensors.values())).device.type != "cuda":
             return self.function(tensors, shape, constant)
         key = (id(constant), shape, tuple((name, tensor.shape, tensor.dtype) for name, tensor in tensors.items()))
         if key not in self._graphs:
-            if len(self._graphs) == KEPT:
+            if len(self._graphs) == MAX_GRAPHS:
                 return self.function(tensors, shape, constant)
             self._graphs[key] = self._record(tensors, shape, constant)
         graph, slots, outputs = self._graphs[key]

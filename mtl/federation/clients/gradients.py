@@ -1,7 +1,7 @@
-"""The gradients of a local step: of the plain sum of the tasks' losses here, balanced in `balance`.
+"""The gradients of a local step: the contract, and the plain sum of the tasks' losses. `balance` has the balanced ones.
 
-Every way of training asks the same of a step, whether it trains one client on the parameters of a module or a stack of clients side by
-side: gradients by name, the losses for the log, and what the step remembers for the next one (nothing here; a balancer's state there).
+A step trains one client, on the parameters of a module, or a stack of clients. It returns gradients by name, losses for the log, and state
+for the next step: none for the plain sum, a balancer's state in `balance`.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,10 +23,13 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Gradients:
-    """What a step found, along the leading axis of a stack where there is one.
+    """The result of a step; a stack of clients has one leading axis [...].
 
-    grads: by the names of the parameters; losses: [..., 2, T], positive and negative, summed over the images; memory: for the next step;
-    conflict: [..., 3, T, T], what `balance.compare` gives, or None where gradients are not compared.
+    Attributes:
+        grads: gradients by the names of the parameters.
+        losses: [..., 2, T], positive and negative, summed over the images of the batch.
+        memory: state for the next step.
+        conflict: [..., 3, T, T], `balance.compare`, or None where gradients are not compared.
     """
 
     grads: Params
@@ -45,40 +48,68 @@ class Losses:
 
 
 class Step(Protocol):
+    """Computes the gradients of one local step."""
+
     def gradients(self, params: Params, memory: State, batch: Any, resting: Params) -> Gradients:
-        """params: the parameters that train; resting: those that do not train now."""
+        """Return the gradients of a batch.
+
+        Args:
+            params: the parameters that are trained.
+            memory: state of the gradient rule.
+            batch: one batch, or one for each client of a stack.
+            resting: the parameters that are frozen in this round.
+        """
 
     def observe(self, params: Params, memory: State, batch: Any) -> State:
-        """What is remembered once the step is taken. params: all of them, after it."""
+        """Return the state of the rule after the optimiser step.
+
+        Args:
+            params: all parameters, after the step.
+            memory: the state that `gradients` returned.
+            batch: the batch of the step.
+        """
 
 
 class GradientRule(Protocol):
-    """How the tasks' losses become one update.
-
-    compiles: whether a compiler or a CUDA graph can take the step; conflict: whether the tasks' gradients are compared for the log;
-    remembers_gradients: whether its memory has the shape of the parameters that train.
-    """
+    """How the losses of the tasks become one gradient."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name of the method, for messages."""
+
     @property
-    def compiles(self) -> bool: ...
+    def compiles(self) -> bool:
+        """Whether `torch.compile` or a CUDA graph can run the step."""
+
     @property
-    def conflict(self) -> bool: ...
+    def conflict(self) -> bool:
+        """Whether the tasks' gradients are compared for the log."""
+
     @property
-    def remembers_gradients(self) -> bool: ...
+    def remembers_gradients(self) -> bool:
+        """Whether the state has the shape of the trained parameters."""
 
     def memory(self, params: Params, num_tasks: int) -> State:
-        """What is remembered before the first step."""
+        """Return the state before the first step."""
 
     def step(self, model: MultiTaskModel, objective: Objective, *, stacked: bool) -> Step:
-        """stacked: whether parameters and batches have a first axis of clients; without it, they are those of `model` itself."""
+        """Return the step for a model.
+
+        Args:
+            model: the model.
+            objective: from images to losses.
+            stacked: whether parameters and batches have a first axis of clients; else they are those of `model` itself.
+        """
 
     def step_of_losses(self, losses: Callable[[Any], Losses]) -> Step:
-        """A step on the losses of a model at its parameters as they are, which need not read the same images. losses: of a batch."""
+        """Return the step for tasks that need not read the same images.
+
+        Args:
+            losses: from a batch to its losses, at the model's parameters as they are.
+        """
 
     def bytes_of_step(self, params: Params, num_tasks: int) -> int:
-        """Memory that a step of one client takes beside what autograd saves."""
+        """Return the bytes that a step of one client takes in addition to what autograd saves."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +120,11 @@ class PlainSum:
     compiles, conflict, remembers_gradients = True, False, False
 
     def memory(self, params: Params, num_tasks: int) -> State:
+        """See `GradientRule`: no state."""
         return {}
 
     def step(self, model: MultiTaskModel, objective: Objective, *, stacked: bool) -> Step:
+        """See `GradientRule`."""
         if stacked:
             return StackedSum(model, objective)
 
@@ -103,6 +136,8 @@ class PlainSum:
         return SumOfLosses(loss)
 
     def step_of_losses(self, losses: Callable[[Any], Losses]) -> Step:
+        """See `GradientRule`."""
+
         def loss(batch: Any) -> tuple[Tensor, Tensor]:
             parts = losses(batch)
             return parts.tasks.sum(), parts.sums
@@ -110,34 +145,39 @@ class PlainSum:
         return SumOfLosses(loss)
 
     def bytes_of_step(self, params: Params, num_tasks: int) -> int:
+        """See `GradientRule`."""
         return 0
 
 
 class SumOfLosses:
-    """Of one client, on the parameters of a model itself.
+    """The gradient of the summed losses of one client, on the parameters of a model itself.
 
-    loss: of a batch, at the model's parameters as they are: the sum of the tasks' losses, and the parts for the log, [2, ...].
+    Args:
+        loss: from a batch to the sum of the tasks' losses and to the parts for the log, [2, ...].
     """
 
     def __init__(self, loss: Callable[[Any], tuple[Tensor, Tensor]]) -> None:
         self._loss = loss
 
     def gradients(self, params: Params, memory: State, batch: Any, resting: Params) -> Gradients:
+        """See `Step`."""
         loss, sums = self._loss(batch)
         grads = torch.autograd.grad(loss, list(params.values()))
         return Gradients(dict(zip(params, grads, strict=True)), sums, memory)
 
     def observe(self, params: Params, memory: State, batch: Any) -> State:
+        """See `Step`: no state."""
         return memory
 
 
 class StackedSum:
-    """Of many clients side by side: `torch.func.vmap` of the gradient of one."""
+    """The gradients of the summed losses of a stack of clients: `torch.func.vmap` of the gradient of one."""
 
     def __init__(self, model: MultiTaskModel, objective: Objective) -> None:
         self._losses = _Losses(model, objective)
 
     def gradients(self, params: Params, memory: State, batch: Batch, resting: Params) -> Gradients:
+        """See `Step`."""
         fields = (
             batch.inputs,
             batch.targets,
@@ -152,6 +192,7 @@ class StackedSum:
         return Gradients(grads, losses, memory)
 
     def observe(self, params: Params, memory: State, batch: Batch) -> State:
+        """See `Step`: no state."""
         return memory
 
     def _loss(
@@ -165,7 +206,7 @@ class StackedSum:
         keys: Tensor,
         *counts: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """The loss of one client in one step, and its parts [2, T] summed over the images."""
+        """Return the loss of one client's batch, and its positive and negative parts [2, T] summed over the images."""
         buffers = self._losses.model.step_buffers(keys, valid)
         named = {f"model.{name}": value for name, value in {**params, **resting, **buffers}.items()}
         total, parts = functional_call(self._losses, named, (inputs, targets, mask, valid, TaskCounts(*counts)))
@@ -173,12 +214,13 @@ class StackedSum:
 
 
 class _Losses(nn.Module):
-    """The objective of one client as a module, so that the model's parameters can be swapped for a call."""
+    """The objective as a module, so that `functional_call` can replace the model's parameters."""
 
     def __init__(self, model: MultiTaskModel, objective: Objective) -> None:
         super().__init__()
         self.model, self.objective = model, objective
 
     def forward(self, inputs: Tensor, targets: Tensor, mask: Tensor, valid: Tensor, counts: TaskCounts) -> tuple[Tensor, Tensor]:
+        """[B, c, H, W] -> loss [], sums over the images [2, T]."""
         losses = self.objective.losses(self.model, inputs, targets, mask, valid, counts)
         return losses.tasks.sum(), self.objective.image_sums(losses, valid)

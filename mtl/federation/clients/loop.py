@@ -1,4 +1,4 @@
-"""The readable reference of a backend: one working model, one client after the other."""
+"""The reference backend: it trains one client after the other."""
 
 import copy
 from collections.abc import Iterator
@@ -16,7 +16,11 @@ from mtl.losses.pairs import TaskCounts
 
 
 class LoopBackend:
-    """The clients one by one on a working copy of the model, whose parameters are reset in place."""
+    """Trains the clients one by one on a copy of the model, whose parameters are reset for each client.
+
+    Args:
+        training: what every client trains with.
+    """
 
     name = "loop"
 
@@ -26,15 +30,17 @@ class LoopBackend:
         self._step = training.rule.step(self.model, training.objective, stacked=False)
 
     def __call__(self, job: CohortJob, data: FederatedData) -> Iterator[Block]:
+        """See `Backend`."""
         self.model.to(data.images.device, next(self.training.model.parameters()).dtype)
         for client in job.clients:
             yield self._train(client, job, data)
 
     def state_dict(self) -> dict[str, Any]:
+        """See `Backend`."""
         return {"name": self.name}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing is remembered."""
+        """See `Backend`: nothing to restore."""
 
     def _train(self, client: int, job: CohortJob, data: FederatedData) -> Block:
         algorithm, device = self.training.algorithm, data.images.device
@@ -46,18 +52,18 @@ class LoopBackend:
         losses = torch.zeros(2, data.num_tasks, dtype=rate.dtype, device=device)
         conflict = None
         for batch in self._batches(client, job, data):
-            found = self._step.gradients(moved, memory, batch, {})
-            losses += found.losses
-            conflict = add_conflict(conflict, found.conflict)
-            moved, state = algorithm.step(moved, found.grads, state, rate)
-            memory = self._step.observe(moved, found.memory, batch)
+            step = self._step.gradients(moved, memory, batch, {})
+            losses += step.losses
+            conflict = add_conflict(conflict, step.conflict)
+            moved, state = algorithm.step(moved, step.grads, state, rate)
+            memory = self._step.observe(moved, step.memory, batch)
         trained = {name: value.detach()[None] for name, value in (params | moved).items()}
-        kept = {name: value[None] for name, value in memory.items()}
+        client_memory = {name: value[None] for name, value in memory.items()}
         update = algorithm.final(trained, start["params"])
-        return Block([client], {"params": trained, MEMORY: kept}, update, losses[None], conflict)
+        return Block([client], {"params": trained, MEMORY: client_memory}, update, losses[None], conflict)
 
     def _reset(self, start: Params, frozen: frozenset[str]) -> tuple[Params, Params]:
-        """Put the start [1, ...] into the model; returns its parameters, and those of them that train."""
+        """Copy the start [1, ...] into the model; return all its parameters, and those that are trained."""
         params: Params = dict(self.model.named_parameters())
         with torch.no_grad():
             torch._foreach_copy_(list(params.values()), [start[name][0] for name in params])
@@ -66,16 +72,16 @@ class LoopBackend:
         return params, split_frozen(params, frozen)[0]
 
     def _batches(self, client: int, job: CohortJob, data: FederatedData) -> Iterator[Batch]:
-        """One after the other, without padding, which need not be computed."""
+        """Yield the batches of a client without their padding."""
         device, dtype = data.images.device, next(self.model.parameters()).dtype
         plan, tasks = self.training.plan([client], job, data), data.assignment[[client]].to(device)
         progress = torch.tensor([job.progress], dtype=dtype, device=device)
         counts = TaskCounts(data.positives[[client]].to(progress), data.negatives[[client]].to(progress), progress)
         filled = plan.filled.tolist()
         for steps, rows in chunks(plan, data.images[0].numel() * plan.index.shape[1]):
-            many = prepare(self.training.objective, self.model, plan, rows, tasks, counts, data)
-            inputs = many.inputs.flatten(0, 1).contiguous(memory_format=torch.channels_last).view_as(many.inputs)
-            many = Batch(inputs, *many.tensors()[1:])
+            prepared = prepare(self.training.objective, self.model, plan, rows, tasks, counts, data)
+            inputs = prepared.inputs.flatten(0, 1).contiguous(memory_format=torch.channels_last).view_as(prepared.inputs)
+            prepared = Batch(inputs, *prepared.tensors()[1:])
             with record_function("mtl/local steps"):
                 for row, step in enumerate(steps):
-                    yield many[row].first(filled[step])
+                    yield prepared[row].first(filled[step])

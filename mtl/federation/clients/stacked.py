@@ -1,8 +1,7 @@
-"""The clients of a cohort side by side: their parameters are stacked along a first axis, and one step moves them all.
+"""The stacked backend: the parameters of many clients along a first axis, and one step for all of them.
 
-`torch.func.vmap` of the gradient turns the step of one client into the step of many. Clients are sorted by their number of steps, so
-that those who still train are always the first k of the stack: a step runs on views of the first k, none is masked, and a client that is
-done costs nothing.
+`torch.func.vmap` turns the gradient of one client into that of many. Clients are sorted by number of steps, so that those that still train
+are always the first k of the stack. A step runs on views of the first k: no client is masked, and a finished one costs nothing.
 """
 
 import copy
@@ -31,14 +30,22 @@ logger = logging.getLogger(__name__)
 
 
 class CannotStack(ValueError):
-    """The model does something that cannot be done for many clients at once."""
+    """The model has an operation that cannot be vectorised over clients."""
 
 
 class StackedBackend:
-    """block: clients that are stacked at most, None for as many as memory holds; compiled: whether `torch.compile` makes the step.
+    """Trains blocks of clients at once.
 
-    On a CUDA device the steps of a block run as one CUDA graph. Balanced steps, whose solvers look at what they found, are neither
-    compiled nor captured.
+    On a CUDA device the steps of a block run as one CUDA graph. Balanced steps are neither compiled nor captured: their solvers branch on
+    their results.
+
+    Args:
+        training: what every client trains with.
+        block: clients that are stacked at most, None for as many as memory holds.
+        compiled: whether `torch.compile` compiles the step.
+
+    Raises:
+        ValueError: `block` is below 1, or the step cannot be compiled.
     """
 
     def __init__(self, training: Training, *, block: int | None = None, compiled: bool = False) -> None:
@@ -56,6 +63,7 @@ class StackedBackend:
         self._frozen: frozenset[str] = frozenset()
 
     def __call__(self, job: CohortJob, data: FederatedData) -> Iterator[Block]:
+        """See `Backend`."""
         self._model.to(data.images.device, next(self.training.model.parameters()).dtype)
         longest_first = sorted(job.clients, key=lambda client: -self.training.work.num_steps(data.clients.size(client)))
         if longest_first and not self._checked:
@@ -68,26 +76,27 @@ class StackedBackend:
             yield trained
 
     def settle_block(self, data: FederatedData) -> int:
-        """The clients that are stacked at most: what was asked for, or what memory holds, once for the whole run."""
+        """Return how many clients are stacked at most. Where no number was set, memory decides, once for the whole run."""
         if self.block is None:
             self.block = block_size(self.training, data)
         return self.block
 
     def state_dict(self) -> dict[str, Any]:
+        """See `Backend`."""
         return {"name": self.name, "block": self.block}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Other blocks would add up the updates in another order: that of the run goes on, where no other was asked for."""
+        """See `Backend`: restores the block, because other blocks would sum in another order; a block that was set stays."""
         self.block = self.block or state.get("block")
 
     def _try(self, clients: Sequence[int], job: CohortJob, data: FederatedData) -> Block | None:
-        """None where memory did not suffice: then the next block is half as large."""
+        """Train a block; return None where memory did not suffice, and halve the block for the next attempt."""
         try:
             return self._train(clients, job, data)
         except RuntimeError as error:
             if not _out_of_memory(error) or len(clients) == 1:
                 raise
-        # Out here the failed attempt's tensors are gone.
+        # Outside the handler the tensors of the failed attempt are freed.
         self.block = (len(clients) + 1) // 2
         if data.images.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -98,16 +107,16 @@ class StackedBackend:
         start, device = job.start(clients), data.images.device
         dtype = next(iter(start["params"].values())).dtype
         batches = self.training.plan(clients, job, data)
-        whom = torch.tensor(clients)
+        index = torch.tensor(clients)
         tensors = {
             "index": batches.index,
             "filled": batches.filled,
             "client": batches.client,
             "step": batches.step,
             "key": batches.key,
-            "tasks": data.assignment[whom].to(device),
-            "positives": data.positives[whom].to(device, dtype),
-            "negatives": data.negatives[whom].to(device, dtype),
+            "tasks": data.assignment[index].to(device),
+            "positives": data.positives[index].to(device, dtype),
+            "negatives": data.negatives[index].to(device, dtype),
             "rate": torch.tensor(job.learning_rate, dtype=dtype, device=device),
             "progress": torch.full((len(clients),), job.progress, dtype=dtype, device=device),
         }
@@ -129,53 +138,60 @@ class StackedBackend:
         losses = torch.zeros(len(tasks), 2, data.num_tasks, dtype=rate.dtype, device=rate.device)
         conflict = None
         for steps, rows in chunks(batches, data.images[0].numel() * batches.index.shape[1]):
-            many = prepare(self.training.objective, self._model, batches, rows, tasks, counts, data)
+            prepared = prepare(self.training.objective, self._model, batches, rows, tasks, counts, data)
             end = 0
             with record_function("mtl/local steps"):
                 for step in steps:
                     count = active[step]
-                    now = slice(end, end + count)
+                    rows_of_step = slice(end, end + count)
                     end += count
-                    of_clients = [_first(values, count) for values in (params, state, memory)]
-                    found = self._step(*of_clients, losses[:count], many[now].tensors(), rate)
-                    conflict = add_conflict(conflict, found)
+                    client_views = [_first(values, count) for values in (params, state, memory)]
+                    step_conflict = self._step(*client_views, losses[:count], prepared[rows_of_step].tensors(), rate)
+                    conflict = add_conflict(conflict, step_conflict)
         return {"params": params, MEMORY: memory}, algorithm.final(params, start), losses, conflict
 
     @torch.no_grad()
     def _eager_step(
         self, params: Params, state: Params, memory: Params, losses: Tensor, tensors: tuple[Tensor, ...], rate: Tensor
     ) -> Tensor | None:
-        """One step of the first clients, in place. tensors: of their `Batch`. Returns the conflict of tasks, summed over the clients."""
+        """Train the first k clients by one step, in place; return the conflict of their tasks, summed over the clients.
+
+        Args:
+            params: all parameters, [k, ...].
+            state: state of the client algorithm.
+            memory: state of the gradient rule.
+            losses: [k, 2, T], to which the step's losses are added.
+            tensors: the tensors of their `Batch`.
+            rate: scalar, learning rate.
+        """
         batch = Batch(*tensors)
         moved, resting = split_frozen(params, self._frozen)
-        found = self._gradients.gradients(moved, memory, batch, resting)
-        self.training.algorithm.step(moved, found.grads, state, rate)
-        for name, value in self._gradients.observe(params, found.memory, batch).items():
+        step = self._gradients.gradients(moved, memory, batch, resting)
+        self.training.algorithm.step(moved, step.grads, state, rate)
+        for name, value in self._gradients.observe(params, step.memory, batch).items():
             memory[name].copy_(value)
-        losses += found.losses
-        return None if found.conflict is None else found.conflict.sum(0)
+        losses += step.losses
+        return None if step.conflict is None else step.conflict.sum(0)
 
     def _compiled_step(self) -> Callable[..., Tensor | None]:
-        from torch._dynamo.exc import BackendCompilerFailed  # seconds to import, and seldom needed
+        from torch._dynamo.exc import BackendCompilerFailed  # takes seconds to import
 
         compiled = torch.compile(self._eager_step)
 
         def step(*arguments: Any) -> Tensor | None:
             try:
                 with slow_guards_allowed():
-                    found: Tensor | None = compiled(*arguments)
-                return found
+                    conflict: Tensor | None = compiled(*arguments)
+                return conflict
             except BackendCompilerFailed as error:
-                logger.warning(
-                    "torch.compile does not work here (%s): the step runs without it", _first_line(error.inner_exception)
-                )
+                logger.warning("torch.compile failed (%s): the step runs without it", _first_line(error.inner_exception))
                 self._step = self._eager_step
                 return self._eager_step(*arguments)
 
         return step
 
     def _check(self, data: FederatedData) -> None:
-        """Refuse a model that cannot be stacked, by the name of the layer where it shows."""
+        """Raise CannotStack where the model cannot be stacked, naming the layer."""
         model = self._model
         images = torch.zeros(2, 2, *data.images.shape[1:], dtype=next(model.parameters()).dtype, device=data.images.device)
         params = {name: torch.stack([value, value]) for name, value in model.params().items()}
@@ -225,7 +241,7 @@ def _cloned(params: Params) -> Params:
 
 
 def _slot(slot: str, tensors: dict[str, Tensor]) -> Params:
-    """One slot of those that are named `slot/name`."""
+    """Return one slot of tensors that are named `slot/name`."""
     start = f"{slot}/"
     return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
 

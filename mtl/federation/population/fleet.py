@@ -1,10 +1,10 @@
-"""Rounds among modelled devices: who is fit to be drawn, whom the round waits for, and what it takes.
+"""Rounds among modelled devices: which clients can be drawn, how long the round lasts, and whose updates arrive in time.
 
-A round begins with the broadcast to its cohort and ends, in modelled time, when `wait_for` of them have come back (all, where it is
-None), at the deadline, or when nobody is left to wait for, whichever is first. A client that drops out does its work, and its
-connection breaks when it would send: the server knows, and waits for it no longer. Whoever is late is told to stop when the round ends,
-and is left out of the aggregation like one that dropped out; the bytes of an update that never arrived whole do not count. Of clients
-that come back at the same moment, chance decides by the seed who was first.
+A round begins with the broadcast to its cohort. In modelled time it ends when `wait_for` updates have arrived (all, where it is None), at
+the deadline, or when no client is left to wait for, whichever comes first. A client that drops out trains, and its connection breaks when
+it begins to send: from then on the server does not wait for it. A client that is late stops when the round ends, and is left out of the
+aggregation like one that dropped out. The bytes of an update that did not arrive in full are not counted. Ties between clients that arrive
+at the same moment are broken at random, by the seed.
 """
 
 import csv
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mtl.base.files import atomic_write
 from mtl.base.seeding import derive_seed
-from mtl.devices.fleet import Fleet, room
+from mtl.devices.fleet import Fleet, training_memory
 from mtl.devices.ledger import Ledger, Workload
 from mtl.devices.profiles import DeviceProfile
 from mtl.federation.population.sampling import Outcome, Sampling
@@ -27,12 +27,18 @@ logger = logging.getLogger(__name__)
 
 
 class FleetSampling:
-    """`sampling` among the clients whose device holds their training step, and whom of the cohort the round waits for.
+    """Draws cohorts among the clients whose device has the memory for a training step; see `Draws`.
 
-    workload: of a round, the same in all; assignment: bool [C, T].
+    Args:
+        sampling: draws the cohort, and who of it drops out.
+        fleet: the devices and the server's limits.
+        workload: work of each client in a round.
+        assignment: bool [C, T], the subtasks that each client trains.
+        seed: seed of the run.
 
-    Raises ValueError where a client is too small and `fleet.memory` is not skip, where too few are left for a cohort, and where nobody
-    can meet the deadline.
+    Raises:
+        ValueError: a client has too little memory and `fleet.memory` is not skip, too few clients are left for a cohort, or no client can
+            meet the deadline.
     """
 
     modelled = True
@@ -41,7 +47,7 @@ class FleetSampling:
         self.sampling, self.fleet, self.workload, self.seed = sampling, fleet, workload, seed
         self.profiles, self.device = fleet.assign(len(workload), seed=seed)
         self.ledger = Ledger.of(workload, self.profiles, self.device)
-        memory = room(self.profiles, self.device)
+        memory = training_memory(self.profiles, self.device)
         self.able = (workload.memory <= memory).nonzero().flatten().tolist()
         small = (workload.memory > memory).nonzero().flatten().tolist()
         if small and (fleet.memory != "skip" or not self.able):
@@ -50,13 +56,13 @@ class FleetSampling:
                 advice += ", and fleet.memory=shrink gives them a narrower model"
             raise ValueError(
                 f"client {small[0]} on {self.profile(small[0]).name} needs {workload.memory[small[0]]:,.0f} bytes for a training step "
-                + ("of the least of the models that it may train " if fleet.memory == "shrink" else "")
-                + f"and has {memory[small[0]]:,.0f}; {len(small)} of {len(workload)} clients do not hold theirs"
+                + ("of the smallest model that it may train " if fleet.memory == "shrink" else "")
+                + f"and has {memory[small[0]]:,.0f}; {len(small)} of {len(workload)} clients have too little memory"
                 + (f"; {advice}" if self.able else "")
             )
         if small:
             logger.warning(
-                "%d of %d clients do not hold their training step and are never drawn; %d of %d subtasks are trained by no other",
+                "%d of %d clients have too little memory for a training step and are never drawn; no other client trains %d of %d subtasks",
                 len(small),
                 len(workload),
                 int((~assignment[self.able].any(0)).sum()),
@@ -67,7 +73,7 @@ class FleetSampling:
             if late == len(self.able):
                 soonest = float(self.ledger.seconds[self.able].min())
                 raise ValueError(
-                    f"fleet.deadline must be at least {soonest:.4g} s, what the quickest client takes, got {fleet.deadline}"
+                    f"fleet.deadline must be at least {soonest:.4g} s, the time of the fastest client, got {fleet.deadline}"
                 )
             if late:
                 logger.warning(
@@ -80,28 +86,28 @@ class FleetSampling:
             raise ValueError(f"fleet.wait_for must be in [1, {size}], the size of a cohort, got {fleet.wait_for}")
 
     def profile(self, client: int) -> DeviceProfile:
-        """The device of a client."""
+        """Return the device profile of a client."""
         return self.profiles[int(self.device[client])]
 
     def outcome(self, num_clients: int, *, seed: int, round: int) -> Outcome:
-        """See `Draws`: a function of the seed and the round; those that are late do not come back."""
+        """See `Draws`. Updates that arrive late do not count as returned."""
         assert (num_clients, seed) == (len(self.workload), self.seed)
         cohort, stay = self.sampling.draw(len(self.workload), seed=self.seed, round=round, among=self.able)
-        whom = torch.tensor(cohort, dtype=torch.long)
+        index = torch.tensor(cohort, dtype=torch.long)
         ledger, deadline = self.ledger, float("inf") if self.fleet.deadline is None else self.fleet.deadline
-        arrival = dict(zip(cohort, ledger.seconds[whom].tolist(), strict=True))
-        lost = dict(zip(cohort, (ledger.down + ledger.compute)[whom].tolist(), strict=True))
+        arrival = dict(zip(cohort, ledger.seconds[index].tolist(), strict=True))
+        lost = dict(zip(cohort, (ledger.down + ledger.compute)[index].tolist(), strict=True))
         staying = set(stay)
         end = [(arrival if client in staying else lost)[client] for client in cohort]
         in_time = [client for client in stay if arrival[client] <= deadline]
         in_time.sort(key=lambda client: (arrival[client], derive_seed(self.seed, "arrival", round, client)))
-        most = len(cohort) if self.fleet.wait_for is None else self.fleet.wait_for
-        seconds = arrival[in_time[most - 1]] if len(in_time) >= most else min(deadline, max(end, default=0.0))
+        num_awaited = len(cohort) if self.fleet.wait_for is None else self.fleet.wait_for
+        seconds = arrival[in_time[num_awaited - 1]] if len(in_time) >= num_awaited else min(deadline, max(end, default=0.0))
         until = torch.tensor(end, dtype=torch.float64).clamp(max=seconds)
-        return Outcome(cohort, sorted(in_time[:most]), seconds, ledger.joules(whom, until))
+        return Outcome(cohort, sorted(in_time[:num_awaited]), seconds, ledger.joules(index, until))
 
     def write(self, run_dir: Path, sizes: Sequence[int], widths: Sequence[float]) -> None:
-        """See `Draws`: the table `fleet.csv` of the clients."""
+        """See `Draws`: writes `fleet.csv`."""
         ledger, workload = self.ledger, self.workload
         every = torch.arange(len(workload))
         columns = {

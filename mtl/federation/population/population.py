@@ -1,4 +1,4 @@
-"""Who takes part in a round: the clients of a federation, how they are sampled, and which part of the model each trains."""
+"""The population: the clients of a federation, how they are sampled, and which part of the model each trains."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,14 @@ from mtl.federation.population.views import Views
 
 @dataclass(frozen=True)
 class Population:
-    """sampling: who is drawn and who comes back; work: of each client in a round."""
+    """The clients of a federation.
+
+    Attributes:
+        sampling: draws the cohorts.
+        views: the part of the model that each client trains.
+        work: batches and local steps of a client in a round.
+        seed: seed of the run.
+    """
 
     sampling: Draws
     views: Views
@@ -21,7 +28,7 @@ class Population:
     seed: int
 
     def draw(self, data: FederatedData, round: int) -> Cohort:
-        """The cohort of a round, counted from 0."""
+        """Return the cohort of a round, counted from 0."""
         outcome = self.sampling.outcome(data.num_clients, seed=self.seed, round=round)
         sizes = [data.clients.size(client) for client in outcome.returned]
         return Cohort(

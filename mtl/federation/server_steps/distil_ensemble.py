@@ -1,18 +1,18 @@
 """FedDF (Lin, Kong, Stich & Jaggi, NeurIPS 2020, "Ensemble Distillation for Robust Model Fusion in Federated Learning").
 
-After the average x of a round the server goes on from x, on images u that have no labels:
+After the aggregation of a round, the server trains the mean x on images u without labels:
 
     t(u) = mean_k s(x_k; u)         x <- x - rate * grad sum over the subtasks of T^2 KL(sigmoid(t / T) | sigmoid(s(x; u) / T))
 
-s are the decision scores; subtask by subtask the mean is over the clients that came back and train it, and a subtask that none of them
-trains is left out. The server has the clients' models already, and so nothing more is sent. Where clients train several widths or
-architectures (`views`), each scores with its own; of widths the whole model learns, of architectures all do, with the sum of their
-losses, since they share the heads.
+s are decision scores. For each subtask the mean is over the clients that trained it and whose updates arrived; a subtask that none of
+them trained is left out. The server already has the clients' models, so that nothing more is sent. Where clients train several widths or
+architectures (`views`), each client's own model scores. Of several widths, the whole model is trained; of several architectures, all are,
+on the sum of their losses, since they share the heads.
 
-Departures: the scores of the ensemble are computed once a round rather than for each batch, which is the same, as images are not augmented;
-dropout rests while the server learns; its steps are the clients' (SGD, with their scale of the heads' learning rate, without weight decay)
-at a rate that falls to zero as a cosine, where the paper has Adam, and their number is fixed, where the paper stops early on labelled
-images.
+Departures from the paper: the ensemble scores once a round rather than for each batch, with the same result, since images are not
+augmented. The server trains without dropout. Its optimiser is the clients' (SGD, with their scale of the heads' learning rate, without
+weight decay), with a learning rate that falls to zero as a cosine, instead of Adam. The number of steps is fixed, where the paper stops
+early on labelled images.
 """
 
 import copy
@@ -34,20 +34,29 @@ from mtl.edge.distil import soft_binary
 from mtl.federation.algorithms.contract import ClientAlgorithm
 from mtl.federation.clients.contract import Block
 from mtl.federation.collectors import Collector
-from mtl.federation.objective import NUMBERS, Objective, images_at_once
+from mtl.federation.objective import MAX_ACTIVATIONS, Objective, images_at_once
 from mtl.federation.orders import Orders
-from mtl.federation.server import Server, Surroundings, fedavg
+from mtl.federation.server import Server, StepContext, fedavg
 from mtl.models.cnn import ImageShape
 from mtl.models.multi_task_model import MultiTaskModel
 
-PIXELS = 2**20  # that many clients' models look at at once
+MAX_PIXELS = 2**20  # pixels that the models of many clients read at once
 
 
 @dataclass(frozen=True)
 class DistilEnsemble:
-    """images: where the images without labels come from, null for noise; num_images: number of these images; steps: steps of the server's
-    learning in a round; batch_size: images in a step; rate: learning rate of the server's learning; temperature: T, by which scores are
-    divided before they are compared.
+    """The options of FedDF's server step.
+
+    Args:
+        images: where the images without labels come from, None for noise.
+        num_images: number of these images.
+        steps: the server's steps in a round.
+        batch_size: images in a step.
+        rate: learning rate of the server's steps.
+        temperature: T, by which scores are divided before they are compared.
+
+    Raises:
+        ValueError: an option is out of its range.
     """
 
     images: ImageData | None = None
@@ -65,21 +74,30 @@ class DistilEnsemble:
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"server.{name} must be > 0, got {getattr(self, name)}")
 
-    def bind(self, around: Surroundings) -> "Ensemble":
+    def bind(self, context: StepContext) -> "Ensemble":
         """See `StepOptions`."""
         return Ensemble(
             self,
-            [level.model for level in around.views.levels],
-            replace(around.objective, distil=None),
-            around.algorithm,
-            self.unlabelled(around.image_shape, around.pixels, seed=around.seed),
-            seed=around.seed,
-            students=around.views.students,
+            [level.model for level in context.views.levels],
+            replace(context.objective, distil=None),
+            context.algorithm,
+            self.unlabelled(context.image_shape, context.pixels, seed=context.seed),
+            seed=context.seed,
+            students=context.views.students,
         )
 
     def unlabelled(self, image_shape: ImageShape, pixels: torch.dtype, *, seed: int) -> Tensor:
-        """Stored images [U, c, H, W] like those of the run: a draw of `images`, or noise: uniform bytes, or normal numbers where images are
-        not pictures. Raises ValueError where they are not like them.
+        """Return the images without labels, [U, c, H, W], of the shape and type of the run's stored images.
+
+        They are drawn from `images`. Without `images` they are noise: uniform bytes, or normal numbers where the run's images are floats.
+
+        Args:
+            image_shape: (c, height, width) of the run's images.
+            pixels: their type.
+            seed: seed of the draw.
+
+        Raises:
+            ValueError: `images` have another shape or type, or are too few.
         """
         draw = generator(seed, "unlabelled images")
         if self.images is None:
@@ -95,16 +113,22 @@ class DistilEnsemble:
             )
         if self.num_images > len(images):
             raise ValueError(
-                f"server.num_images must be in [1, {len(images)}], what {self.images.name} has, got {self.num_images}"
+                f"server.num_images must be in [1, {len(images)}], the number of images of {self.images.name}, got {self.num_images}"
             )
         return images[torch.randperm(len(images), generator=draw)[: self.num_images]]
 
 
 class Ensemble:
-    """The clients' models as a teacher of the server's, on `images` [U, c, H, W] as stored.
+    """The server step of FedDF: the clients' models teach the server's; see `ServerStep`.
 
-    models: of each level of width, the whole one first, or of each architecture; students: how many of them, from the first, learn;
-    algorithm: the clients'.
+    Args:
+        options: of the step.
+        models: of each width, the whole model first, or of each architecture.
+        objective: prepares and scores the images.
+        algorithm: the clients' algorithm, which makes the server's steps.
+        images: [U, c, H, W], as stored.
+        seed: seed of the run.
+        students: number of the models, from the first, that are trained.
     """
 
     def __init__(
@@ -143,44 +167,52 @@ class Ensemble:
     @torch.no_grad()
     @record_function("mtl/ensemble")
     def votes(self, trained: Block, tasks: Tensor) -> Tensor:
-        """Scores [U, T] summed over the clients, zero where a client does not train the subtask. tasks: bool [K, T]."""
+        """Return the scores [U, T] of the images, each summed over the clients of a block that train the subtask, bool [K, T]."""
         scores = self._scores[trained.view]
         scores.to(tasks.device)
-        params = scores.own(trained.slots["params"])
-        # Not by the clients beside one: where images are normalised by their batch, a score depends on it.
+        params = scores.select(trained.slots["params"])
+        # The batch must not depend on the number of clients: normalised by batch statistics, a score depends on its batch.
         part = images_at_once(scores.model, min(self.options.batch_size, len(self.images)))
-        size = max(min(PIXELS // (part * self.images[0].numel()), NUMBERS // (scores.model.activation_numel * part)), 1)
+        activations = scores.model.activation_numel * part
+        size = max(min(MAX_PIXELS // (part * self.images[0].numel()), MAX_ACTIVATIONS // activations), 1)
         like = next(iter(params.values()))
         total = like.new_zeros(len(self.images), tasks.shape[1])
         for start in range(0, len(self.images), part):
             images = self.images[start : start + part].to(tasks.device)
-            for few in _blocks(len(trained.clients), size):
-                total[start : start + part] += torch.where(tasks[few, None], _of_each(scores, params, few, images), 0).sum(0)
+            for clients in _blocks(len(trained.clients), size):
+                scored = _client_scores(scores, params, clients, images)
+                total[start : start + part] += torch.where(tasks[clients, None], scored, 0).sum(0)
         return total
 
     @record_function("mtl/distil")
     def distil(self, params: Params, votes: Tensor, counts: Tensor, *, round: int, frozen: frozenset[str]) -> Params:
-        """The server's model after it has learned from the ensemble. params: of the whole model, left as they are; votes: [U, T], summed
-        over all clients; counts: [T], how many they are; frozen: the parameters that stay.
+        """Return the server's parameters after training on the ensemble's scores; `params` are not changed.
+
+        Args:
+            params: parameters of the whole model.
+            votes: [U, T], scores summed over the clients that train the subtask.
+            counts: [T], the number of these clients.
+            round: the round, counted from 0.
+            frozen: names of the parameters that are not trained.
         """
         options, students = self.options, [scores.to(votes.device) for scores in self._scores[: self.students]]
         targets, known = votes / counts.clamp_min(1), counts > 0
         moved = {name: value.detach().clone() for name, value in params.items() if name not in frozen}
         state = self.algorithm.init(moved)
         work = LocalWork(batch_size=options.batch_size, steps=options.steps)
-        everything = Ragged.of([torch.arange(len(self.images))])
-        plan = plan_batches(everything, [0], work, seed=derive_seed(self.seed, "ensemble"), round=round)
+        all_images = Ragged.of([torch.arange(len(self.images))])
+        plan = plan_batches(all_images, [0], work, seed=derive_seed(self.seed, "ensemble"), round=round)
         for step, (index, valid) in enumerate(zip(plan.index, plan.valid, strict=True)):
             images, valid = self.images[index].to(votes.device), valid.to(votes.device)
             with torch.enable_grad():
                 leaves = {name: value.requires_grad_() for name, value in moved.items()}
-                given = params | leaves
+                current = params | leaves
                 counted = known & valid[:, None]
-                wanted = targets[index.to(votes.device)]
+                teacher_scores = targets[index.to(votes.device)]
                 loss = votes.new_zeros(())
                 for scores in students:
-                    found = functional_call(scores, scores.own(given), (images,)).to(targets.dtype)
-                    loss = loss + soft_binary(found, wanted, counted, valid, options.temperature).sum()
+                    student_scores = functional_call(scores, scores.select(current), (images,)).to(targets.dtype)
+                    loss = loss + soft_binary(student_scores, teacher_scores, counted, valid, options.temperature).sum()
                 grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
             moved = {name: value.detach() for name, value in moved.items()}
             factor = (1 + math.cos(math.pi * step / options.steps)) / 2
@@ -190,7 +222,7 @@ class Ensemble:
 
 
 class Votes:
-    """The clients' scores of the ensemble's images, [U, T], summed over those that train the subtask."""
+    """Collects the ensemble's scores of the images, [U, T], summed over the clients that train the subtask; see `Collector`."""
 
     def __init__(self, ensemble: Ensemble, orders: Orders) -> None:
         self._ensemble, self._tasks = ensemble, orders.cohort.tasks
@@ -216,40 +248,47 @@ def feddf(  # noqa: PLR0913 the options of a member
 ) -> Server:
     """FedDF: FedAvg, then the server learns from the clients' models on images without labels (Lin et al. 2020).
 
-    learning_rate: factor of the mean update; momentum: momentum over the rounds; weighting: what a client counts by: samples (its
-    training images) or clients (all the same); balancer: a balancer that remembers nothing, over the clients' updates, None for their
-    mean; images: where the images without labels come from, a member of `data` (+data@server.images=NAME), null for noise;
-    num_images: number of these images; steps: steps of the server's learning in a round; batch_size: images in a step; rate: learning rate
-    of the server's learning; temperature: T, by which scores are divided before they are compared.
+    Args:
+        learning_rate: factor of the mean update
+        momentum: momentum over the rounds
+        weighting: what a client counts by: samples (its training images) or clients (all the same)
+        balancer: a balancer without state that combines the clients' updates, None for their mean
+        images: where the images without labels come from, a member of `data` (+data@server.images=NAME), null for noise
+        num_images: number of these images
+        steps: steps of the server's training in a round
+        batch_size: images in a step
+        rate: learning rate of the server's training
+        temperature: T, by which scores are divided before they are compared
     """
     options = DistilEnsemble(images, num_images, steps, batch_size, rate, temperature)
     return replace(fedavg(learning_rate, momentum, weighting, balancer), options=(options,))
 
 
 class _Scores(nn.Module):
-    """The decision scores of stored images as a module, so that the model's parameters can be swapped for a call."""
+    """The decision scores of stored images as a module, so that `functional_call` can replace the model's parameters."""
 
     def __init__(self, model: MultiTaskModel, objective: Objective) -> None:
         super().__init__()
         self.model, self.objective = model, objective
 
-    def own(self, params: Params) -> Params:
-        """Those that the model has, as a call of this module takes them."""
+    def select(self, params: Params) -> Params:
+        """Return the parameters that this model has, by the names that `functional_call` expects."""
         return {f"model.{name}": params[name] for name, _ in self.model.named_parameters()}
 
     def forward(self, images: Tensor) -> Tensor:
+        """[N, c, H, W] -> [N, T]."""
         return self.objective.decide(self.model, self.objective.features(self.model, images))
 
 
-def _of_each(scores: _Scores, params: Params, few: slice, images: Tensor) -> Tensor:
-    """By the models of some clients, [K, N, T]. params: stacked over all."""
-    own = {name: value[few] for name, value in params.items()}
-    found: Tensor
-    if few.stop - few.start == 1:
-        found = functional_call(scores, {name: value[0] for name, value in own.items()}, (images,))[None]
+def _client_scores(scores: _Scores, params: Params, clients: slice, images: Tensor) -> Tensor:
+    """Return the scores [K, N, T] by the models of some clients; `params` are stacked over all clients of the block."""
+    selected = {name: value[clients] for name, value in params.items()}
+    result: Tensor
+    if clients.stop - clients.start == 1:
+        result = functional_call(scores, {name: value[0] for name, value in selected.items()}, (images,))[None]
     else:
-        found = vmap(lambda one: functional_call(scores, one, (images,)))(own)
-    return found
+        result = vmap(lambda client_params: functional_call(scores, client_params, (images,)))(selected)
+    return result
 
 
 def _blocks(count: int, size: int) -> Iterator[slice]:

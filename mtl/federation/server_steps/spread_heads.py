@@ -1,12 +1,12 @@
-"""FedAwS (Yu, Rawat, Menon & Kumar, ICML 2020, "Federated Learning with Only Positive Labels"): the server keeps the heads apart.
+"""FedAwS (Yu, Rawat, Menon & Kumar, ICML 2020, "Federated Learning with Only Positive Labels"): the server spreads the heads.
 
-A client that has positives alone pulls its images and its head together and learns nothing else, so that under FedAvg all images and all
-heads end in one direction. Here the server, after each aggregation, steps down the spread-out regulariser
+A client that has only positives moves its images and its head towards each other. Under FedAvg all images and all heads then end in one
+direction. Here the server, after each aggregation, makes a gradient step on the spread-out regulariser
 
     R(W) = sum_c sum_{d in N(c)} max(0, v - |w_c - w_d|)^2        N(c): the k heads nearest to c
 
 over the heads as unit vectors. The clients' loss of the paper, max(0, .9 - cos)^2, is `loss=hinge` squared with margin .9 on cosine heads.
-Departure: a head keeps its length, which cosine heads do not see, and turns alone.
+Departure from the paper: a head keeps its length, which has no effect in cosine heads; only its direction changes.
 """
 
 from dataclasses import dataclass, replace
@@ -17,17 +17,24 @@ from torch import Tensor
 
 from mtl.balancing.contract import Balancer
 from mtl.base.types import Params
-from mtl.federation.collectors import Collector, Nothing
+from mtl.federation.collectors import Collector, NullCollector
 from mtl.federation.orders import Orders
-from mtl.federation.server import Server, Surroundings, fedavg
+from mtl.federation.server import Server, StepContext, fedavg
 
 WEIGHT = "heads.weight"
 
 
 @dataclass(frozen=True)
 class SpreadHeads:
-    """spread: step size R of moving the heads apart, in the paper ten learning rates; margin: v, the distance from which heads count as
-    apart, between 0 and 2, where 1.41 asks for a right angle; nearest: k, each head is kept from its k nearest ones, null for all.
+    """The server step of FedAwS; see `ServerStep` and `StepOptions`.
+
+    Args:
+        spread: step size R, in the paper ten learning rates.
+        margin: v, the distance from which two heads are not pushed apart, in (0, 2]; 1.41 is a right angle.
+        nearest: k, each head is pushed from its k nearest ones, None for all.
+
+    Raises:
+        ValueError: an option is out of its range.
     """
 
     spread: float = 1.0
@@ -43,13 +50,13 @@ class SpreadHeads:
         if self.nearest is not None and self.nearest < 1:
             raise ValueError(f"server.nearest must be null or >= 1, got {self.nearest}")
 
-    def bind(self, around: Surroundings) -> "SpreadHeads":
+    def bind(self, context: StepContext) -> "SpreadHeads":
         """See `StepOptions`."""
         return self
 
     def collect(self, orders: Orders) -> Collector:
         """See `ServerStep`."""
-        return Nothing()
+        return NullCollector()
 
     @torch.no_grad()
     def apply(self, params: Params, orders: Orders, collected: Collector) -> Params:
@@ -68,17 +75,28 @@ def fedaws(
 ) -> Server:
     """FedAwS: FedAvg that keeps the heads apart, for clients that have positives alone (Yu et al. 2020).
 
-    learning_rate: factor of the mean update; momentum: momentum over the rounds; weighting: what a client counts by: samples (its
-    training images) or clients (all the same); balancer: a balancer that remembers nothing, over the clients' updates, None for their
-    mean; spread: step size R of moving the heads apart, in the paper ten learning rates; margin: v, the distance from which heads
-    count as apart, between 0 and 2, where 1.41 asks for a right angle; nearest: k, each head is kept from its k nearest ones, null for all.
+    Args:
+        learning_rate: factor of the mean update
+        momentum: momentum over the rounds
+        weighting: what a client counts by: samples (its training images) or clients (all the same)
+        balancer: a balancer without state that combines the clients' updates, None for their mean
+        spread: step size R of moving the heads apart, in the paper ten learning rates
+        margin: v, the distance from which heads count as apart, between 0 and 2, where 1.41 asks for a right angle
+        nearest: k, each head is kept from its k nearest ones, null for all
     """
     return replace(fedavg(learning_rate, momentum, weighting, balancer), options=(SpreadHeads(spread, margin, nearest),))
 
 
 def spread_out(heads: Tensor, *, rate: float, margin: float, nearest: int | None = None) -> Tensor:
-    """heads: [T, h]; returns them after one step of `rate` down the regulariser, as long as they were. Heads in the very same place
-    have no direction to part in, and stay.
+    """Return the heads after one gradient step on the regulariser; their lengths do not change.
+
+    Equal heads have a gradient of zero, and stay equal.
+
+    Args:
+        heads: [T, h].
+        rate: step size.
+        margin: v, the distance from which two heads are not pushed apart.
+        nearest: k, each head is pushed from its k nearest ones, None for all.
     """
     length = heads.norm(dim=-1, keepdim=True)
     with torch.enable_grad():
@@ -89,7 +107,7 @@ def spread_out(heads: Tensor, *, rate: float, margin: float, nearest: int | None
 
 
 def spread_loss(units: Tensor, *, margin: float, nearest: int | None = None) -> Tensor:
-    """R of unit vectors [T, h]."""
+    """Return the regulariser R of unit vectors [T, h], scalar."""
     count = len(units) - 1
     distances = torch.cdist(units, units, compute_mode="donot_use_mm_for_euclid_dist")
     others = distances[~torch.eye(len(units), dtype=torch.bool, device=units.device)].view(len(units), count)

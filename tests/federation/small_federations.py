@@ -1,4 +1,4 @@
-"""A small federation put together by hand."""
+"""Small federations, their initial states and orders, for tests."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -18,12 +18,12 @@ from mtl.federation.population.sampling import Draws, Sampling
 from mtl.federation.population.views import Views
 from mtl.federation.round import Federation, State
 from mtl.federation.schedule import Schedule
-from mtl.federation.server import Server, ServerStep, Surroundings, fedavg
+from mtl.federation.server import Server, ServerStep, StepContext, fedavg
 from mtl.models.multi_task_model import MultiTaskModel
 from tests.conftest import clone
 
 
-def federation_of(
+def build_federation(
     data: FederatedData,
     training: Training,
     make: Callable[[Training], Backend],
@@ -37,12 +37,12 @@ def federation_of(
     steps: tuple[ServerStep, ...] | None = None,
     num_rounds: int = 5,
 ) -> Federation:
-    """steps: of the server, in place of those that its options make."""
+    """Return a federation with defaults; `steps` replace those that the server's options make."""
     views = views or Views.whole(training.model, data.num_clients)
     layout, server = Layout(keep, frozen), server or fedavg()
     params, shape = training.model.params(), data.image_shape
-    around = Surroundings(views, layout, params, training.objective, training.algorithm, shape, data.images.dtype, training.seed)
-    server = server.bind(around) if steps is None else Server(server.algorithm, server.aggregator, server.options, steps)
+    context = StepContext(views, layout, params, training.objective, training.algorithm, shape, data.images.dtype, training.seed)
+    server = server.bind(context) if steps is None else Server(server.algorithm, server.aggregator, server.options, steps)
     return Federation(
         data=data,
         training=training,
@@ -55,24 +55,24 @@ def federation_of(
     )
 
 
-def start_of(fed: Federation, params: Params | None = None) -> State:
-    """The state before the first round."""
+def initial_state(fed: Federation, params: Params | None = None) -> State:
+    """Return the state before the first round."""
     start = clone(fed.training.model.params() if params is None else params)
     bank = Bank(fed.layout, fed.training.slots(start, fed.data.num_tasks), fed.data.assignment)
     return State(fed.server.init(start, fed.layout), bank)
 
 
-def named(params: Params) -> MultiTaskModel:
-    """What has these parameters, where a model is asked for no more than that."""
+def model_with(params: Params) -> MultiTaskModel:
+    """Return a stand-in for a model that has these parameters, for code that reads nothing else."""
     return cast(MultiTaskModel, SimpleNamespace(params=lambda: params))
 
 
-def orders_of(params: Params, tasks: Tensor, sizes: list[int], views: Views | None = None) -> Orders:
-    """For all clients of a federation. tasks: bool [K, T]; sizes: training images that each holds."""
+def make_orders(params: Params, tasks: Tensor, sizes: list[int], views: Views | None = None) -> Orders:
+    """Return orders for all clients. `tasks` is bool [K, T]; `sizes` are the training images of each."""
     clients = list(range(len(sizes)))
     return Orders(
         cohort=Cohort(0, clients, clients, tasks, sizes, torch.tensor(sizes, dtype=torch.float64)),
-        views=views or Views.whole(named(params), len(sizes)),
+        views=views or Views.whole(model_with(params), len(sizes)),
         slots={"params": params},
         travelling=params,
         frozen=frozenset(),
