@@ -38,6 +38,16 @@ class Surroundings:
     features: bool = False
 
 
+class ServerAlgorithm(Protocol):
+    """How the direction that the aggregator makes moves the global model."""
+
+    def init(self, params: Params, layout: Layout) -> Slots:
+        """The state before the first round; its slot `params` is the global model."""
+
+    def apply(self, state: Slots, travelling: Params, update: Update) -> Slots:
+        """The state after a round; what was given is left as it is. travelling: the parameters that were sent in it."""
+
+
 class ServerStep(Protocol):
     """What a server does after it has aggregated."""
 
@@ -63,7 +73,7 @@ class StepOptions(Protocol):
 class Server:
     """algorithm, aggregator: see there; options: of the steps that come after these, in order; steps: made of them by `bind`."""
 
-    algorithm: FedAvg
+    algorithm: ServerAlgorithm
     aggregator: Aggregator
     options: Sequence[StepOptions] = ()
     steps: Sequence[ServerStep] = ()

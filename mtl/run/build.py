@@ -178,7 +178,7 @@ def _check_levels(config: DictConfig, needed: str) -> None:
         raise ValueError(f"{needed} a trunk that is sent: keep=nothing or heads, got all")
     if config.transfer.trained is not None:
         raise ValueError(f"{needed} a trunk that is trained whole: transfer.trained must be null, got {config.transfer.trained}")
-    if config.server.balancer is not None:
+    if OmegaConf.select(config, "server.balancer") is not None:
         raise ValueError(f"{needed} a server that need not compare whole updates: server.balancer must be null")
     if config.fusion != "argmax":
         raise ValueError(f"{needed} fusion=argmax, as no client could score with the models of others, got {config.fusion}")
