@@ -42,14 +42,22 @@ def give(name: str, value: Any) -> dict[str, str]:
 
 
 def given(name: str, kind: str, code: str, values: str) -> Any:
-    """The object of a node. Raises ValueError where this process was not given it."""
+    """The object of a node. Raises ValueError where this process does not have it."""
     key = name, kind, code, values
     if key not in _OBJECTS:
         raise ValueError(
-            f"{name} of this run is an object, {kind}, that a Python program gave to mtl.fit; a run directory does not hold it. Work with "
-            f"the run in that program, or call mtl.run.objects.give({name!r}, ...) with the same {kind} first; a command cannot have it"
+            f"{name} of this run is an object of a Python program, {kind}, which a run directory does not hold: a command cannot read the "
+            f"run. A program can, after mtl.run.objects.give({name!r}, value) with the same {kind}"
         )
     return _OBJECTS[key]
+
+
+def require(config: DictConfig, *groups: str) -> None:
+    """Raises ValueError where one of the groups is an object that this process does not have."""
+    for group in groups:
+        node: dict[str, Any] = OmegaConf.to_container(config[group])  # type: ignore[assignment]
+        if node.pop("_target_", None) == TARGET:
+            given(**node)
 
 
 def given_names(config: Any, path: str = "") -> list[str]:
