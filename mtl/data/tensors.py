@@ -45,12 +45,12 @@ def from_tensors(
     found = _tensor("labels", labels)
     if found.ndim not in (1, 2) or len(found) != len(pictures):
         raise ValueError(f"labels must be {LABELS}, N = {len(pictures)}, got shape {list(found.shape)}")
-    unknown = torch.full((len(pictures),), -1)
+    classes, attributes = torch.full((len(pictures),), -1), no_attributes(len(pictures))
+    class_names: tuple[str, ...] = ()
+    attribute_names: tuple[str, ...] = ()
     if found.ndim == 1:
         classes, class_names = _classes(found, tasks)
-        attributes, attribute_names = no_attributes(len(pictures)), ()
     else:
-        classes, class_names = unknown, ()
         attributes, attribute_names = _attributes(found, tasks)
     return ImageData(
         name=name,

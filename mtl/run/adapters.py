@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -48,7 +48,8 @@ def adapted(group: str, value: Any) -> Any:
             raise _wrong(group, BUILT[group], value)
         if isinstance(value, nn.Module) and group == "loss" and not isinstance(value, PairLoss):
             raise _wrong(group, BUILT[group], value)
-        return partial({"trunk": make_trunk, "heads": make_heads, "loss": make_loss}[group], value)
+        makers: dict[str, Callable[..., nn.Module]] = {"trunk": make_trunk, "heads": make_heads, "loss": make_loss}
+        return partial(makers[group], value)
     if group in PARTS:
         names, what = PARTS[group]
         missing = [name for name in names if not hasattr(value, name)]

@@ -60,15 +60,10 @@ def require(config: DictConfig, *groups: str) -> None:
             given(**node)
 
 
-def given_names(config: Any, path: str = "") -> list[str]:
-    """Where a configuration has objects."""
-    if not isinstance(config, DictConfig | Mapping):
-        return []
-    plain = OmegaConf.to_container(config) if isinstance(config, DictConfig) else config
-    assert isinstance(plain, Mapping)
-    if plain.get("_target_") == TARGET:
-        return [path]
-    return [place for key, part in plain.items() for place in given_names(part, f"{path}.{key}" if path else str(key))]
+def given_names(config: DictConfig) -> list[str]:
+    """The groups of a configuration that are objects."""
+    nodes = {str(group): OmegaConf.select(config, str(group), throw_on_missing=False) for group in config}
+    return [group for group, node in nodes.items() if isinstance(node, DictConfig) and node.get("_target_") == TARGET]
 
 
 def digests(value: Any) -> tuple[str, str]:
@@ -127,7 +122,7 @@ class _Digest:
             case types.MethodType():
                 self.add([value.__func__, value.__self__])
             case staticmethod() | classmethod():
-                self._function(value.__func__)
+                self.add(value.__func__)
             case property():
                 self.add([value.fget, value.fset])
             case type():
