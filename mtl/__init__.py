@@ -18,16 +18,20 @@
 
 The same run as `mtl train rounds=2`:
 
-    from pathlib import Path
-    from mtl.run.config import compose
-    from mtl.run.train import train
+    import mtl
 
-    summary = train(compose(["rounds=2"]), Path("runs/first"))
-    print(summary["test/rank1"])
+    run = mtl.fit(data="orl", rounds=2, output_dir="runs/first")
+    print(run.summary["test/rank1"])
 """
 
 import os
 import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mtl.run.fit import Run, configure, fit, lightning_modules
+
+__all__ = ["Run", "configure", "fit", "lightning_modules"]
 
 __version__ = "0.1.0"
 
@@ -50,6 +54,15 @@ def _import_matplotlib() -> None:
             matplotlib.rcParams["backend"] = backend
     finally:
         os.environ["MPLBACKEND"] = backend
+
+
+def __getattr__(name: str) -> Any:
+    """What takes torch, imported when it is first asked for."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from mtl.run import fit as module
+
+    return getattr(module, name)
 
 
 _import_matplotlib()

@@ -46,6 +46,16 @@ class StepContext:
     seed: int
 
 
+class ServerAlgorithm(Protocol):
+    """How the direction that the aggregator makes moves the global model."""
+
+    def init(self, params: Params, layout: Layout) -> Slots:
+        """The state before the first round; its slot `params` is the global model."""
+
+    def apply(self, state: Slots, travelling: Params, update: Update) -> Slots:
+        """The state after a round; what was given is left as it is. travelling: the parameters that were sent in it."""
+
+
 class ServerStep(Protocol):
     """Changes the global model at the end of a round, after the aggregation."""
 
@@ -88,7 +98,7 @@ class Server:
         steps: the steps that `bind` makes of the options.
     """
 
-    algorithm: FedAvg
+    algorithm: ServerAlgorithm
     aggregator: Aggregator
     options: Sequence[StepOptions] = ()
     steps: Sequence[ServerStep] = ()

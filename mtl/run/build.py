@@ -31,12 +31,14 @@ from mtl.models.peers import Peers
 from mtl.models.transfer import Transfer
 from mtl.models.weights import CHECKPOINTS, load_weights
 from mtl.run.directory import digest, fingerprint
+from mtl.run.objects import require
 
 logger = logging.getLogger(__name__)
 
 
 def build_data(config: DictConfig) -> FederatedData:
     """Read the images, make the subtasks, split, partition and assign; draw the source's images where they are trained along."""
+    require(config, "data", "subtasks", "split", "partition", "assignment")
     images = instantiate(config.data)
     subtasks, split = instantiate(config.subtasks)(images), instantiate(config.split)(images, config.seed)
     data = federate(

@@ -105,7 +105,7 @@ def build_sampling(config: DictConfig, data: FederatedData, objective: Objective
     """Who takes part in a round; with a fleet, as its devices and the server's patience allow."""
     sampling, fleet = instantiate(config.sampling), instantiate(config.fleet)
     if fleet.mix is None:
-        sampling.draw(data.num_clients, seed=config.seed, round=0)  # raises where the cohort is larger
+        sampling.outcome(data.num_clients, seed=config.seed, round=0)  # raises where the cohort is larger
         draws: Draws = sampling
         return draws
     workload = views.workload(build_workloads(config, data, views.levels, objective))

@@ -66,6 +66,8 @@ def check_unseen(run_dir: Path, pairs: str, source: str, *, allow_unknown: bool 
             shown = "data=lfw; train on other data"
         elif data.loader == pairs == "celeba" and data.config.get("part") not in ("train", "val"):
             shown = f"data.part={data.config.get('part')}; use data.part=train"
+        elif data.loader == "given":
+            unknown.append(f"{data.path}: its images were given from Python, and whom they show cannot be told")
         elif data.loader == "folder":
             root = Path(str(data.config.root)).expanduser()
             if not root.is_dir():

@@ -24,6 +24,7 @@ from mtl.models.peers import Peers
 from mtl.models.transfer import Transfer
 from mtl.models.weights import CHECKPOINTS
 from mtl.run.build import build_model, build_objective, kept, read_config
+from mtl.run.objects import require
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ def load_run(run_dir: Path, *, client: int | None = None) -> TrainedRun:
     where the trunk stays on the clients and none is named.
     """
     config = read_config(run_dir)
+    require(config, "trunk", "heads", "architecture", "loss", "augmentation", "normalise")
     found = [run_dir / name for name in CHECKPOINTS if (run_dir / name).is_file()]
     if not found:
         raise ValueError(f"run directory must hold {' or '.join(CHECKPOINTS)}, got {run_dir} with neither")

@@ -1,0 +1,172 @@
+"""What may be given from Python in place of a member, checked, and in the form that the builders of a run call."""
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtl.balancing.contract import Balancer
+from mtl.base.types import ImageData
+from mtl.federation.aggregators.weighted_mean import WeightedMean
+from mtl.federation.algorithms.fedavg import FedAvg
+from mtl.federation.server import Server
+from mtl.losses.pairs import PairLoss, TaskCounts
+from mtl.models.cnn import ImageShape, Trunk
+
+# What an object of a group has, and what an error calls it.
+PARTS: dict[str, tuple[tuple[str, ...], str]] = {
+    "client": (("learning_rate", "init", "step", "final", "groups"), "a client algorithm"),
+    "sampling": (("draw", "outcome", "write", "modelled"), "a sampling"),
+    "schedule": (("factor",), "a schedule"),
+    "work": (("batch_size", "num_steps", "num_samples"), "a LocalWork"),
+}
+CALLED = {
+    "split": "a function (data, seed) -> Split",
+    "subtasks": "a function (data) -> Subtasks",
+    "partition": "a function (labels, seed) -> index tensors, one for each client",
+    "assignment": "a function (positives, seed) -> bool [C, T]",
+    "architecture": "a function (parts) -> (trunk, heads)",
+    "augmentation": "a function (images, draw) -> images",
+    "normalise": "a function (images) -> images",
+}
+BUILT = {
+    "trunk": "an nn.Module, images [B, c, H, W] to features [B, h], or a function (image_shape) -> nn.Module",
+    "heads": "an nn.Module, features [B, h] to logits [B, T], or a function (width, num_tasks) -> nn.Module",
+    "loss": "a PairLoss, or a function (num_tasks) -> PairLoss",
+}
+GIVABLE = ("data", "balancer", "server", *PARTS, *CALLED, *BUILT)
+
+
+def adapted(group: str, value: Any) -> Any:
+    """What stands for `value` in a run. Raises ValueError where the group takes no such object."""
+    if group in BUILT:
+        if not isinstance(value, nn.Module) and (not callable(value) or isinstance(value, str)):
+            raise _wrong(group, BUILT[group], value)
+        if isinstance(value, nn.Module) and group == "loss" and not isinstance(value, PairLoss):
+            raise _wrong(group, BUILT[group], value)
+        makers: dict[str, Callable[..., nn.Module]] = {"trunk": make_trunk, "heads": make_heads, "loss": make_loss}
+        return partial(makers[group], value)
+    if group in PARTS:
+        names, what = PARTS[group]
+        missing = [name for name in names if not hasattr(value, name)]
+        if missing or isinstance(value, type):
+            raise _wrong(group, f"{what}, an object with {', '.join(names)}", value)
+        return value
+    if group in CALLED:
+        if not callable(value):
+            raise _wrong(group, CALLED[group], value)
+        return value
+    if group == "server":
+        return make_server(value)
+    known = {"data": (ImageData, "an ImageData"), "balancer": (Balancer, "a Balancer such as MGDA()")}
+    if group not in known:
+        raise ValueError(
+            f"{group} must be a name or a mapping of options, got {_shown(value)}; objects serve for {', '.join(GIVABLE)}"
+        )
+    kind, what = known[group]
+    if not isinstance(value, kind):
+        raise _wrong(group, what, value)
+    return value
+
+
+def make_server(value: Any) -> Server:
+    """A server, or what an algorithm or an aggregator makes with FedAvg's other half."""
+    if isinstance(value, Server):
+        return value
+    if hasattr(value, "init") and hasattr(value, "apply") and not isinstance(value, type):
+        return Server(value, WeightedMean())
+    if hasattr(value, "collect") and not isinstance(value, type):
+        return Server(FedAvg(), value)
+    raise _wrong("server", "a Server, a server algorithm with init and apply, or an aggregator with collect", value)
+
+
+def make_trunk(value: Any, image_shape: ImageShape) -> Trunk:
+    """A copy of a module, or what a function makes, with the width that two black images come out with.
+
+    Raises ValueError where it does not take images of this shape, or does not give features [B, h].
+    """
+    module = _module("trunk", value, image_shape)
+    with torch.no_grad():
+        found = _tried("trunk", module, torch.zeros(2, *image_shape), f"images [2, {', '.join(map(str, image_shape))}]")
+    if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != 2:
+        shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"trunk must give features [B, h], got {shape} for two images; end it with nn.Flatten(), say")
+    if not found.is_floating_point():
+        raise ValueError(f"trunk must give features of floating point, got {found.dtype}")
+    return module if isinstance(module, Trunk) else Trunk(module, found.shape[1])
+
+
+def make_heads(value: Any, width: int, num_tasks: int) -> nn.Module:
+    """A copy of a module, or what a function makes. Raises ValueError where it does not give logits [B, T], and where a parameter does not
+    have the subtasks as its first axis.
+    """
+    module = _module("heads", value, width, num_tasks)
+    with torch.no_grad():
+        found = _tried("heads", module, torch.zeros(2, width), f"features [2, {width}]")
+    if not isinstance(found, Tensor) or tuple(found.shape) != (2, num_tasks):
+        shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"heads must give logits [B, {num_tasks}], one for each subtask, got {shape} for two images")
+    for name, parameter in module.named_parameters():
+        if parameter.ndim < 1 or len(parameter) != num_tasks:
+            raise ValueError(
+                f"heads.{name} must have the {num_tasks} subtasks as its first axis, as a head belongs to its subtask, got "
+                f"{list(parameter.shape)}"
+            )
+    return module
+
+
+def make_loss(value: Any, num_tasks: int) -> PairLoss:
+    """A copy of a loss, or what a function makes. Raises ValueError where it does not give two terms [B, T]."""
+    loss = _module("loss", value, num_tasks)
+    if not isinstance(loss, PairLoss):
+        raise _wrong("loss", BUILT["loss"], loss)
+    counts = TaskCounts(torch.ones(num_tasks), torch.ones(num_tasks))
+    with torch.no_grad():
+        found: Any = loss.terms(torch.zeros(2, num_tasks), counts)
+    shapes = [tuple(term.shape) if isinstance(term, Tensor) else type(term).__name__ for term in found]
+    if shapes != [(2, num_tasks)] * 2:
+        raise ValueError(f"loss.terms must give two tensors [B, {num_tasks}], got {shapes} for two images")
+    return loss
+
+
+def _module(group: str, value: Any, *arguments: Any) -> nn.Module:
+    if isinstance(value, nn.Module):
+        return copy.deepcopy(value)
+    try:
+        inspect.signature(value).bind(*arguments)
+    except TypeError as error:
+        raise ValueError(f"{group} must be {BUILT[group]}, got {_shown(value)}, whose arguments are others: {error}") from error
+    module = value(*arguments)
+    if not isinstance(module, nn.Module):
+        raise _wrong(group, BUILT[group], module)
+    return module
+
+
+def _tried(group: str, module: nn.Module, inputs: Tensor, what: str) -> Any:
+    """What comes out, in evaluation mode, so that nothing is drawn or counted."""
+    modes: Mapping[nn.Module, bool] = {layer: layer.training for layer in module.modules()}
+    try:
+        return module.eval()(inputs)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"{group} must take {what}, and {type(module).__name__} raises {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        for layer, training in modes.items():
+            layer.training = training
+
+
+def _wrong(group: str, expected: str, value: Any) -> ValueError:
+    return ValueError(f"{group} must be {expected}, got {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, type):
+        return f"the class {value.__qualname__}"
+    if isinstance(value, int | float | str | None):
+        return repr(value)
+    return f"a function {value.__name__}" if inspect.isfunction(value) else f"an object of {type(value).__name__}"
