@@ -26,6 +26,7 @@ from mtl.run.load import TrainedRun, load_run
 from mtl.run.members import DEFAULTS, PARTIAL, WHOLE
 from mtl.run.objects import give, given_names
 from mtl.run.options import checked, nearest
+from mtl.run.rules import check_rules
 from mtl.run.settings import OPTIONS, top_level
 from mtl.run.spawn import inside_rank
 from mtl.run.train import train
@@ -151,12 +152,7 @@ def configure(
         if "partition" in given_names(config):
             raise ValueError(f"clients must be left out where partition is an object, which says how many, got {clients}")
         _set(config, "partition", {"num_clients": clients})
-    found = given_names(config)
-    if found and config.trainer.devices > 1 and not inside_rank():
-        raise ValueError(
-            f"trainer.devices must be 1 where objects are given, here {', '.join(found)}: the processes that it starts do not have them; "
-            f"got {config.trainer.devices}. Start the program itself by torchrun"
-        )
+    _check_devices(config)
     return config
 
 
@@ -166,6 +162,7 @@ def lightning_modules(config: DictConfig) -> tuple[Learner, FederatedDataModule]
     No run directory is written. Raises ValueError as `fit` does.
     """
     with _plain_errors():
+        check_rules(config)
         data = build_data(config)
         learner, steps = build_learner(config, data, Path(config.output_dir).expanduser())
         return learner, FederatedDataModule(data, steps=steps)
@@ -183,6 +180,15 @@ def _data(images: Any, labels: Any, tasks: Sequence[str] | None, split: Any) -> 
                 raise ValueError(f"{name} must be left out where images is {'None' if images is None else 'an ImageData'}")
         return images
     return from_tensors(images, labels, tasks=tasks, split=parts)
+
+
+def _check_devices(config: DictConfig) -> None:
+    objects = given_names(config)
+    if objects and config.trainer.devices > 1 and not inside_rank():
+        raise ValueError(
+            f"trainer.devices must be 1 where objects are given, here {', '.join(objects)}: the processes that it starts do not have them; "
+            f"got {config.trainer.devices}. Start the program itself by torchrun"
+        )
 
 
 def _check_member(group: str, member: str) -> None:

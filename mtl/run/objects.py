@@ -86,10 +86,12 @@ class _Digest:
             self._value("circle")
             return
         self._above.add(id(value))
-        self._add(value)
+        if not self._add_data(value):
+            self._add_code(value)
         self._above.discard(id(value))
 
-    def _add(self, value: Any) -> None:
+    def _add_data(self, value: Any) -> bool:
+        """Add plain values and containers; returns whether `value` is one."""
         match value:
             case None | bool() | int() | float() | complex() | str() | bytes():
                 self._value(type(value).__name__, repr(value))
@@ -113,6 +115,13 @@ class _Digest:
                 self._value("set", *sorted(map(repr, value)))
             case torch.Generator():
                 self.add(value.get_state())
+            case _:
+                return False
+        return True
+
+    def _add_code(self, value: Any) -> None:
+        """Add functions, classes and other objects, by what they do and hold."""
+        match value:
             case functools.partial():
                 self.add([value.func, value.args, value.keywords])
             case types.FunctionType():
@@ -129,9 +138,9 @@ class _Digest:
                 self._class(value)
             case _:
                 self._class(type(value))
-                held = getattr(value, "__dict__", None)
-                if held is not None:
-                    self.add(held)
+                attributes = getattr(value, "__dict__", None)
+                if attributes is not None:
+                    self.add(attributes)
                 elif (shown := repr(value)) and " at 0x" not in shown:
                     self._value("repr", shown)
 
