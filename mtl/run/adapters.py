@@ -19,7 +19,7 @@ from mtl.models.cnn import ImageShape, Trunk
 
 # What an object of a group has, and what an error calls it.
 PARTS: dict[str, tuple[tuple[str, ...], str]] = {
-    "client": (("learning_rate", "init", "step", "final", "groups"), "a client algorithm"),
+    "client": (("learning_rate", "init", "step", "final", "groups", "without_decay"), "a client algorithm"),
     "sampling": (("draw", "outcome", "write", "modelled"), "a sampling"),
     "schedule": (("factor",), "a schedule"),
     "work": (("batch_size", "num_steps", "num_samples"), "a LocalWork"),

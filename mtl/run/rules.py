@@ -9,6 +9,7 @@ from typing import Any
 from hydra_zen import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from mtl.federation.algorithms.local_sgd import LocalSGD
 from mtl.losses.by_kind import ByKind
 from mtl.models.heads import FixedCodes
 from mtl.models.peers import peers
@@ -61,6 +62,15 @@ def _processes(config: DictConfig) -> Iterator[str]:
     for name in ("devices", "num_nodes"):
         if config.trainer[name] > 1 and config.mode in POOLED:
             yield f"mode={config.mode} trains on one device: trainer.{name} must be 1, got {config.trainer[name]}"
+
+
+def _client(config: DictConfig) -> Iterator[str]:
+    if _is(config.client, LocalSGD):
+        return
+    if config.mode == "detection":
+        yield f"mode=detection trains by AdamW with the options of client=sgd, got client {_member(config.client)}"
+    if config.transfer.decay != 1:
+        yield f"transfer.decay needs client=sgd, whose learning rate it scales by parameter, got client {_member(config.client)}"
 
 
 def _views(config: DictConfig) -> Iterator[str]:
@@ -178,6 +188,7 @@ def _server(config: DictConfig) -> Iterator[str]:
 RULES: tuple[Callable[[DictConfig], Iterator[str]], ...] = (
     _choices,
     _processes,
+    _client,
     _views,
     _start,
     _source,

@@ -18,7 +18,8 @@ from mtl.base.seeding import generator
 from mtl.data.images import DataNotFound, list_folders, list_images
 from mtl.data.transforms import to_float
 from mtl.faces.calibration import Strangers, check_threshold
-from mtl.faces.gallery import Gallery, Photos, find_doubles, find_enrolled_strangers, make_gallery
+from mtl.faces.doubles import find_doubles, find_enrolled_strangers
+from mtl.faces.gallery import Gallery, Photos, make_gallery
 from mtl.faces.photos import Photo, UnreadablePhoto
 from mtl.run.build import read_config
 from mtl.trained.recognise import Recogniser, progress, warn

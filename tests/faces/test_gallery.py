@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from mtl.faces.calibration import Strangers, make_templates
-from mtl.faces.gallery import UNKNOWN, Gallery, GalleryError, Photos, find_doubles, find_enrolled_strangers, make_gallery
+from mtl.faces.doubles import find_doubles, find_enrolled_strangers
+from mtl.faces.gallery import UNKNOWN, Gallery, GalleryError, Photos, make_gallery
 from tests.faces.test_calibration import at, cosine, strangers
 
 

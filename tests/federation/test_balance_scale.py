@@ -18,7 +18,8 @@ from mtl.balancing.stch import LogSTCH
 from mtl.balancing.weighting import Equal, Fixed
 from mtl.base.types import Params
 from mtl.federation.aggregators.conflict_averse import ConflictAverse
-from mtl.federation.clients.balance import LEAST, Balance, make_balance
+from mtl.federation.clients.balance import Balance, make_balance
+from mtl.federation.clients.lengths import LEAST
 from mtl.federation.layout import is_head, shared
 from mtl.federation.server import fedavg
 from tests.federation.test_backends import model_of

@@ -30,12 +30,13 @@ from mtl.base.seeding import random_uniform
 from mtl.base.types import Params
 from mtl.federation.clients.balanced_step import BalancedLosses, BalancedStep
 from mtl.federation.clients.gradients import Losses, PlainSum, State
+from mtl.federation.clients.lengths import dot, lengths_of_tasks, plain_part
 from mtl.federation.layout import is_head, shared
 from mtl.federation.objective import Objective
 from mtl.models.cnn import Trunk
 from mtl.models.multi_task_model import MultiTaskModel
 
-LEAST, REMAINDER = 0.1, 0.1
+REMAINDER = 0.1
 Normalise = Literal["none", "weights", "length"]
 GradientScale = Literal["none", "l2", "loss", "loss+"]
 
@@ -175,7 +176,7 @@ class Balance:
         if self.heads:
             factors = weights
             if self.normalise == "length":
-                lengths, weights64 = _lengths_of_tasks(plain, weights), weights.double()
+                lengths, weights64 = lengths_of_tasks(plain, weights), weights.double()
                 update = (weights64 * lengths).norm(dim=-1, keepdim=True)
                 along = (weights64 * lengths.square()).sum(-1, keepdim=True)
                 target = plain_part(update, lengths.norm(dim=-1, keepdim=True), along)
@@ -195,8 +196,8 @@ class Balance:
         if self.normalise != "length":
             return moved, weights
         plain, num_axes = gradient(torch.ones_like(weights)), weights.dim() - 1
-        update = _dot(moved, moved, num_axes).sqrt()
-        target = plain_part(update, _dot(plain, plain, num_axes).sqrt(), _dot(moved, plain, num_axes))
+        update = dot(moved, moved, num_axes).sqrt()
+        target = plain_part(update, dot(plain, plain, num_axes).sqrt(), dot(moved, plain, num_axes))
         factor = self.scale(weights, active, (update, target)).to(weights)
         shaped = {name: factor.view(*factor.shape[:-1], *[1] * (value.dim() - factor.dim() + 1)) for name, value in moved.items()}
         return {name: value * shaped[name] for name, value in moved.items()}, weights * factor
@@ -268,41 +269,8 @@ def make_balance(
     return Balance(method, chosen, weigh_heads, normalise, gradient_scale, conflict)  # type: ignore[arg-type]
 
 
-def plain_part(update: Tensor, plain: Tensor, along: Tensor) -> Tensor:
-    """Return the length of the plain sum's part along an update, at least LEAST of it.
-
-    Args:
-        update: length of the update.
-        plain: length of the plain sum.
-        along: dot product of the two.
-    """
-    product = update * plain
-    cosine = torch.where(product == 0, 0, along / torch.where(product == 0, 1, product))
-    return plain * cosine.clamp(LEAST, 1)
-
-
 def _factors_for(name: str, value: Tensor, factors: Tensor) -> Tensor:
     """Return the factors [..., T] of the tasks that a parameter belongs to, in a shape that broadcasts against it."""
     num_axes = factors.dim() - 1
     selected = factors[..., : value.shape[num_axes]] if is_head(name) else factors[..., -1]
     return selected.to(value.dtype).view(*selected.shape, *[1] * (value.dim() - selected.dim()))
-
-
-def _lengths_of_tasks(gradients: Params, like: Tensor) -> Tensor:
-    """Return the length of each task's gradient, float64 [..., T]; gradients as in `weigh_heads`."""
-    square, num_axes = torch.zeros_like(like, dtype=torch.float64), like.dim() - 1
-    for name, value in gradients.items():
-        if is_head(name):
-            square[..., : value.shape[num_axes]] += value.double().square().unsqueeze(-1).flatten(num_axes + 1).sum(-1)
-        else:
-            square[..., -1] += value.double().square().flatten(num_axes).sum(-1)
-    return square.sqrt()
-
-
-def _dot(left: Params, right: Params, num_axes: int) -> Tensor:
-    """Return the dot product over all parameters, float64 [..., 1]; `num_axes` is the number of leading axes."""
-    parts = [
-        (value.detach().double() * right[name].detach().double()).flatten(num_axes).sum(-1, keepdim=True)
-        for name, value in left.items()
-    ]
-    return torch.stack(parts).sum(0) if parts else torch.zeros(1, dtype=torch.float64)
