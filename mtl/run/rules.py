@@ -161,14 +161,14 @@ def _features(config: DictConfig) -> Iterator[str]:
         yield f"transfer.unfreeze_every changes what is trained, and balancer {name} remembers the gradients of all of it"
     if not config.transfer.cache:
         return
+    if config.mode == "detection":
+        yield "transfer.cache=true keeps features in place of pictures, and mode=detection trains on scenes too"
     changes = instantiate(config.augmentation).changes
     if changes or config.mirror:
         yield (
             "transfer.cache=true needs pictures that stay as they are: augmentation=none and mirror=false, got "
             f"augmentation that {'changes' if changes else 'keeps'} them and mirror={str(config.mirror).lower()}"
         )
-    if config.mode == "detection":
-        yield "transfer.cache=true keeps features in place of pictures, and mode=detection trains on scenes too"
     if _member(config.server) == "feddf":
         yield "server=feddf needs images that are not features: transfer.cache must be false, got true"
 
@@ -178,11 +178,9 @@ def _server(config: DictConfig) -> Iterator[str]:
     if config.mode in POOLED:
         return
     if _member(config.server) == "feddf" and keep != "nothing":
-        yield (
-            f"server=feddf scores with the clients' models: it needs mode=federated and keep=nothing, and here clients keep {keep}"
-        )
+        yield f"server=feddf needs the clients' whole models: mode=federated and keep=nothing, got clients that keep {keep}"
     if _member(config.server) == "fedaws" and (keep != "nothing" or _is(config.heads, FixedCodes)):
-        yield "server=fedaws spreads heads that the clients send: it needs heads=cosine or linear, and keep=nothing"
+        yield "server=fedaws needs heads that the clients send: heads=cosine or linear, and keep=nothing"
 
 
 RULES: tuple[Callable[[DictConfig], Iterator[str]], ...] = (

@@ -75,7 +75,7 @@ def test_orthogonal_heads_rest_and_equal_heads_stay_finite() -> None:
 
 @pytest.mark.parametrize("words", [["heads=codes"], ["keep=heads"], ["mode=local"]])
 def test_server_needs_the_heads(words: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"server=fedaws spreads heads that the clients send: .* keep=nothing"):
+    with pytest.raises(ValueError, match=r"server=fedaws needs heads that the clients send: .* keep=nothing"):
         check_rules(compose(["server=fedaws", *words]))
 
 

@@ -56,8 +56,8 @@ SOURCE = ["transfer=instances", "transfer.source=runs/a", "weights=runs/a"]
         ([*CACHE, "mirror=true"], "augmentation=none and mirror=false, got augmentation that keeps them and mirror=true"),
         ([*CACHE, "mode=detection"], "mode=detection trains on scenes too"),
         ([*CACHE, "server=feddf"], "server=feddf needs images that are not features"),
-        (["server=feddf", "keep=heads"], "it needs mode=federated and keep=nothing, and here clients keep heads"),
-        (["server=fedaws", "heads=codes"], "it needs heads=cosine or linear, and keep=nothing"),
+        (["server=feddf", "keep=heads"], "mode=federated and keep=nothing, got clients that keep heads"),
+        (["server=fedaws", "heads=codes"], "needs heads that the clients send: heads=cosine or linear, and keep=nothing"),
     ],
 )
 def test_a_rule_is_told_before_data_are_read(words: list[str], message: str, tmp_path, monkeypatch) -> None:
