@@ -118,8 +118,8 @@ def shown(value: Any) -> str:
 
 def members(group: str) -> dict[str, tuple[Any, dict[str, Any]]]:
     """What each member of a group builds, and the settings by which it departs from the signature of that."""
-    found = (WHOLE if group in WHOLE else PARTIAL)[group]
-    return {name: (member[0], member[1]) if isinstance(member, tuple) else (member, {}) for name, member in found.items()}
+    choices = (WHOLE if group in WHOLE else PARTIAL)[group]
+    return {name: (member[0], member[1]) if isinstance(member, tuple) else (member, {}) for name, member in choices.items()}
 
 
 def member_line(group: str, name: str) -> str:
@@ -164,7 +164,7 @@ def _options(target: Any, changed: Mapping[str, Any], prefix: str, *, partial: b
 
 def _kind(hint: Any) -> str:
     """A type in words, also where it is one of ours."""
-    return re.sub(r"\b(Any|Balancer|ImageData)\b", lambda found: KINDS[found[1]], type_in_words(hint))
+    return re.sub(r"\b(Any|Balancer|ImageData)\b", lambda match: KINDS[match[1]], type_in_words(hint))
 
 
 def _chosen(changed: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
@@ -184,14 +184,14 @@ def _default(target: Any, parameter: inspect.Parameter) -> Any:
 def _described(target: Any) -> dict[str, str]:
     """What the docstrings of a target, and of what it inherits from, say of its options."""
     names = list(inspect.signature(target).parameters)
-    found: dict[str, str] = {}
+    described: dict[str, str] = {}
     for part in reversed(inspect.getmro(target)) if inspect.isclass(target) else (target,):
         for doc in (
             part.__doc__,
             vars(part).get("__init__").__doc__ if inspect.isclass(part) and "__init__" in vars(part) else None,
         ):
-            found |= meanings(doc, names)
-    return {name: re.sub(r"\bNone\b", "null", meaning) for name, meaning in found.items()}
+            described |= meanings(doc, names)
+    return {name: re.sub(r"\bNone\b", "null", meaning) for name, meaning in described.items()}
 
 
 def _own_doc(target: Any) -> str | None:
@@ -227,8 +227,8 @@ def member_page(group: str, name: str) -> str:
     """A member in full."""
     target, _ = members(group)[name]
     options, line = member_options(group, name), member_line(group, name)
-    own = prose(_own_doc(target), inspect.signature(target).parameters)
-    text = "\n\n".join(part for part in (f"{group}={name}", line, _without(own, line), _idea(group, target)) if part)
+    text_of_target = prose(_own_doc(target), inspect.signature(target).parameters)
+    text = "\n\n".join(part for part in (f"{group}={name}", line, _without(text_of_target, line), _idea(group, target)) if part)
     return f"{text}\n\n{_list(options)}" if options else f"{text}\n\nIt has no options.\n"
 
 

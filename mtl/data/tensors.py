@@ -42,16 +42,16 @@ def from_tensors(
     pictures = _images(images)
     if labels is None:
         raise ValueError(f"labels must be {LABELS}, got none")
-    found = _tensor("labels", labels)
-    if found.ndim not in (1, 2) or len(found) != len(pictures):
-        raise ValueError(f"labels must be {LABELS}, N = {len(pictures)}, got shape {list(found.shape)}")
+    values = _tensor("labels", labels)
+    if values.ndim not in (1, 2) or len(values) != len(pictures):
+        raise ValueError(f"labels must be {LABELS}, N = {len(pictures)}, got shape {list(values.shape)}")
     classes, attributes = torch.full((len(pictures),), -1), no_attributes(len(pictures))
     class_names: tuple[str, ...] = ()
     attribute_names: tuple[str, ...] = ()
-    if found.ndim == 1:
-        classes, class_names = _classes(found, tasks)
+    if values.ndim == 1:
+        classes, class_names = _classes(values, tasks)
     else:
-        attributes, attribute_names = _attributes(found, tasks)
+        attributes, attribute_names = _attributes(values, tasks)
     return ImageData(
         name=name,
         images=pictures,
@@ -66,35 +66,35 @@ def from_tensors(
 
 def check_images(images: Any) -> Tensor:
     """Images [N, c, H, W], uint8 or float32, as a run stores them. Raises ValueError where they are not images, or not finite."""
-    found = _tensor("images", images)
-    if found.ndim != 4 or 0 in found.shape[1:]:
-        raise ValueError(f"images must have the shape [N, c, H, W], got {list(found.shape)}")
-    if found.dtype == torch.uint8:
-        return found
-    if not found.is_floating_point():
-        raise ValueError(f"images must be uint8 in 0..255 or floating point, got {_dtype(found)}")
-    found = found.float()
-    wrong = (~found.flatten(1).isfinite().all(1)).nonzero().flatten()
+    values = _tensor("images", images)
+    if values.ndim != 4 or 0 in values.shape[1:]:
+        raise ValueError(f"images must have the shape [N, c, H, W], got {list(values.shape)}")
+    if values.dtype == torch.uint8:
+        return values
+    if not values.is_floating_point():
+        raise ValueError(f"images must be uint8 in 0..255 or floating point, got {_dtype(values)}")
+    values = values.float()
+    wrong = (~values.flatten(1).isfinite().all(1)).nonzero().flatten()
     if len(wrong):
         raise ValueError(
-            f"images must be finite, got NaN or infinity in {len(wrong)} of {len(found)}, first in image {int(wrong[0])}"
+            f"images must be finite, got NaN or infinity in {len(wrong)} of {len(values)}, first in image {int(wrong[0])}"
         )
-    return found
+    return values
 
 
 def _images(images: Any) -> Tensor:
-    found = check_images(images)
-    if len(found) < 2:
-        raise ValueError(f"images must be at least 2, some to train and some to test, got {len(found)}")
-    return found
+    values = check_images(images)
+    if len(values) < 2:
+        raise ValueError(f"images must be at least 2, some to train and some to test, got {len(values)}")
+    return values
 
 
 def _tensor(field: str, value: Any) -> Tensor:
     try:
-        found = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+        values = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{field} must be a tensor or an array of numbers, got {type(value).__name__}: {error}") from error
-    return found.detach().cpu()
+    return values.detach().cpu()
 
 
 def _stacked(data: "Dataset[Any]") -> tuple[Tensor, Tensor]:
