@@ -1,7 +1,7 @@
 """The batches of local steps, prepared many at a time."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from torch import Tensor
 from torch.profiler import record_function
@@ -43,7 +43,8 @@ class Batch:
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return the tensors in the order of the fields."""
-        return tuple(getattr(self, name) for name in NAMES)
+        labels = (self.inputs, self.targets, self.mask, self.valid)
+        return (*labels, self.keys, self.draw_key, self.positives, self.negatives, self.progress)
 
     def __getitem__(self, place: int | slice) -> "Batch":
         """Return some of the batches along the first axis."""
@@ -62,9 +63,6 @@ class Batch:
     def active(self) -> Tensor:
         """The tasks with a known label in the batch, bool [..., T]."""
         return (self.mask & self.valid[..., None]).any(-2)
-
-
-NAMES = tuple(field.name for field in fields(Batch))
 
 
 @record_function("mtl/images")

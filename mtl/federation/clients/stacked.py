@@ -138,7 +138,7 @@ class StackedBackend:
         losses = torch.zeros(len(tasks), 2, data.num_tasks, dtype=rate.dtype, device=rate.device)
         conflict = None
         for steps, rows in chunks(batches, data.images[0].numel() * batches.index.shape[1]):
-            prepared = prepare(self.training.objective, self._model, batches, rows, tasks, counts, data)
+            prepared = prepare(self.training.objective, self._model, batches, rows, tasks, counts, data).tensors()
             end = 0
             with record_function("mtl/local steps"):
                 for step in steps:
@@ -146,7 +146,8 @@ class StackedBackend:
                     rows_of_step = slice(end, end + count)
                     end += count
                     client_views = [_first(values, count) for values in (params, state, memory)]
-                    step_conflict = self._step(*client_views, losses[:count], prepared[rows_of_step].tensors(), rate)
+                    batch = tuple(value[rows_of_step] for value in prepared)
+                    step_conflict = self._step(*client_views, losses[:count], batch, rate)
                     conflict = add_conflict(conflict, step_conflict)
         return {"params": params, MEMORY: memory}, algorithm.final(params, start), losses, conflict
 
