@@ -241,7 +241,9 @@ def test_instances_are_trained_along_and_never_tested(class_folders: Path, tmp_p
         assert file["images"].tolist() == [12, 12]
     run = load_run(run_dir, client=1 if mode == "local" else None)
     assert len(run.tasks) == 4 + data.num_source
-    assert set(run.own) == ({0, 1, 2, 3} if mode != "local" else set(data.assignment[1, :4].nonzero().flatten().tolist()))
+    assert set(run.trained_tasks) == (
+        {0, 1, 2, 3} if mode != "local" else set(data.assignment[1, :4].nonzero().flatten().tolist())
+    )
     if mode == "centralised":
         assert summary["fit/bytes_up"] == 16 * 16 * 16  # the source's pictures are everywhere
     if mode == "federated":

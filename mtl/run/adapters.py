@@ -38,10 +38,10 @@ BUILT = {
     "heads": "an nn.Module, features [B, h] to logits [B, T], or a function (width, num_tasks) -> nn.Module",
     "loss": "a PairLoss, or a function (num_tasks) -> PairLoss",
 }
-GIVABLE = ("data", "balancer", "server", *PARTS, *CALLED, *BUILT)
+OBJECT_GROUPS = ("data", "balancer", "server", *PARTS, *CALLED, *BUILT)
 
 
-def adapted(group: str, value: Any) -> Any:
+def adapt(group: str, value: Any) -> Any:
     """What stands for `value` in a run. Raises ValueError where the group takes no such object."""
     if group in BUILT:
         if not isinstance(value, nn.Module) and (not callable(value) or isinstance(value, str)):
@@ -65,7 +65,7 @@ def adapted(group: str, value: Any) -> Any:
     known = {"data": (ImageData, "an ImageData"), "balancer": (Balancer, "a Balancer such as MGDA()")}
     if group not in known:
         raise ValueError(
-            f"{group} must be a name or a mapping of options, got {_shown(value)}; objects serve for {', '.join(GIVABLE)}"
+            f"{group} must be a name or a mapping of options, got {_shown(value)}; objects serve for {', '.join(OBJECT_GROUPS)}"
         )
     kind, what = known[group]
     if not isinstance(value, kind):

@@ -155,12 +155,12 @@ def build_workloads(config: DictConfig, data: FederatedData, levels: Sequence[Le
     algorithm, work = instantiate(config.client), instantiate(config.work)
     costs = [training_cost(level.model, objective, algorithm, work, data) for level in levels]
     return [
-        client_workload(cost, level.model.params(), layout=Layout(kept(config)), work=work, data=data)
+        client_workload(cost, level.model.params(), layout=Layout(resolve_keep(config)), work=work, data=data)
         for cost, level in zip(costs, levels, strict=True)
     ]
 
 
-def kept(config: DictConfig) -> str:
+def resolve_keep(config: DictConfig) -> str:
     """What stays on the clients in the mode of a run: nothing, heads or all."""
     match config.mode:
         case "centralised" | "detection":

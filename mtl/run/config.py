@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mtl.run.members import DEFAULTS, PARTIAL, WHOLE
 from mtl.run.named_experiments import experiment_files
-from mtl.run.options import checked, nearest
+from mtl.run.options import convert, nearest
 from mtl.run.settings import OPTIONS, top_level
 
 CONFIG_NAME = "train"
@@ -81,7 +81,7 @@ def check_keys(config: DictConfig) -> None:
             if not isinstance(config[key], DictConfig):
                 raise ValueError(f"{key} must be a group of options, got {config[key]}")
         elif key in WORDS:
-            config[key] = checked(plain[key], str | None, key)
+            config[key] = convert(plain[key], str | None, key)
 
 
 def compose(overrides: Sequence[str] = (), *, experiments: Path | None = None) -> DictConfig:

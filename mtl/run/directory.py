@@ -23,7 +23,7 @@ from mtl.base.files import atomic_write, naming
 
 logger = logging.getLogger(__name__)
 LOCK = ".lock"
-WATCHING = ("output_dir", "resume", "name", "tracking", "write_report", "checkpoint_every", "profile")
+REPORTING = ("output_dir", "resume", "name", "tracking", "write_report", "checkpoint_every", "profile")
 ROUNDING: dict[str, tuple[str, ...]] = {
     "trainer": ("accelerator", "devices", "num_nodes", "threads"),
     "engine": ("backend", "compile", "block", "bank_memory"),
@@ -38,7 +38,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @contextlib.contextmanager
-def held(run_dir: Path) -> Iterator[None]:
+def locked(run_dir: Path) -> Iterator[None]:
     """Keep every other process out of `run_dir`, which is made, while the context or this process lasts.
 
     Raises ValueError where another process works there, where the folder is not a new, an empty or a run's, and where its name is not
@@ -107,7 +107,7 @@ def update_config(run_dir: Path, config: Mapping[str, Any]) -> None:
     """Keep what a resumed run now differs by: its machine, its engine, its files, its number of rounds. Says in the log what it is."""
     saved = run_dir / "config.yaml"
     before = _read_config(saved)
-    now = dict(config) | {key: before[key] for key in WATCHING if key in before}
+    now = dict(config) | {key: before[key] for key in REPORTING if key in before}
     differing = sorted(_differences(before, now))
     if differing:
         logger.info("resumed with another %s: beyond the rounds to come, it changes nothing but rounding", ", ".join(differing))
@@ -116,7 +116,7 @@ def update_config(run_dir: Path, config: Mapping[str, Any]) -> None:
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """What of a configuration makes a run this run; see above."""
-    plain = {key: value for key, value in config.items() if key not in WATCHING}
+    plain = {key: value for key, value in config.items() if key not in REPORTING}
     for place, names in ROUNDING.items():
         plain = _without(plain, place, names)
     for place, names in FILES.items():

@@ -25,7 +25,7 @@ from mtl.run.learners import build_learner
 from mtl.run.load import TrainedRun, load_run
 from mtl.run.members import DEFAULTS, PARTIAL, WHOLE
 from mtl.run.objects import give, given_names
-from mtl.run.options import checked, nearest
+from mtl.run.options import convert, nearest
 from mtl.run.rules import check_rules
 from mtl.run.settings import OPTIONS, top_level
 from mtl.run.spawn import inside_rank
@@ -95,7 +95,7 @@ def fit(
         output_dir: The run directory; by default a new one below `runs`.
         options: Words of the command line, such as `"partition=dirichlet"` and `"partition.alpha=0.3"`.
         choices: Keys at the top of the configuration. A group takes a member's name, a mapping of options, or an object: `trunk`, `heads`,
-            `loss`, `balancer`, `client`, `server` and the others that `mtl.run.adapters.GIVABLE` lists.
+            `loss`, `balancer`, `client`, `server` and the others that `mtl.run.adapters.OBJECT_GROUPS` lists.
 
     Returns:
         The run: its summary, its directory, and its model to predict with.
@@ -209,7 +209,7 @@ def _set(config: DictConfig, key: str, value: Any) -> None:
         raise ValueError(f"{key} must be a mapping of options, got {value!r}")
     else:
         (option,) = (option for option in dataclasses.fields(top_level()) if option.name == key)
-        config[key] = checked(str(value) if isinstance(value, Path) else value, option.type, key)
+        config[key] = convert(str(value) if isinstance(value, Path) else value, option.type, key)
 
 
 @contextlib.contextmanager

@@ -44,7 +44,7 @@ def _tell(place: str, number: int, count: int) -> None:
 
 
 @contextmanager
-def joined(accelerator: str) -> Iterator[Ranks]:
+def process_group(accelerator: str) -> Iterator[Ranks]:
     """The ranks of this run, in a process group while the context lasts."""
     place = environment()
     gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())

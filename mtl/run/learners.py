@@ -37,7 +37,7 @@ from mtl.learning.federated import FederatedLearning
 from mtl.learning.learner import Learner, Reporting
 from mtl.models.multi_task_model import MultiTaskModel
 from mtl.models.transfer import Transfer
-from mtl.run.build import build_views, build_workloads, kept
+from mtl.run.build import build_views, build_workloads, resolve_keep
 from mtl.run.load import build_start
 
 logger = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ def build_federated(config: DictConfig, parts: Parts, run_dir: Path) -> tuple[Le
 
 def _federated(config: DictConfig, parts: Parts, training: Training, run_dir: Path) -> Learner:
     data, model, engine = parts.data, parts.model, config.engine
-    layout = Layout(kept(config), parts.transfer.schedule(model))
+    layout = Layout(resolve_keep(config), parts.transfer.schedule(model))
 
     def backend(training: Training) -> Backend:
         name = engine.backend if training.objective.distil is None else "loop"

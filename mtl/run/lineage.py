@@ -96,7 +96,7 @@ def _follow(run: Path, path: str, above: tuple[Path, ...], data: list[TrainingDa
     except ValueError as error:
         unknown.append(f"{path} cannot be followed: {error}")
         return
-    data += [TrainingData(found, path) for found in _own_data(config)]
+    data += [TrainingData(found, path) for found in _data_of(config)]
     source = OmegaConf.select(config, "transfer.source")
     if source:
         try:
@@ -120,7 +120,7 @@ def _follow(run: Path, path: str, above: tuple[Path, ...], data: list[TrainingDa
         _follow(origin, step, (*above, here), data, unknown)
 
 
-def _own_data(config: DictConfig) -> Iterator[DictConfig]:
+def _data_of(config: DictConfig) -> Iterator[DictConfig]:
     """What the run reads itself."""
     for option in ("data", "server.images"):
         found = OmegaConf.select(config, option)

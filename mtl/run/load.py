@@ -23,7 +23,7 @@ from mtl.models.multi_task_model import MultiTaskModel
 from mtl.models.peers import Peers
 from mtl.models.transfer import Transfer
 from mtl.models.weights import CHECKPOINTS
-from mtl.run.build import build_model, build_objective, kept, read_config
+from mtl.run.build import build_model, build_objective, read_config, resolve_keep
 from mtl.run.objects import require
 
 
@@ -71,7 +71,7 @@ def load_run(run_dir: Path, *, client: int | None = None) -> TrainedRun:
     tested = len(tasks) - checkpoint["num_source"]
     own = tuple(range(tested))
     bank = checkpoint.get("bank", {})
-    keep = kept(config)
+    keep = resolve_keep(config)
     mixed = isinstance(model.trunk, Peers)
     if client is not None and keep == "nothing" and not mixed:
         raise ValueError(f"client must be left out where nothing stays on the clients, as in {run_dir}, got {client}")
@@ -88,7 +88,7 @@ def load_run(run_dir: Path, *, client: int | None = None) -> TrainedRun:
     except RuntimeError as error:
         raise ValueError(f"{found[0]} does not fit the model of {run_dir / 'config.yaml'}: {error}") from error
     if isinstance(model.trunk, Peers):
-        name = model.trunk.chosen if client is None else str(_of_clients(run_dir, client, "trunks")[client])
+        name = model.trunk.chosen if client is None else str(_client_arrays(run_dir, client, "trunks")[client])
         model = model.with_trunk(model.trunk.peer(name))
     return TrainedRun(
         config=config,
@@ -96,7 +96,7 @@ def load_run(run_dir: Path, *, client: int | None = None) -> TrainedRun:
         objective=build_objective(config),
         tasks=tasks,
         num_exclusive=num_exclusive,
-        own=own,
+        trained_tasks=trained_tasks,
         image_shape=image_shape,
         pixels=getattr(torch, checkpoint["pixels"]),
         checkpoint=found[0],
@@ -162,12 +162,12 @@ def _fitting(name: str, run_dir: str, data: FederatedData) -> TrainedRun:
         raise ValueError(
             f"{name} must have the same subtasks in the same order, got {run_dir}: {' and '.join(what) or 'another order'}"
         )
-    if not run.own:
+    if not run.trained_tasks:
         raise ValueError(f"{name} must have one head for all of a subtask, and in {run_dir} the heads stay on the clients")
     return run
 
 
-def _of_clients(run_dir: Path, client: int, *names: str) -> np.ndarray[Any, Any]:
+def _client_arrays(run_dir: Path, client: int, *names: str) -> np.ndarray[Any, Any]:
     """What `federation.npz` says of each client, [C, ...]: those of the arrays that it has, side by side. Raises ValueError where there
     is no such file, and where `client` is not one of them.
     """
@@ -184,7 +184,7 @@ def _of_clients(run_dir: Path, client: int, *names: str) -> np.ndarray[Any, Any]
 
 def _client_params(run_dir: Path, keep: str, params: Params, bank: dict[str, Any], client: int) -> tuple[tuple[int, ...], Params]:
     """The subtasks that a client trains, and its own parameters."""
-    assignment = torch.from_numpy(_of_clients(run_dir, client, "assignment", "source_assignment"))
+    assignment = torch.from_numpy(_client_arrays(run_dir, client, "assignment", "source_assignment"))
     slots = {"params": params}
     rows = Bank(Layout(keep), slots, assignment)
     rows.load_state_dict(bank)

@@ -22,7 +22,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from mtl.run.adapters import adapted
+from mtl.run.adapters import adapt
 
 TARGET = "mtl.run.objects.given"
 # Code of these is known by its name: another version of it is the same object.
@@ -37,7 +37,7 @@ def give(name: str, value: Any) -> dict[str, str]:
     """
     kind = _kind(value)
     code, values = digests(value)
-    _OBJECTS[name, kind, code, values] = adapted(name, copy.deepcopy(value) if isinstance(value, nn.Module) else value)
+    _OBJECTS[name, kind, code, values] = adapt(name, copy.deepcopy(value) if isinstance(value, nn.Module) else value)
     return {"_target_": TARGET, "name": name, "kind": kind, "code": code, "values": values}
 
 

@@ -44,7 +44,7 @@ def _corrections(value: Any, path: str) -> Iterator[tuple[str, Any]]:
                 if hints is not None and key not in hints:
                     raise ValueError(f"unknown option {place}{nearest(str(key), hints)}; {path} has {', '.join(hints)}")
                 if hints is not None:
-                    changed = checked(part, hints[key], place)
+                    changed = convert(part, hints[key], place)
                     if changed != part:
                         yield place, changed
             yield from _corrections(part, place)
@@ -65,7 +65,7 @@ def _parameters(node: Mapping[str, Any]) -> dict[str, Any] | None:
     return {name: hints.get(name, Any) for name in taken}
 
 
-def checked(value: Any, hint: Any, path: str) -> Any:
+def convert(value: Any, hint: Any, path: str) -> Any:
     """`value` as a `hint`, with words for numbers where words are meant. Raises ValueError where it is not of the kind."""
     if hint is Any or (isinstance(value, Mapping) and "_target_" in value) or value == "???":
         return value
@@ -93,11 +93,11 @@ def _as(value: Any, hint: Any, path: str) -> Any:
         if fixed and len(value) != len(arguments):
             return _WRONG
         kinds = arguments if fixed else [arguments[0]] * len(value)
-        return [checked(part, kind, f"{path}[{place}]") for place, (part, kind) in enumerate(zip(value, kinds, strict=True))]
+        return [convert(part, kind, f"{path}[{place}]") for place, (part, kind) in enumerate(zip(value, kinds, strict=True))]
     if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             return _WRONG
-        return {str(key): checked(part, arguments[1], f"{path}.{key}") for key, part in value.items()}
+        return {str(key): convert(part, arguments[1], f"{path}.{key}") for key, part in value.items()}
     # Objects of other kinds are built by other options.
     return value if isinstance(hint, type) and value is not None else _WRONG
 

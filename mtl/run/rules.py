@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from mtl.losses.by_kind import ByKind
 from mtl.models.heads import FixedCodes
 from mtl.models.peers import peers
-from mtl.run.build import kept
+from mtl.run.build import resolve_keep
 from mtl.run.config import check_keys
 from mtl.run.options import check_options
 from mtl.run.tracking import WANDB_MODES
@@ -102,7 +102,7 @@ def _whole_updates(config: DictConfig, needs: str) -> Iterator[str]:
 def _start(config: DictConfig) -> Iterator[str]:
     if config.start and config.weights is not None:
         yield f"weights must be null where start={config.start} gives the whole model, got {config.weights}"
-    if config.prune.kind == "weights" and kept(config) != "nothing":
+    if config.prune.kind == "weights" and resolve_keep(config) != "nothing":
         yield f"prune.kind=weights prunes what travels: it needs keep=nothing, got mode={config.mode} keep={config.keep}"
     if config.prune.kind == "channels" and not config.start:
         yield "prune.kind=channels needs start, the run whose model is cut: a new model has no channels to choose by"
@@ -164,7 +164,7 @@ def _features(config: DictConfig) -> Iterator[str]:
 
 
 def _server(config: DictConfig) -> Iterator[str]:
-    keep = kept(config)
+    keep = resolve_keep(config)
     if config.mode in POOLED:
         return
     if _member(config.server) == "feddf" and keep != "nothing":

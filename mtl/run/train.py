@@ -23,8 +23,8 @@ from mtl.learning.results import fit_summary, tested_summary
 from mtl.metrics.scores import Metrics
 from mtl.report.page import write_report
 from mtl.run.build import build_data, data_fingerprint, files_fingerprint
-from mtl.run.directory import held, open_run_directory, update_config
-from mtl.run.group import joined, versions
+from mtl.run.directory import locked, open_run_directory, update_config
+from mtl.run.group import process_group, versions
 from mtl.run.learners import build_learner
 from mtl.run.rules import check_rules
 from mtl.run.spawn import inside_rank, run_ranks
@@ -46,7 +46,7 @@ def train(config: DictConfig, run_dir: Path) -> Metrics:
     check_rules(config)
     options = config.trainer
     if inside_rank():
-        with joined(options.accelerator) as ranks:
+        with process_group(options.accelerator) as ranks:
             return _train(config, run_dir, ranks)
     if options.num_nodes > 1:
         raise ValueError(f"trainer.num_nodes={options.num_nodes} needs torchrun or srun to start the processes on every machine")
@@ -66,7 +66,7 @@ def _train(config: DictConfig, run_dir: Path, ranks: Ranks) -> Metrics:
     ranks.require_same({**versions(), "configuration and data": identity.run, "files": identity.files})
     log = RunLogger(config, run_dir)
     trainer, loaders = build_trainer(config, run_dir, learner, identity, log), FederatedDataModule(data, steps=steps)
-    with held(run_dir) if ranks.is_first else contextlib.nullcontext():
+    with locked(run_dir) if ranks.is_first else contextlib.nullcontext():
         start = ranks.broadcast(_open(config, run_dir, identity) if ranks.is_first else None)
         if start.summary is not None:
             logger.info("output_dir %s holds this run, finished: there is nothing to go on with", run_dir)

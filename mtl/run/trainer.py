@@ -75,7 +75,7 @@ def build_trainer(config: DictConfig, run_dir: Path, learner: Learner, identity:
     folder = run_dir / "checkpoints"
     callbacks: list[pl.Callback] = [RoundProgress(f"{config.mode}, seed {config.seed}")]
     callbacks += [EvaluateLast(), NameRun(identity)]
-    if learner.watched == "val":
+    if learner.monitor_stage == "val":
         learner.check_choice()
         callbacks.append(SaveBest(folder / "best.ckpt"))
     if config.prune.kind == "weights":

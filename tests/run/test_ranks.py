@@ -81,7 +81,7 @@ def test_a_rank_says_whom_it_waits_for(monkeypatch: pytest.MonkeyPatch, caplog: 
     monkeypatch.setattr(group, "PATIENCE", 0.01)
     monkeypatch.setattr(group.dist, "destroy_process_group", lambda: None)
     monkeypatch.setattr(group.dist, "init_process_group", lambda *_, **__: time.sleep(0.2))
-    with group.joined("cpu"):
+    with group.process_group("cpu"):
         pass
     assert "rank 2 waits for the other 3 of 4 processes at node7:4321" in caplog.text
 
@@ -263,7 +263,7 @@ def test_ranks_that_cannot_be_are_refused(class_folders: Path, tmp_path: Path, m
     ranks = Ranks()
     ranks.count = 4  # as torchrun --nproc-per-node=4 would have it
     monkeypatch.setattr("mtl.run.train.inside_rank", lambda: True)
-    monkeypatch.setattr("mtl.run.train.joined", lambda accelerator: contextlib.nullcontext(ranks))
+    monkeypatch.setattr("mtl.run.train.process_group", lambda accelerator: contextlib.nullcontext(ranks))
     with pytest.raises(
         ValueError, match=r"trainer.devices=2 times trainer.num_nodes=1 must be the 4 processes that were started"
     ):

@@ -27,7 +27,7 @@ from mtl.models.cnn import ImageShape, Trunk
 from mtl.models.norm import Norm
 from mtl.run.build import build_data
 from mtl.run.config import compose
-from mtl.run.directory import held
+from mtl.run.directory import locked
 from mtl.run.learners import build_learner
 from mtl.run.members import DEFAULTS, PARTIAL, WHOLE
 from mtl.run.train import train
@@ -212,7 +212,7 @@ def test_a_resumed_run_wants_the_same_weights_wherever_they_lie(class_folders: P
 
 def test_a_run_that_is_going_on_is_left_alone(class_folders: Path, tmp_path: Path) -> None:
     kill_after(small(class_folders), tmp_path / "run", rounds=2)
-    with held(tmp_path / "run"), pytest.raises(ValueError, match=r"is in use by process \d+ on"):
+    with locked(tmp_path / "run"), pytest.raises(ValueError, match=r"is in use by process \d+ on"):
         train(small(class_folders, "resume=true"), tmp_path / "run")
     assert train(small(class_folders, "resume=true"), tmp_path / "run")["fit/rounds"] == 4
 
