@@ -326,7 +326,7 @@ def test_data_that_do_not_fit_are_refused(images: Any, labels: Any, changed: dic
             "client must be a client algorithm, an object with learning_rate, init, .*, got the class SGD",
         ),
         ({"server": object()}, "server must be a Server, a server algorithm .*, got an object of object"),
-        ({"fleet": object()}, "fleet must be a name or a mapping of options, got an object of object; objects serve for data"),
+        ({"fleet": object()}, "fleet must be a name or a mapping of options, got an object of object; objects are taken by data"),
         ({"round": 3}, "unknown option round; did you mean rounds?"),
         ({"rounds": "many"}, "rounds must be a whole number, got 'many'"),
         ({"engine": "loop"}, "engine must be a mapping of options, got 'loop'"),
@@ -345,7 +345,7 @@ def test_choices_that_do_not_fit_are_refused(changed: dict[str, Any], message: s
     [
         ({"trunk": nn.Conv2d(1, 2, 3)}, r"trunk must give features \[B, h\], got \[2, 2, 14, 14\] for two images"),
         ({"trunk": nn.Linear(3, 2)}, r"trunk must take images \[2, 1, 16, 16\], and Linear raises RuntimeError: "),
-        ({"trunk": lambda: Features()}, "trunk must be .*, got a function <lambda>, whose arguments are others: too many"),
+        ({"trunk": lambda: Features()}, "trunk must be .*, got a function <lambda>, which takes other arguments: too many"),
         ({"trunk": lambda shape: 3}, "trunk must be an nn.Module, .*, got 3"),
         ({"heads": nn.Linear(128, 3)}, r"heads must give logits \[B, 4\], one for each subtask, got \[2, 3\] for two images"),
         (

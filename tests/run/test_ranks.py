@@ -89,7 +89,7 @@ def test_a_rank_says_whom_it_waits_for(monkeypatch: pytest.MonkeyPatch, caplog: 
 def test_srun_must_say_how_many_tasks_a_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_NTASKS", "4")
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
-    with pytest.raises(ValueError, match="srun must be told --ntasks-per-node"):
+    with pytest.raises(ValueError, match="srun needs --ntasks-per-node"):
         environment()
 
 

@@ -356,7 +356,7 @@ def test_an_output_folder_in_use_is_refused_and_left_as_it_is(class_folders: Pat
     run_dir = tmp_path / "run"
     train(small(class_folders), run_dir)
     before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
-    with pytest.raises(ValueError, match=r"holds this run already; say resume=true"):
+    with pytest.raises(ValueError, match=r"holds this run already; use resume=true"):
         train(small(class_folders), run_dir)
     with pytest.raises(ValueError, match=r"another configuration, which differs in client.learning_rate \(0.05 there, 0.1 now\)"):
         train(small(class_folders, "client.learning_rate=0.1", "resume=true"), run_dir)
