@@ -110,7 +110,7 @@ def check_unseen(run_dir: Path, pairs: str, source: str, *, allow_unknown: bool 
 def _follow(run: Path, path: str, above: tuple[Path, ...], data: list[TrainingData], unknown: list[str]) -> None:
     here = run.resolve()
     if here in above:
-        unknown.append(f"{path} is a circle: one of its runs was overwritten, and what was there before is not known")
+        unknown.append(f"{path} is a circle: one of its runs was overwritten, and the earlier one is not known")
         return
     try:
         config = read_config(run)

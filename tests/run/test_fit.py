@@ -201,7 +201,7 @@ def test_a_run_without_its_objects_says_what_must_be_given(tmp_path: Path, monke
         ValueError, match=r"trunk of this run is an object of a Python program, Features, .*give\('trunk', value\)"
     ):
         export_run(run.run_dir, ExportOptions())
-    with pytest.raises(ValueError, match="its images were given from Python, and whom they show cannot be told"):
+    with pytest.raises(ValueError, match="its images were given from Python, and whom they show is not known"):
         check_unseen(run.run_dir, "lfw", "pairs.txt")
     monkeypatch.setattr("mtl.run.objects._OBJECTS", kept)
     export_run(run.run_dir, ExportOptions())

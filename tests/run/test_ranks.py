@@ -168,23 +168,23 @@ def wait_for(condition: Callable[[], bool], seconds: float = 90.0) -> None:
 
 def ranks_alive() -> list[str]:
     """The processes of ranks that are still there, of those that these tests started."""
-    found = []
+    alive = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             if b"mtl.run.rank" in path.read_bytes() and MARK in path.with_name("environ").read_bytes():
-                found.append(path.parent.name)
-    return found
+                alive.append(path.parent.name)
+    return alive
 
 
 FAKE_RANK = """
 import pathlib, signal, sys, time
 folder, rank, what = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-def told(number, frame):
+def stop(number, frame):
     (folder / "error0.json").write_text('{"kind": "Interrupted", "message": "stopped after round 2"}')
     sys.exit(1)
 if what == "training":
-    signal.signal(signal.SIGINT, told)
-    signal.signal(signal.SIGTERM, told)
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
 elif what == "building":
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
 if rank == "0" and what != "importing":
@@ -301,4 +301,4 @@ def test_what_a_rank_could_not_mend_is_told_by_the_one_that_started_it(tmp_path:
     reason = str(_reason(tmp_path, [0, 1]))
     assert reason.startswith("rank 1 ended with exit code 1:\nTraceback")
     assert "RuntimeError: Connection closed by peer" in reason
-    assert "what it said is above" in str(_reason(tmp_path / "nowhere", [0, 1]))
+    assert "its output is above" in str(_reason(tmp_path / "nowhere", [0, 1]))

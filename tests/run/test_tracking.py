@@ -143,7 +143,7 @@ def test_wandb_never_ends_a_run(
     tracker.log(1, {"train/loss": 0.5})
     tracker.log(2, {"train/loss": 0.5})
     tracker.finish({"test/auroc": 0.5})
-    assert caplog.text.count("W&B fails (RuntimeError: no home): the run goes on") == 1
+    assert caplog.text.count("W&B failed (RuntimeError: no home): the run continues") == 1
     assert (tmp_path / "metrics.csv").read_text().count("train/loss") == 2
 
 
