@@ -101,8 +101,8 @@ def check_unseen(run_dir: Path, pairs: str, source: str, *, allow_unknown: bool 
             )
     if unknown and not allow_unknown:
         raise ValueError(
-            f"verification needs people that were never trained on, and for this run that is not known: {'; '.join(unknown)}. Put back what is "
-            "missing, or use --allow-unknown, which marks the result"
+            f"verification needs people that were never trained on, and for this run that is not known: {'; '.join(unknown)}. "
+            "Put back what is missing, or use --allow-unknown, which marks the result"
         )
     return Lineage(lineage.data, tuple(unknown))
 

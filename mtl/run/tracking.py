@@ -26,15 +26,8 @@ from mtl.base.files import atomic_write, naming, write_json
 
 logger = logging.getLogger(__name__)
 LIBRARIES = (
-    "torch",
-    "torchvision",
-    "pytorch-lightning",
-    "torchmetrics",
-    "hydra-core",
-    "hydra-zen",
-    "omegaconf",
-    "numpy",
-    "wandb",
+    *("torch", "torchvision", "pytorch-lightning", "torchmetrics"),
+    *("hydra-core", "hydra-zen", "omegaconf", "numpy", "wandb"),
 )
 WANDB_TIMEOUT = 20.0  # seconds to wait for the server
 LONGEST = 128  # letters of the longest name that the server takes
@@ -44,13 +37,7 @@ WANDB_MODES = ("auto", "online", "offline", "disabled")
 
 @dataclass(frozen=True)
 class WandbOptions:
-    """Options of the run at W&B, named as W&B names them.
-
-    Attributes:
-        mode: one of `WANDB_MODES`.
-        project: PROJECT or ENTITY/PROJECT.
-        log_model: whether to store the model as an artifact.
-    """
+    """Options of the run at W&B, named as W&B names them; `mode` is one of `WANDB_MODES`, `project` may be ENTITY/PROJECT."""
 
     mode: str = "auto"
     project: str = "mtl"

@@ -98,7 +98,7 @@ def test_a_circle_ends_and_is_named(tmp_path: Path, other: dict[str, Any]) -> No
     lineage = trace(a)
     assert len(lineage.data) == 2
     assert lineage.unknown == (
-        f"{a} > start={b} > weights={a} is a circle: a run of it was written over, and what was there before is not known",
+        f"{a} > start={b} > weights={a} is a circle: one of its runs was overwritten, and the earlier one is not known",
     )
 
 
