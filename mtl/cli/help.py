@@ -1,14 +1,13 @@
 """`mtl train --help`: what can be chosen and set, read from the docstrings and signatures of what a configuration builds.
 
-A docstring begins with a sentence that serves as the line of a member. Its options are described in a section `Args:`, or in the running
-text as `name: text`, at the start of a line or behind the full stop or semicolon of the description before it.
+A docstring begins with a sentence that serves as the line of a member. Its section `Args:` describes the options.
 """
 
 import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, get_type_hints
 
@@ -54,55 +53,28 @@ class Option:
 
 
 def summary(doc: str | None) -> str:
-    """The first sentence of a docstring, on one line; empty where there is none or the docstring begins with an option."""
+    """The first sentence of a docstring, on one line; empty where there is no docstring."""
     paragraph = " ".join(inspect.cleandoc(doc or "").partition("\n\n")[0].split())
-    if re.match(r"[a-z]\w*(, [a-z]\w*)*: ", paragraph):
-        return ""
     return re.split(r"(?<=[.?!])\s+(?=[A-Z`\"(<])", paragraph)[0]
 
 
 def meanings(doc: str | None, names: Iterable[str]) -> dict[str, str]:
-    """What a docstring says of each of `names`; those that it does not describe are left out.
-
-    A description in the running text ends at the next one, at an empty line, or where the docstring says what it raises or returns.
-    """
-    known = list(names)
-    text, arguments = _without_sections(inspect.cleandoc(doc or ""))
-    result = {name: _one_line(meaning) for name, meaning in ARGUMENT.findall(arguments) if name in known}
-    marks = list(_marks(text, known))
-    ends = [*(mark.start() for mark in marks[1:]), len(text)]
-    for mark, end in zip(marks, ends, strict=False):
-        meaning = re.split(r"\n\s*\n|(?:^|\s)(?:Raises|Returns)\b", text[mark.end() : end])[0]
-        result.update(dict.fromkeys(re.findall(r"\w+", mark[1]), _one_line(meaning)))
-    return result
+    """What the section `Args` of a docstring says of each of `names`; those that it does not describe are left out."""
+    known = set(names)
+    sections = SECTION.findall(inspect.cleandoc(doc or ""))
+    arguments = "".join(body for title, body in sections if title == "Args")
+    return {name: _one_line(meaning) for name, meaning in ARGUMENT.findall(arguments) if name in known}
 
 
-def prose(doc: str | None, names: Iterable[str]) -> str:
-    """A docstring without its descriptions of `names`, and without what it raises."""
-    paragraphs, known = [], list(names)
-    text, _ = _without_sections(inspect.cleandoc(doc or ""))
-    for paragraph in text.split("\n\n"):
-        mark = next(_marks(paragraph, known), None)
-        rest = re.split(r"(?:^|\s)Raises\b", paragraph[: mark.start()] if mark else paragraph)[0].strip("\n")
-        if rest.strip():
-            paragraphs.append(rest)
-    return "\n\n".join(paragraphs)
-
-
-def _without_sections(text: str) -> tuple[str, str]:
-    """A docstring without its Google sections, and the lines of the section `Args`."""
-    arguments = "".join(body for title, body in SECTION.findall(text) if title == "Args")
-    return SECTION.sub("", text).strip("\n"), arguments
+def prose(doc: str | None) -> str:
+    """A docstring without its sections, and without sentences that begin with Raises."""
+    text = SECTION.sub("", inspect.cleandoc(doc or ""))
+    paragraphs = (re.split(r"(?:^|\s)Raises\b", paragraph)[0].strip("\n") for paragraph in text.split("\n\n"))
+    return "\n\n".join(paragraph for paragraph in paragraphs if paragraph.strip())
 
 
 def _one_line(meaning: str) -> str:
     return " ".join(meaning.split()).rstrip(";. ")
-
-
-def _marks(text: str, names: Iterable[str]) -> Iterator["re.Match[str]"]:
-    """Where descriptions of options begin; the first group of a match is their names."""
-    name = "|".join(map(re.escape, names))
-    return re.finditer(rf"(?:^|(?<=[.;]))\s*((?:{name})(?:, (?:{name}))*):\s", text, re.MULTILINE) if name else iter(())
 
 
 def shown(value: Any) -> str:
@@ -118,13 +90,13 @@ def shown(value: Any) -> str:
 
 def members(group: str) -> dict[str, tuple[Any, dict[str, Any]]]:
     """What each member of a group builds, and the settings by which it departs from the signature of that."""
-    choices = (WHOLE if group in WHOLE else PARTIAL)[group]
-    return {name: (member[0], member[1]) if isinstance(member, tuple) else (member, {}) for name, member in choices.items()}
+    entries = (WHOLE if group in WHOLE else PARTIAL)[group]
+    return {name: (member[0], member[1]) if isinstance(member, tuple) else (member, {}) for name, member in entries.items()}
 
 
 def member_line(group: str, name: str) -> str:
     """What a member is, in one line."""
-    return PRESETS.get(group, {}).get(name) or summary(_own_doc(members(group)[name][0]))
+    return PRESETS.get(group, {}).get(name) or summary(_written_doc(members(group)[name][0]))
 
 
 def member_options(group: str, name: str) -> list[Option]:
@@ -194,7 +166,7 @@ def _described(target: Any) -> dict[str, str]:
     return {name: re.sub(r"\bNone\b", "null", meaning) for name, meaning in described.items()}
 
 
-def _own_doc(target: Any) -> str | None:
+def _written_doc(target: Any) -> str | None:
     """A docstring that somebody wrote: a dataclass without one has its signature."""
     doc: str | None = target.__doc__
     return None if doc is None or doc.startswith(f"{target.__name__}(") else doc
@@ -227,8 +199,8 @@ def member_page(group: str, name: str) -> str:
     """A member in full."""
     target, _ = members(group)[name]
     options, line = member_options(group, name), member_line(group, name)
-    text_of_target = prose(_own_doc(target), inspect.signature(target).parameters)
-    text = "\n\n".join(part for part in (f"{group}={name}", line, _without(text_of_target, line), _idea(group, target)) if part)
+    rest = _without(prose(_written_doc(target)), line)
+    text = "\n\n".join(part for part in (f"{group}={name}", line, rest, _idea(group, target)) if part)
     return f"{text}\n\n{_list(options)}" if options else f"{text}\n\nIt has no options.\n"
 
 
@@ -250,7 +222,7 @@ def _idea(group: str, target: Any) -> str:
 
 
 def _columns(options: Sequence[Option]) -> str:
-    """Options with their defaults, and what they mean beside them."""
+    """Options with their defaults on the left, and what they mean on the right."""
     lines = []
     for option in options:
         start = f"  {option.name}={option.default}"

@@ -22,11 +22,17 @@ from mtl.losses.pairs import TaskCounts
 
 
 class CentralisedLearning(Learner):
-    """`data` holds one client with every training image; `training.work.steps` steps are one round. What the devices would have to send is
-    their images, once: that is its account of bytes.
+    """Training on one client that has every training image.
+
+    The bytes in its account are those of the training images, which the devices would have to send once.
 
     Args:
-        frozen: by round, the parameters that rest in it.
+        training: the local step; `training.work.steps` of them are one round.
+        data: of one client.
+        schedule: factor of the learning rate, by round.
+        num_rounds: length of the schedule.
+        frozen: the names of the parameters that are frozen in a round.
+        reporting: what is logged.
     """
 
     def __init__(
@@ -52,17 +58,19 @@ class CentralisedLearning(Learner):
         self.account["bytes_up"] = len(data.split.train) * image_bytes
 
     def make_step(self) -> Step:
-        """The local step on a batch of `batch_of`."""
+        """Build the local step on a batch of `batch_of`."""
         return self.training_options.rule.step(self.model, self.objective, stacked=False)
 
     def configure_optimizers(self) -> None:
-        """The local step is the client algorithm's, as in a federation."""
+        """Return no optimiser: the client algorithm makes the local step, as in a federation."""
 
     def setup(self, stage: str) -> None:
+        """Move the data and the state of the optimiser and the balancer to the compute device."""
         super().setup(stage)
         self.optimizer_state, self.memory = memory_on(self.device, self.optimizer_state), memory_on(self.device, self.memory)
 
     def on_train_epoch_start(self) -> None:
+        """Freeze the parameters of the round and plan its batches."""
         super().on_train_epoch_start()
         round, data = self.current_epoch, self.federated_data
         frozen = self.frozen(round)
@@ -77,22 +85,24 @@ class CentralisedLearning(Learner):
         self._conflict: Tensor | None = None
 
     def training_step(self, step: Tensor, batch_idx: int) -> STEP_OUTPUT:
+        """Make the local step `batch_idx` of the round."""
         batch = self.batch_of(batch_idx)
-        found = self.step.gradients(self.moving, self.memory, batch, {})
-        self._sums += found.losses
-        self._conflict = add_conflict(self._conflict, found.conflict)
-        self.algorithm.step(self.moving, found.grads, self.optimizer_state, self._rate)
-        self.memory = self.step.observe(self.moving, found.memory, batch)
+        result = self.step.gradients(self.moving, self.memory, batch, {})
+        self._sums += result.losses
+        self._conflict = add_conflict(self._conflict, result.conflict)
+        self.algorithm.step(self.moving, result.grads, self.optimizer_state, self._rate)
+        self.memory = self.step.observe(self.moving, result.memory, batch)
         return None
 
     def batch_of(self, step: int) -> Any:
-        """What a step of this round trains on."""
+        """Return the batch of a step of this round."""
         data = self.federated_data
         tasks, rows = data.assignment.to(self.device), slice(step, step + 1)
         batch = prepare(self.objective, self.model, self._batches, rows, tasks, self._counts, data)[0]
         return Batch(batch.inputs.contiguous(memory_format=torch.channels_last), *batch.tensors()[1:])
 
     def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Tensor, batch_idx: int) -> None:
+        """Finish the round after its last step."""
         if batch_idx + 1 < len(self._batches.step):
             return
         samples = self.work.num_samples(self.federated_data.clients.size(0))
@@ -104,10 +114,12 @@ class CentralisedLearning(Learner):
         self.finish_round(self._sums / samples, trained, rate, check, self._conflict)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the state of the optimiser and of the balancer."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["optimizer_state"], checkpoint["balancer"] = self.optimizer_state, self.memory
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the state of the optimiser and of the balancer; raises `CheckpointError` where it is missing."""
         super().on_load_checkpoint(checkpoint)
         if "optimizer_state" not in checkpoint:
             raise CheckpointError(
@@ -119,11 +131,13 @@ class CentralisedLearning(Learner):
         )
 
     def training_cost(self) -> TrainingCost:
+        """See `Learner`."""
         return training_cost(
             self.model, self.objective, self.algorithm, self.work, self.federated_data, image_shape=self.image_shape
         )
 
     def scores(self, index: Tensor) -> Tensor:
+        """See `Learner`."""
         return self.objective.scores(self.model, self.federated_data.images[index])
 
 

@@ -28,9 +28,10 @@ class CheckpointError(ValueError):
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Checkpoints written beside their place and then put there in one step; torn ones are refused."""
+    """Checkpoints written to a temporary file and then renamed; damaged ones are refused."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write `checkpoint` to `path`, or leave the file there as it was."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(target) as file:
@@ -43,11 +44,12 @@ class AtomicCheckpoints(TorchCheckpointIO):
                 raise
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Return the checkpoint at `path`, see `read_checkpoint`."""
         return read_checkpoint(Path(path))
 
 
 class _WritingFile:
-    """Writes to a file and remembers why it could not: torch.save hides that, a full disk say, behind an error of its own."""
+    """A file that remembers the error of a failed write, such as a full disk, which torch.save replaces by another error."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -65,9 +67,14 @@ class _WritingFile:
 
 
 def read_checkpoint(path: Path, run: str | None = None) -> dict[str, Any]:
-    """The checkpoint at `path`, on the CPU.
+    """Read the checkpoint at `path` to the CPU.
 
-    Raises `CheckpointError` where it is torn, not one of this project's, or, with `run`, not of the run of that fingerprint.
+    Args:
+        path: the file.
+        run: fingerprint that the checkpoint must carry, None for any.
+
+    Raises:
+        CheckpointError: the file is damaged, was not written by this project, or has another fingerprint.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -88,19 +95,25 @@ def read_checkpoint(path: Path, run: str | None = None) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Identity:
-    """Fingerprints that checkpoints carry. run: of the configuration and its images; files: of all else that is read."""
+    """Fingerprints that checkpoints carry.
+
+    Attributes:
+        run: of the configuration and its images.
+        files: of everything else that the run reads.
+    """
 
     run: str
     files: str
 
 
 class NameRun(pl.Callback):
-    """Writes into every checkpoint whose it is."""
+    """Writes the fingerprints of the run into every checkpoint."""
 
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the fingerprints."""
         checkpoint["run"], checkpoint["files"] = self.identity.run, self.identity.files
 
 
@@ -108,6 +121,7 @@ class EvaluateLast(pl.Callback):
     """Evaluates after the last round also where `evaluate_every` does not divide the number of rounds."""
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Make the Trainer evaluate after this round if it is the last."""
         if trainer.current_epoch + 1 == trainer.max_epochs:
             trainer.check_val_every_n_epoch = 1
 
@@ -121,6 +135,7 @@ class SaveBest(Checkpoint):
         self.round = 0
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the checkpoint if this round is the best so far."""
         assert isinstance(pl_module, Learner)
         value = pl_module.latest[pl_module.chosen_by]
         if value > self.value:
@@ -128,16 +143,22 @@ class SaveBest(Checkpoint):
             trainer.save_checkpoint(self.path, weights_only=False)
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the best value and its round."""
         return {"value": self.value, "round": self.round}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the best value and its round."""
         self.value, self.round = state_dict["value"], state_dict["round"]
 
 
 class SaveRounds(Checkpoint):
-    """Writes `path` after every `every` rounds and after the last, and makes Ctrl-C and SIGTERM finish the round, write it and stop.
+    """Writes a checkpoint every few rounds and after the last one.
 
-    A second Ctrl-C leaves at once; what the last checkpoint holds is not lost.
+    Ctrl-C and SIGTERM finish the round, write a checkpoint and stop. A second Ctrl-C stops at once; the last checkpoint stays.
+
+    Args:
+        path: the file.
+        every: number of rounds between checkpoints.
     """
 
     def __init__(self, path: Path, *, every: int) -> None:
@@ -146,7 +167,8 @@ class SaveRounds(Checkpoint):
         self._before: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Not sooner: Lightning sets a handler of its own for SIGTERM, which would stop in the middle of a round.
+        """Take over Ctrl-C and SIGTERM."""
+        # Not sooner: Lightning sets its handler for SIGTERM before, which would stop in the middle of a round.
         # Only the main thread may handle signals; a sweep's worker threads leave them to it.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -160,6 +182,7 @@ class SaveRounds(Checkpoint):
             logger.warning("stopping: this round is finished and saved first; Ctrl-C again to leave at once")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the checkpoint where one is due, and stop where a signal asked for it."""
         done = trainer.current_epoch + 1
         self.stopped = Ranks().any(self.stopped)
         if done % self.every == 0 or done == trainer.max_epochs or self.stopped:
@@ -167,9 +190,11 @@ class SaveRounds(Checkpoint):
         trainer.should_stop = trainer.should_stop or self.stopped
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Give the signals back to their earlier handlers."""
         self._restore()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Give the signals back to their earlier handlers."""
         self._restore()
 
     def _restore(self) -> None:

@@ -1,8 +1,7 @@
 """Detection and subtasks in one trunk: scenes train where faces are and how large, pictures of single faces train the subtasks.
 
-Detection is one more task beside the subtasks: the losses of a step are one vector [T + 1], the last the sum of the three of
-`losses.centre`, which a balancer weighs. Rounds, steps, checkpoints and the evaluation of the subtasks are those of centralised training;
-only the optimiser is another.
+Detection is one more task: a step has T + 1 losses, the last of which is the sum of the three of `losses.centre`, and a balancer weighs
+all of them. Rounds, steps, checkpoints and the evaluation of the subtasks are those of centralised training; only the optimiser differs.
 """
 
 import copy
@@ -42,7 +41,14 @@ from mtl.models.multi_task_model import MultiTaskModel
 
 @dataclass(frozen=True)
 class JointBatch:
-    """subtasks: pictures of single faces; images: float [B, c, H, W] in 0..1, scenes; boxes: [B, M, 4]; present: bool [B, M]."""
+    """The pictures of single faces and the scenes of one step.
+
+    Attributes:
+        subtasks: pictures of single faces.
+        images: float [B, c, H, W] in 0..1, scenes.
+        boxes: [B, M, 4], faces in the scenes.
+        present: bool [B, M], whether a box is a face; else it is padding.
+    """
 
     subtasks: Batch
     images: Tensor
@@ -51,12 +57,13 @@ class JointBatch:
 
     @property
     def draw_key(self) -> Tensor:
+        """Key of the random numbers of the step."""
         return self.subtasks.draw_key
 
 
 @dataclass(frozen=True)
 class SceneTraining:
-    """What detection trains on beside the pictures of single faces."""
+    """The scenes that train detection, their augmentation, and the options of detection."""
 
     scenes: SceneSet
     detection: DetectionOptions
@@ -64,8 +71,19 @@ class SceneTraining:
 
 
 class DetectionLearning(CentralisedLearning):
-    """`model`: with a detector. `data`: pictures of single faces with their subtasks, of as many channels as the scenes have. Where the
-    data have validation images, the scenes must have some too.
+    """Centralised training of the subtasks and of detection.
+
+    Args:
+        training: the local step, of a model with a detector.
+        data: pictures of single faces with their subtasks, of one client, with as many channels as the scenes.
+        schedule: factor of the learning rate, by round.
+        scenes: the scenes; some of them are for validation where the data have validation images.
+        num_rounds: length of the schedule.
+        frozen: the names of the parameters that are frozen in a round.
+        reporting: what is logged.
+
+    Raises:
+        ValueError: the scenes do not fit the data.
     """
 
     def __init__(
@@ -79,27 +97,27 @@ class DetectionLearning(CentralisedLearning):
         frozen: Frozen = never_frozen,
         reporting: Reporting = DEFAULT,
     ) -> None:
-        found, channels = scenes.scenes, data.image_shape[0]
-        if found.images.shape[1] != channels:
+        scene_set, channels = scenes.scenes, data.image_shape[0]
+        if scene_set.images.shape[1] != channels:
             raise ValueError(
-                f"scenes must have as many channels as the pictures of data, got {found.images.shape[1]} and {channels}"
+                f"scenes must have as many channels as the pictures of data, got {scene_set.images.shape[1]} and {channels}"
             )
         for part, name, needed in ((TRAIN, "training", True), (VAL, "validation", len(data.split.val) > 0), (TEST, "test", True)):
-            if needed and not len(found.part(part)):
-                raise ValueError(f"scenes must hold {name} scenes, as data do, got none in {found.name}")
+            if needed and not len(scene_set.part(part)):
+                raise ValueError(f"scenes must hold {name} scenes, as data do, got none in {scene_set.name}")
         super().__init__(training, data, schedule, num_rounds=num_rounds, frozen=frozen, reporting=reporting)
-        self.scenes, self.options, self.augmentation = found, scenes.detection, scenes.augmentation
+        self.scenes, self.options, self.augmentation = scene_set, scenes.detection, scenes.augmentation
         self.finder = self._finder(self.model)
         self.evaluation = SceneEvaluation(
             self.finder,
             self.model,
             self.objective,
-            scenes=found,
+            scenes=scene_set,
             people=data.tasks[: data.num_exclusive],
             confidence=self.options.confidence,
         )
-        self._scenes_held = Ragged.of([found.part(TRAIN)])
-        self.account["bytes_up"] += len(found.part(TRAIN)) * found.images[0].numel()
+        self._training_scenes = Ragged.of([scene_set.part(TRAIN)])
+        self.account["bytes_up"] += len(scene_set.part(TRAIN)) * scene_set.images[0].numel()
 
     def _finder(self, model: MultiTaskModel) -> FaceFinder:
         assert model.detector is not None
@@ -114,51 +132,58 @@ class DetectionLearning(CentralisedLearning):
 
     @property
     def loss_names(self) -> tuple[str, ...]:
+        """The subtasks, and the three terms of the detection loss."""
         return (*self.federated_data.tasks, *TERMS)
 
     @property
     def balanced(self) -> tuple[str, ...]:
+        """The subtasks and detection."""
         return (*self.federated_data.tasks, "detection")
 
     @property
-    def judged_by(self) -> str:
+    def default_metric(self) -> str:
+        """Share of faces that are found and named where the scenes know the people, else the average precision."""
         return "named" if self.evaluation.names_faces else "ap50"
 
     @property
     def further_data(self) -> tuple[Tensor, ...]:
+        """The scenes, for the fingerprint of the run."""
         return self.scenes.images, self.scenes.boxes, self.scenes.counts, self.scenes.identity
 
     def setup(self, stage: str) -> None:
+        """Move the data and the scenes to the compute device."""
         super().setup(stage)
         self.scenes = self.scenes.to(self.device)
-        self._scenes_held = self._scenes_held.to(self.device)
+        self._training_scenes = self._training_scenes.to(self.device)
 
     def on_train_epoch_start(self) -> None:
+        """Plan the batches of pictures and of scenes of the round."""
         super().on_train_epoch_start()
         work = LocalWork(batch_size=self.options.batch_size, steps=len(self._batches.step))
         self._scene_batches = plan_batches(
-            self._scenes_held, [0], work, seed=derive_seed(self.training_options.seed, "scenes"), round=self.current_epoch
+            self._training_scenes, [0], work, seed=derive_seed(self.training_options.seed, "scenes"), round=self.current_epoch
         )
         self._scenes_filled = self._scene_batches.filled.tolist()
 
     def make_step(self) -> Step:
+        """Build the local step on a `JointBatch`."""
         return self.training_options.rule.step_of_losses(self.step_losses)
 
     def batch_of(self, step: int) -> JointBatch:
-        """What a step of this round trains on."""
+        """Return the pictures and the scenes of a step of this round."""
         return JointBatch(super().batch_of(step), *self._scene_batch(step))
 
     def step_losses(self, batch: JointBatch) -> Losses:
-        """The losses [T + 1] of `balanced`; sums: [2, T + 3], of `loss_names`."""
-        own = batch.subtasks
-        self.model.set_step(own.keys, own.valid)
-        subtasks = self.objective.losses(self.model, own.inputs, own.targets, own.mask, own.valid, own.counts)
-        centres = self._centre_losses(self.model, self.finder, own.keys, batch.images, batch.boxes, batch.present)
+        """Return the losses [T + 1] of `balanced`, and the sums [2, T + 3] of `loss_names`."""
+        faces = batch.subtasks
+        self.model.set_step(faces.keys, faces.valid)
+        subtasks = self.objective.losses(self.model, faces.inputs, faces.targets, faces.mask, faces.valid, faces.counts)
+        centres = self._centre_losses(self.model, self.finder, faces.keys, batch.images, batch.boxes, batch.present)
         detection = torch.stack([centres.positive, centres.negative])
         return Losses(
             tasks=torch.cat([subtasks.tasks, detection.sum().view(1)]),
-            active=torch.cat([own.active, own.active.new_ones(1)]),
-            sums=torch.cat([self.objective.image_sums(subtasks, own.valid), detection.detach() * own.valid.sum()], 1),
+            active=torch.cat([faces.active, faces.active.new_ones(1)]),
+            sums=torch.cat([self.objective.image_sums(subtasks, faces.valid), detection.detach() * faces.valid.sum()], 1),
         )
 
     def _centre_losses(
@@ -169,29 +194,29 @@ class DetectionLearning(CentralisedLearning):
         return centre_losses(maps, centre_targets(boxes, present, (maps.shape[2], maps.shape[3]), finder.stride))
 
     def training_cost(self) -> TrainingCost:
-        """With the scenes of a step, and the two moments of AdamW."""
+        """See `Learner`; with the scenes of a step, and the two moments of AdamW."""
         images = torch.zeros(self.options.batch_size, *self.scenes.images.shape[1:])
-        nowhere = torch.zeros(len(images), 1, 4)
+        no_boxes = torch.zeros(len(images), 1, 4)
 
-        def beside(model: MultiTaskModel) -> Tensor:
+        def scene_loss(model: MultiTaskModel) -> Tensor:
             keys = torch.zeros(len(model.dropouts), 2, dtype=torch.int32)
-            return self._centre_losses(model, self._finder(model), keys, images, nowhere, nowhere[..., 0] > 0).tasks.sum()
+            return self._centre_losses(model, self._finder(model), keys, images, no_boxes, no_boxes[..., 0] > 0).tasks.sum()
 
-        cost = training_cost(self.model, self.objective, self.algorithm, self.work, self.federated_data, extra_loss=beside)
+        cost = training_cost(self.model, self.objective, self.algorithm, self.work, self.federated_data, extra_loss=scene_loss)
         params = self.model.params()
         return replace(cost, state_bytes=lambda assignment: 4 * client_bytes(params, assignment))
 
     def costs(self) -> dict[str, float]:
-        """flops_forward: of a face; flops_scene: of the faces' search in a scene of the run's size, looked at once."""
+        """See `Learner`; flops_scene is of one search for faces in a scene of the run's size."""
         model = copy.deepcopy(self.model).cpu().eval()
         assert model.detector is not None
         layers = nn.Sequential(map_layers(model.trunk), model.detector)
         return super().costs() | {"flops_scene": count_forward(layers, self.scenes.images.shape[1:])}
 
     def _scene_batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The scenes of a step, augmented: images, boxes and which boxes count."""
+        """The augmented scenes of a step: images, boxes, and whether a box is a face."""
         batches, scenes = self._scene_batches, self.scenes
-        # Cut off, not masked: a padding scene whose boxes do not count would teach that its faces are none.
+        # Cut off, not masked: a padding scene without boxes would teach that its faces are background.
         index = batches.index[step, : self._scenes_filled[step]]
         number = self.options.batch_size * SCENE_DRAWS
         places = batches.step[step] * number + torch.arange(len(index) * SCENE_DRAWS, dtype=torch.int32, device=index.device)
@@ -199,23 +224,23 @@ class DetectionLearning(CentralisedLearning):
         return self.augmentation(to_float(scenes.images[index]), scenes.boxes[index], scenes.valid[index], draw)
 
     def _choices(self) -> list[str]:
-        """Without precision, which a model that finds no face does not have."""
+        """Without precision, which is undefined where no face is found."""
         return [*super()._choices(), "ap50", "found", *["named"] * self.evaluation.names_faces]
 
     def _evaluate(self, index: Tensor) -> tuple[Metrics, Tensor]:
         metrics, scores = super()._evaluate(index)
-        part = VAL if self.watched == "val" and not self.trainer.testing else TEST
+        part = VAL if self.monitor_stage == "val" and not self.trainer.testing else TEST
         return metrics | self.evaluate_scenes(self.scenes.part(part)), scores
 
     def evaluate_scenes(self, index: Tensor) -> Metrics:
-        """Metrics of the scenes `index`, see `SceneEvaluation.evaluate`."""
+        """Return the metrics of the scenes `index`, see `SceneEvaluation.evaluate`."""
         return self.evaluation.evaluate(self.scenes, index)
 
     def write_results(self, run_dir: Path, data: FederatedData) -> None:
-        """Beside the rest, the faces found in the test scenes."""
+        """Write the results of the subtasks, and the faces found in the test scenes."""
         super().write_results(run_dir, data)
         write_arrays(run_dir / "detection.npz", **self.detections())
 
     def detections(self) -> dict[str, Any]:
-        """What a report shows of the scenes that were evaluated last, see `SceneEvaluation.arrays`."""
+        """Return arrays of the scenes that were evaluated last, see `SceneEvaluation.arrays`."""
         return self.evaluation.arrays(self.scenes)

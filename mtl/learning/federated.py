@@ -1,4 +1,4 @@
-"""Federated learning as a LightningModule: a training step is one round. Also `local` learning, where nothing ever travels."""
+"""Federated learning as a LightningModule: a training step is one round. Also `local` learning, where nothing is sent."""
 
 import functools
 from dataclasses import replace
@@ -24,7 +24,15 @@ from mtl.models.peers import Peers
 
 
 class FederatedLearning(Learner):
-    """model: the global model, whose parameters are those of the last finished round; bank: what stays on the clients."""
+    """Federated rounds on simulated clients.
+
+    Args:
+        model: the global model, with the parameters of the last finished round.
+        federation: clients, server and schedule.
+        inference: how the heads' logits become scores.
+        bank: the clients' state between rounds.
+        reporting: what is logged.
+    """
 
     def __init__(
         self,
@@ -45,16 +53,19 @@ class FederatedLearning(Learner):
 
     @property
     def client_records(self) -> dict[str, list[Any]]:
+        """See `Learner`."""
         return self.federation.population.views.client_records
 
     @property
     def further_data(self) -> tuple[Tensor, ...]:
+        """The images that the server trains on, for the fingerprint of the run."""
         return tuple(images for step in self.federation.server.steps for images in step.data)
 
     def configure_optimizers(self) -> None:
-        """The clients have their own optimisers."""
+        """Return no optimiser: the clients have theirs."""
 
     def setup(self, stage: str) -> None:
+        """Move the data and the state of the server to the compute device."""
         super().setup(stage)
         self.federation = replace(self.federation, data=self.federated_data)
         self.server_state = {
@@ -62,6 +73,7 @@ class FederatedLearning(Learner):
         }
 
     def training_step(self, round_number: Tensor, batch_idx: int) -> STEP_OUTPUT:
+        """Run one round."""
         state, log = run_round(self.federation, self._state(), self.current_epoch)
         self.account["samples"] += log.num_samples
         self.account["bytes_up"] += log.bytes_up
@@ -80,6 +92,7 @@ class FederatedLearning(Learner):
         return None
 
     def validation_step(self, index: Tensor, batch_idx: int) -> STEP_OUTPUT:
+        """See `Learner`; the bytes of Platt's calibration are counted."""
         if self.inference.rule == "platt":
             # All clients are sent the model of this round and calibrate their subtasks on it.
             assignment = self.federated_data.assignment
@@ -88,6 +101,7 @@ class FederatedLearning(Learner):
         return super().validation_step(index, batch_idx)
 
     def training_cost(self) -> TrainingCost:
+        """See `Learner`; where the clients' models differ, the cost of the first level."""
         training, views = self.federation.training, self.federation.population.views
         model = self.model if views.all_whole else views.levels[0].model
         return training_cost(
@@ -95,20 +109,20 @@ class FederatedLearning(Learner):
         )
 
     def costs(self) -> dict[str, float]:
-        """Those of the server's model, and of each level of width or architecture; flops_total: as the clients trained."""
+        """See `Learner`; with the costs of each width or architecture. `flops_total` counts each client at its level."""
         costs, views = super().costs(), self.federation.population.views
         if views.all_whole:
             return costs
         training, total = self.federation.training, 0.0
         for level, samples in zip(views.levels, views.account_names, strict=True):
             cost = training_cost(level.model, training.objective, training.algorithm, training.work, self.federated_data)
-            own = cost.summary(self.federated_data.num_tasks)
-            costs |= {f"{name}_{level.name}": value for name, value in own.items()}
-            total += own["flops_training"] * self.account[samples]
+            summary = cost.summary(self.federated_data.num_tasks)
+            costs |= {f"{name}_{level.name}": value for name, value in summary.items()}
+            total += summary["flops_training"] * self.account[samples]
         return costs | {"flops_total": total}
 
     def test_step(self, index: Tensor, batch_idx: int) -> STEP_OUTPUT:
-        """Of the server's architecture; and the totals of the others."""
+        """Test the server's architecture; of the others only metrics over all subtasks are recorded."""
         super().test_step(index, batch_idx)
         if isinstance(trunk := self.model.trunk, Peers):
             for name in trunk.names[1:]:
@@ -118,7 +132,7 @@ class FederatedLearning(Learner):
         return None
 
     def scores(self, index: Tensor) -> Tensor:
-        """Each rank scores a part of the images: whole batches of those that one process would score, where scores depend on them."""
+        """See `Learner`; each rank scores a share of the batches that one process would score."""
         ranks, data = Ranks(), self.federated_data
         place = torch.arange(len(index), device=index.device) // self.inference.images_scored_together
         mine = place % ranks.count == ranks.number
@@ -129,7 +143,7 @@ class FederatedLearning(Learner):
         return scores
 
     def write_results(self, run_dir: Path, data: FederatedData) -> None:
-        """Beside the rest, a fleet's devices."""
+        """Write the results of the test, and the devices of the fleet."""
         super().write_results(run_dir, data)
         population = self.federation.population
         population.sampling.write(run_dir, data.clients.sizes, population.views.widths)
@@ -138,12 +152,14 @@ class FederatedLearning(Learner):
         return State({"params": self.model.params()} | self.server_state, self.bank)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the state of the server, the clients and the backend."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["server_state"] = self.server_state
         checkpoint["bank"] = self.bank.state_dict()
         checkpoint["backend"] = self.federation.backend.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the state of the server, the clients and the backend; raises `CheckpointError` where slots differ."""
         super().on_load_checkpoint(checkpoint)
         if checkpoint["server_state"].keys() != self.server_state.keys():
             raise CheckpointError(
@@ -156,5 +172,5 @@ class FederatedLearning(Learner):
 
 
 def _without_params(server: Slots) -> Slots:
-    """The server's slots but for the global model, which is the module's."""
+    """The server's slots except the parameters of the global model, which the module has."""
     return {slot: values for slot, values in server.items() if slot != "params"}

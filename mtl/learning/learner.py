@@ -1,4 +1,4 @@
-"""What the learners share: evaluation on stored images, the account of time and bytes, and where their numbers go."""
+"""The base of the learners: evaluation on stored images, the account of time and bytes, and logging."""
 
 import itertools
 import statistics
@@ -25,9 +25,16 @@ from mtl.models.multi_task_model import MultiTaskModel
 
 @dataclass(frozen=True)
 class RoundNumbers:
-    """What a round gave, on the compute device until it is read. losses: [2, T], mean positive and negative loss per image;
-    trained: bool [T], on the CPU, the subtasks that somebody trained; check: raises where the round went wrong; pairs: [3, T, T], see
-    `balance.compare`, or None.
+    """The numbers of a round, on the compute device until they are read.
+
+    Attributes:
+        round: counted from 1.
+        losses: [2, T], mean positive and negative loss per image.
+        trained: bool [T], on the CPU, the subtasks that some client trained.
+        learning_rate: of the round.
+        account: a copy of the learner's account after the round.
+        check: raises `Diverged` where the round went wrong.
+        pairs: [3, T, T], see `balance.compare`, or None.
     """
 
     round: int
@@ -44,9 +51,9 @@ class Reporting:
     """What a learner logs, and what the stored images of the run were.
 
     Args:
-        best_by: the validation metric that says which round is best, None for the learner's own.
+        best_by: the validation metric that selects the best round, None for the learner's default.
         per_task: whether losses and metrics are logged for every subtask over the rounds.
-        log_every: the numbers of that many rounds are read from the compute device at once.
+        log_every: number of rounds whose numbers are read from the compute device at once.
         image_shape, pixels: of a stored image, where features take the images' place in the data.
     """
 
@@ -64,9 +71,15 @@ class Learner(LightningModule):
     """One epoch of the Trainer is one round.
 
     The numbers of a round, counted from 1, go to the Trainer's loggers with the round as the step. Those of `log_every` rounds are read
-    from the compute device at once, so that it need not wait for the host. The validation split is called `val`; without one, test
-    metrics are logged as `monitor/...` and never used to select a round. best_by: the validation metric that says which round is best,
-    None for `judged_by`.
+    from the compute device at once, so that it need not wait for the host. Metrics of the validation split are logged as `val/...`;
+    without one, test metrics are logged as `monitor/...` and never used to select a round.
+
+    Args:
+        data: what is trained and tested on.
+        reporting: what is logged.
+
+    Raises:
+        ValueError: `reporting.best_by` is set and there are no validation images.
     """
 
     model: MultiTaskModel
@@ -89,21 +102,21 @@ class Learner(LightningModule):
         self._start = 0.0
 
     def scores(self, index: Tensor) -> Tensor:
-        """Decision scores [N, T] of the images at `index`."""
+        """Return the decision scores [N, T] of the images at `index`."""
         raise NotImplementedError
 
     def training_cost(self) -> TrainingCost:
-        """What a training step costs, counted when asked."""
+        """Count what a training step costs."""
         raise NotImplementedError
 
     def costs(self) -> dict[str, float]:
-        """What training has cost, see `TrainingCost.summary`; flops_total: of all training steps."""
+        """Return what training has cost, see `TrainingCost.summary`; `flops_total` is of all training steps."""
         costs = self.training_cost().summary(self.federated_data.num_tasks)
         return costs | {"flops_total": costs["flops_training"] * self.account["samples"]}
 
     @property
     def loss_names(self) -> tuple[str, ...]:
-        """What the losses of a round are of."""
+        """The names of the losses of a round."""
         return self.federated_data.tasks
 
     @property
@@ -113,67 +126,70 @@ class Learner(LightningModule):
 
     @property
     def client_records(self) -> dict[str, list[Any]]:
-        """What is recorded of each client, by name: the share of the channels, or the architecture, where they differ."""
+        """Records with one entry per client, by name: its share of the channels, or its architecture, where they differ."""
         return {}
 
     @property
     def further_data(self) -> tuple[Tensor, ...]:
-        """What a run is of, beside its configuration and its images."""
+        """Data for the fingerprint of the run, in addition to its configuration and images."""
         return ()
 
     @property
-    def watched(self) -> str:
+    def monitor_stage(self) -> str:
+        """Stage of the metrics logged during training: `val`, or `monitor` (test images) without a validation split."""
         return "val" if len(self.federated_data.split.val) else "monitor"
 
     @property
     def chosen_by(self) -> str:
-        """The metric that says which round is best."""
-        return f"{self.watched}/{self.best_by or self.judged_by}"
+        """The metric that selects the best round."""
+        return f"{self.monitor_stage}/{self.best_by or self.default_metric}"
 
     @property
-    def judged_by(self) -> str:
-        """The metric that says most, of those that a run has."""
+    def default_metric(self) -> str:
+        """The metric that selects the best round where `best_by` names none."""
         data = self.federated_data
         index = data.split.val if len(data.split.val) else data.split.test
         return "rank1" if bool((data.identity[index] >= 0).any()) else "auroc"
 
     def check_choice(self) -> None:
-        """Raises ValueError where the metric that is to say which round is best is not one that every evaluation has."""
-        chosen = self.best_by or self.judged_by
+        """Raise ValueError where the metric that selects the best round may be undefined."""
+        chosen = self.best_by or self.default_metric
         if chosen not in (names := self._choices()):
             raise ValueError(f"best_by must be one of {', '.join(names)}, got {chosen}")
 
     def _choices(self) -> list[str]:
-        """The validation metrics that every evaluation has, whatever the scores are."""
-        data, own = self.federated_data, slice(self.federated_data.num_tested)
+        """The validation metrics that are defined whatever the scores are."""
+        data, tested = self.federated_data, slice(self.federated_data.num_tested)
         index = data.split.val
-        targets = data.targets[index, own]
-        truth = (targets, data.known[index, own], data.identity[index], data.tasks[own], data.num_exclusive)
+        targets = data.targets[index, tested]
+        truth = (targets, data.known[index, tested], data.identity[index], data.tasks[tested], data.num_exclusive)
         metrics = evaluate_scores(torch.zeros(targets.shape), *truth)
         return [name for name, value in metrics.items() if value is not None and "/" not in name]
 
     def log_round(self, round: int, metrics: Metrics) -> None:
-        """Give the numbers of a round to the Trainer's loggers; undefined ones are left out."""
+        """Send the numbers of a round to the Trainer's loggers; undefined ones are left out."""
         defined = {name: value for name, value in metrics.items() if value is not None}
         for logger in self.loggers:
             logger.log_metrics(defined, step=round)
 
     def write_results(self, run_dir: Path, data: FederatedData) -> None:
-        """Write what is known after the test, for reports and tables. data: of the run, over its clients."""
+        """Write the results of the test, for reports and tables; `data` is divided over the run's clients."""
         write_federation(run_dir, self, data)
         write_predictions(run_dir, self)
         write_conflict(run_dir, self)
 
     def setup(self, stage: str) -> None:
+        """Move the data to the compute device."""
         self.federated_data = self.federated_data.to(self.device)
 
     def on_train_epoch_start(self) -> None:
+        """Start the clock of the round."""
         self._start = time.perf_counter()
 
     def finish_round(
         self, losses: Tensor, trained: Tensor, learning_rate: float, check: Callable[[], None], pairs: Tensor | None = None
     ) -> None:
-        """Account for the round; its numbers are logged when the time has come. See `RoundNumbers`."""
+        """Account for the round, and log it every `log_every` rounds. Arguments as in `RoundNumbers`."""
         self.spans.append((self._start, time.perf_counter()))
         self.account["seconds"] += self.spans[-1][1] - self._start
         round = self.current_epoch + 1
@@ -184,8 +200,11 @@ class Learner(LightningModule):
             self.read_rounds()
 
     def round_seconds(self) -> tuple[float, float] | None:
-        """A round from its start to the start of the next, and the share of it that is not training but the Trainer and logging;
-        medians over the rounds of this process; where it made but one, those of the process that it goes on from, or None.
+        """Return the median time of a round, and the share of it that the Trainer and logging take instead of training.
+
+        Returns:
+            Seconds from the start of a round to the start of the next, and the share in 0..1, over the rounds of this process. Where it
+            trained fewer than two rounds, those of the checkpoint that it resumed from, or None.
         """
         whole = [after[0] - before[0] for before, after in itertools.pairwise(self.spans)]
         if not whole:
@@ -195,7 +214,7 @@ class Learner(LightningModule):
 
     @record_function("mtl/log")
     def read_rounds(self) -> None:
-        """Log the rounds that have not been read from the device yet. Raises `Diverged` where one went wrong."""
+        """Log the rounds that have not been read from the device yet; raises `Diverged` where one went wrong."""
         unread, self._unread = self._unread, []
         if not unread:
             return
@@ -207,8 +226,10 @@ class Learner(LightningModule):
             self.log_round(numbers.round, self._round_metrics(numbers, losses))
 
     def _round_metrics(self, numbers: RoundNumbers, losses: Tensor) -> Metrics:
-        """Subtasks that nobody trained have no loss in this round; the totals are the sum over all subtasks, those of a source among them,
-        estimated from the others.
+        """The metrics of a round.
+
+        Subtasks that no client trained have no loss in this round. The totals are sums over all subtasks, source subtasks included,
+        estimated from the trained ones.
         """
         metrics: Metrics = {}
         trained = numbers.trained
@@ -229,35 +250,39 @@ class Learner(LightningModule):
         return metrics | {account_key(name): float(value) for name, value in numbers.account.items() if name != "seconds"}
 
     def on_validation_start(self) -> None:
+        """Log the rounds so far."""
         self.read_rounds()
 
     def on_train_end(self) -> None:
+        """Log the remaining rounds."""
         self.read_rounds()
 
     def validation_step(self, index: Tensor, batch_idx: int) -> STEP_OUTPUT:
+        """Log the metrics of the images at `index`."""
         metrics, _ = self._evaluate(index)
-        kept = {f"{self.watched}/{k}": v for k, v in metrics.items() if self.per_task or "/" not in k}
-        self.latest |= {k: v for k, v in kept.items() if v is not None and k.count("/") == 1}
-        self.log_round(self.current_epoch + 1, kept)
+        logged = {f"{self.monitor_stage}/{k}": v for k, v in metrics.items() if self.per_task or "/" not in k}
+        self.latest |= {k: v for k, v in logged.items() if v is not None and k.count("/") == 1}
+        self.log_round(self.current_epoch + 1, logged)
         return None
 
     def test_step(self, index: Tensor, batch_idx: int) -> STEP_OUTPUT:
+        """Store the metrics and the scores of the images at `index`."""
         self.test_metrics, self.test_scores = self._evaluate(index)
         return None
 
     def _evaluate(self, index: Tensor) -> tuple[Metrics, Tensor]:
         data = self.federated_data
-        own = slice(data.num_tested)
-        scores = self.scores(index)[:, own]
-        truth = (data.targets[index, own], data.known[index, own], data.identity[index])
-        return evaluate_scores(scores, *truth, data.tasks[own], data.num_exclusive), scores.cpu()
+        tested = slice(data.num_tested)
+        scores = self.scores(index)[:, tested]
+        truth = (data.targets[index, tested], data.known[index, tested], data.identity[index])
+        return evaluate_scores(scores, *truth, data.tasks[tested], data.num_exclusive), scores.cpu()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the account, and what the model needs to be built from the configuration."""
         self.read_rounds()
         checkpoint["account"] = dict(self.account)
         checkpoint["timing"] = self.round_seconds()
         checkpoint["pairs"] = self.pairs
-        # What the model of this run is built for, beside its configuration.
         checkpoint["image_shape"] = list(self.image_shape)
         checkpoint["pixels"] = str(self.pixels).removeprefix("torch.")
         checkpoint["tasks"] = list(self.federated_data.tasks)
@@ -265,6 +290,7 @@ class Learner(LightningModule):
         checkpoint["num_source"] = self.federated_data.num_source
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the account and the comparison of gradients."""
         self.account = dict(checkpoint["account"])
         self._timing = checkpoint["timing"]
         self.pairs = checkpoint["pairs"]

@@ -1,4 +1,4 @@
-"""Where a round's time goes: a trace for a viewer and a table, of a few rounds after the first."""
+"""Where the time of a round goes: a trace for a viewer, and a table, of a few rounds after the first."""
 
 import logging
 import time
@@ -19,8 +19,12 @@ PART = "mtl/"  # how the parts of a round are marked in the code
 
 
 class ProfileRounds(Callback):
-    """Writes trace.json (for chrome://tracing or Perfetto) and table.txt into `folder`; the first rank's, of the second to fourth round
-    of this process, or of the first where there is no other.
+    """Writes trace.json (for chrome://tracing or Perfetto) and table.txt.
+
+    They are of the first rank and of the second to fourth round of this process, or of the first round where there is no other.
+
+    Args:
+        folder: where to write them.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -31,10 +35,11 @@ class ProfileRounds(Callback):
         self._start, self._first = 0.0, 0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the profiler in the second round."""
         only_one = trainer.current_epoch + 1 == trainer.max_epochs
         if self._profiler is None and Ranks().is_first and (self._rounds == 1 or (self._rounds == 0 and only_one)):
             kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
-            # There is but one cycle of events; torch 2.11 warns unless they are kept.
+            # There is only one cycle of events; torch 2.11 warns unless acc_events is set.
             self._profiler = profile(activities=kinds, acc_events=True)
             self._profiler.start()
             self._running = True
@@ -42,6 +47,7 @@ class ProfileRounds(Callback):
         self._rounds += 1
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop the profiler and write the files when enough rounds have passed."""
         last = trainer.current_epoch + 1 == trainer.max_epochs
         if self._running and (last or self._rounds - self._first == ROUNDS):
             self._running = False
@@ -66,4 +72,4 @@ class ProfileRounds(Callback):
         text = "\n".join([*lines, "", averages.table(sort_by=by, row_limit=30, max_name_column_width=40)])
         with atomic_write(self.folder / "table.txt") as file:
             file.write(text.encode())
-        logger.info("\n%s\nprofile: %s and trace.json beside it", "\n".join(lines), self.folder / "table.txt")
+        logger.info("\n%s\nprofile: %s, and trace.json in the same folder", "\n".join(lines), self.folder / "table.txt")

@@ -1,4 +1,4 @@
-"""The progress of a run: round, loss with its two parts, the watched metric and the time left."""
+"""The progress of a run: round, loss with its two parts, the metric that selects the best round, and the time left."""
 
 import contextlib
 import sys
@@ -22,13 +22,16 @@ class RoundProgress(Callback):
         self._start = (0.0, 0)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the bar, and note where no validation images select a round."""
         self._start = (time.monotonic(), trainer.current_epoch)
         self._next_line = self._start[0] + self.seconds_between
         assert isinstance(pl_module, Learner)
         if not trainer.is_global_zero:
             return
-        if pl_module.watched == "monitor":
-            note = "no validation images: the last round counts; monitor/ is the test images, watched and never used to choose"
+        if pl_module.monitor_stage == "monitor":
+            note = (
+                "no validation images: the last round is tested; monitor/ metrics are of the test images and never select a round"
+            )
             _say(f"{self.title}: {note}")
         if not sys.stderr.isatty():
             return
@@ -47,6 +50,7 @@ class RoundProgress(Callback):
         self._bar.start()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Update the bar, or print a line."""
         assert isinstance(pl_module, Learner)
         done, total = trainer.current_epoch + 1, trainer.max_epochs or 0
         if self._bar is not None:
@@ -58,9 +62,11 @@ class RoundProgress(Callback):
             _say(f"{self.title}: round {done}/{total}  {_numbers(pl_module)}  {left:.0f} s left")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Remove the bar."""
         self._stop()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Remove the bar."""
         self._stop()
 
     def _stop(self) -> None:
@@ -70,7 +76,7 @@ class RoundProgress(Callback):
 
 
 def _say(line: str) -> None:
-    with contextlib.suppress(BrokenPipeError):  # nobody listens any more, and the run goes on
+    with contextlib.suppress(BrokenPipeError):  # nobody reads it any more, and the run goes on
         print(line, file=sys.stderr, flush=True)
 
 

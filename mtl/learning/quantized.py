@@ -1,7 +1,7 @@
 """Quantisation-aware training (Jacob et al., CVPR 2018): the trunk with simulated int8 weights and activations.
 
-torchao puts the simulation into the captured graph of the trunk; rounding passes gradients straight through. What comes out is the model
-with the weights that it led to, which are then quantised like any others.
+torchao puts the simulation into the captured graph of the trunk; rounding passes gradients straight through. The result is the float model
+with the trained weights, which are then quantised like any others.
 """
 
 import copy
@@ -30,9 +30,23 @@ def train_quantized(
     momentum: float = 0.9,
     seed: int = 0,
 ) -> MultiTaskModel:
-    """A copy of `model` whose trunk has been trained for `steps`; the learning rate falls to zero by a half cosine.
+    """Train the trunk of a copy of `model` with simulated int8 arithmetic.
 
-    data: of one client, on the CPU.
+    Args:
+        model: the float model.
+        objective: from images to losses.
+        data: of one client, on the CPU.
+        steps: number of SGD steps.
+        batch_size: images of a step.
+        learning_rate: of the first step; it falls to zero by a half cosine.
+        momentum: of SGD.
+        seed: of the order and the augmentation of the images.
+
+    Returns:
+        The trained float model, in evaluation mode.
+
+    Raises:
+        ValueError: the data are of several clients.
     """
     if data.num_clients != 1:
         raise ValueError(f"data must be of one client, got {data.num_clients}")
@@ -53,8 +67,8 @@ def train_quantized(
         optimizer.zero_grad()
         losses.tasks.sum().backward()
         optimizer.step()
-    learned = dict(simulated.named_parameters())
+    trained = dict(simulated.named_parameters())
     with torch.no_grad():
         for name, parameter in model.trunk.named_parameters():
-            parameter.copy_(learned[name])
+            parameter.copy_(trained[name])
     return model.eval()

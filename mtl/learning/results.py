@@ -1,6 +1,6 @@
-"""What a learner leaves in its run directory: arrays for reports and tables, and the numbers of the summary.
+"""The results of a run: arrays for reports and tables, and the numbers of the summary.
 
-`data` are the run's, over its clients, also where a learner trains on them as one.
+`data` is divided over the clients of the run, also where a learner trains on all of it in one place.
 """
 
 from pathlib import Path
@@ -20,12 +20,12 @@ MODELLED = "modelled_"
 
 
 def account_key(name: str) -> str:
-    """The metric of an entry of the account: what is modelled is a cost, the rest is of this training."""
+    """Return the metric name of an entry of the account: `cost/...` for modelled costs, else `fit/...`."""
     return f"cost/{name}" if name.startswith(MODELLED) else f"fit/{name}"
 
 
 def fit_summary(learner: "Learner", data: FederatedData, rounds: int) -> Metrics:
-    """What training took: time, samples, bytes, and the counted and modelled costs."""
+    """Return what training took: time, samples, bytes, and the counted and modelled costs."""
     account, clients = learner.account, data.num_clients
     summary: Metrics = {account_key(name): float(value) for name, value in account.items()}
     summary["fit/samples_per_second"] = account["samples"] / account["seconds"]
@@ -42,14 +42,14 @@ def fit_summary(learner: "Learner", data: FederatedData, rounds: int) -> Metrics
 
 
 def tested_summary(learner: "Learner", data: FederatedData) -> Metrics:
-    """The metrics of the tested model, with those of the clients that are served worst."""
+    """Return the metrics of the tested model, with that of the clients with the lowest AUROC."""
     metrics, tested = learner.test_metrics, data.num_tested
     worst = worst_clients(metrics, data.tasks[:tested], data.assignment[:, :tested])
     return {f"test/{name}": value for name, value in metrics.items()} | {"test/worst_clients_auroc": worst}
 
 
 def write_federation(run_dir: Path, learner: "Learner", data: FederatedData) -> None:
-    """Write `federation.npz`: who holds and trains what."""
+    """Write `federation.npz`: the images, labels and subtasks of each client."""
     tested = data.num_tested
     assignment = data.assignment.cpu().numpy()
     source = {"source_assignment": assignment[:, tested:]} if data.num_source else {}
@@ -81,8 +81,10 @@ def write_predictions(run_dir: Path, learner: "Learner") -> None:
 
 
 def write_conflict(run_dir: Path, learner: "Learner") -> None:
-    """Write `conflict.npz` where gradients were compared: for each pair of tasks the mean cosine of their gradients, the share of steps in
-    which they conflict, and the number of steps, over the rounds up to the tested one.
+    """Write `conflict.npz` where gradients were compared.
+
+    For each pair of tasks it has the mean cosine of their gradients, the share of steps in which they conflict, and the number of steps,
+    over the rounds up to the tested one.
     """
     if learner.pairs is None:
         return

@@ -82,7 +82,7 @@ class SceneEvaluation:
 
     @torch.no_grad()
     def evaluate(self, scenes: SceneSet, index: Tensor) -> Metrics:
-        """Metrics of the scenes `index`, in 0..1, None where undefined.
+        """Return metrics of the scenes `index`, in 0..1, None where undefined.
 
         ap50: COCO's average precision at an overlap of one half. Of the faces with a score above the confidence, found: the share of true
         faces that one of them matches; precision: the share of them that match a true face; named: the share of true faces of known
@@ -132,7 +132,7 @@ class SceneEvaluation:
             yield SeenScene(i, found, truth, place, num_sure, tuple(names), right, true_names)
 
     def arrays(self, scenes: SceneSet) -> dict[str, Any]:
-        """What a report shows of the scenes that were evaluated last, as arrays.
+        """Return what a report shows of the scenes that were evaluated last, as arrays.
 
         scores, hits: [D], of every face found, and whether it matches a true one; num_faces: number of true ones; confidence: that of
         the options; images: uint8 [S, c, H, W], `NUM_SHOWN` of the scenes. Of the faces in these with a score above `confidence`:

@@ -1,4 +1,4 @@
-"""What may be given from Python in place of a member, checked, and in the form that the builders of a run call."""
+"""Python objects in place of members: which objects a group takes, and the form in which the builders of a run call them."""
 
 import copy
 import inspect
@@ -17,7 +17,7 @@ from mtl.federation.server import Server
 from mtl.losses.pairs import PairLoss, TaskCounts
 from mtl.models.cnn import ImageShape, Trunk
 
-# What an object of a group has, and what an error calls it.
+# The attributes that an object of a group must have, and its name in error messages.
 PARTS: dict[str, tuple[tuple[str, ...], str]] = {
     "client": (("learning_rate", "init", "step", "final", "groups", "without_decay"), "a client algorithm"),
     "sampling": (("draw", "outcome", "write", "modelled"), "a sampling"),
@@ -38,11 +38,19 @@ BUILT = {
     "heads": "an nn.Module, features [B, h] to logits [B, T], or a function (width, num_tasks) -> nn.Module",
     "loss": "a PairLoss, or a function (num_tasks) -> PairLoss",
 }
-GIVABLE = ("data", "balancer", "server", *PARTS, *CALLED, *BUILT)
+OBJECT_GROUPS = ("data", "balancer", "server", *PARTS, *CALLED, *BUILT)
 
 
-def adapted(group: str, value: Any) -> Any:
-    """What stands for `value` in a run. Raises ValueError where the group takes no such object."""
+def adapt(group: str, value: Any) -> Any:
+    """Check an object and return the form of it that a run uses.
+
+    Args:
+        group: the group in which it replaces a member.
+        value: the object.
+
+    Raises:
+        ValueError: the group takes no such object.
+    """
     if group in BUILT:
         if not isinstance(value, nn.Module) and (not callable(value) or isinstance(value, str)):
             raise _wrong(group, BUILT[group], value)
@@ -62,19 +70,23 @@ def adapted(group: str, value: Any) -> Any:
         return value
     if group == "server":
         return make_server(value)
-    known = {"data": (ImageData, "an ImageData"), "balancer": (Balancer, "a Balancer such as MGDA()")}
-    if group not in known:
+    classes = {"data": (ImageData, "an ImageData"), "balancer": (Balancer, "a Balancer such as MGDA()")}
+    if group not in classes:
         raise ValueError(
-            f"{group} must be a name or a mapping of options, got {_shown(value)}; objects serve for {', '.join(GIVABLE)}"
+            f"{group} must be a name or a mapping of options, got {_shown(value)}; objects are taken by {', '.join(OBJECT_GROUPS)}"
         )
-    kind, what = known[group]
+    kind, what = classes[group]
     if not isinstance(value, kind):
         raise _wrong(group, what, value)
     return value
 
 
 def make_server(value: Any) -> Server:
-    """A server, or what an algorithm or an aggregator makes with FedAvg's other half."""
+    """Return a server; an algorithm or an aggregator alone is completed with that of FedAvg.
+
+    Raises:
+        ValueError: it is none of these.
+    """
     if isinstance(value, Server):
         return value
     if hasattr(value, "init") and hasattr(value, "apply") and not isinstance(value, type):
@@ -85,30 +97,42 @@ def make_server(value: Any) -> Server:
 
 
 def make_trunk(value: Any, image_shape: ImageShape) -> Trunk:
-    """A copy of a module, or what a function makes, with the width that two black images come out with.
+    """Build the trunk: a copy of a module, or the result of a function. Two black images are sent through it to find its width.
 
-    Raises ValueError where it does not take images of this shape, or does not give features [B, h].
+    Args:
+        value: the module or function.
+        image_shape: (c, H, W).
+
+    Raises:
+        ValueError: it does not take images of this shape, or does not give features [B, h].
     """
     module = _module("trunk", value, image_shape)
     with torch.no_grad():
-        found = _tried("trunk", module, torch.zeros(2, *image_shape), f"images [2, {', '.join(map(str, image_shape))}]")
-    if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != 2:
-        shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise ValueError(f"trunk must give features [B, h], got {shape} for two images; end it with nn.Flatten(), say")
-    if not found.is_floating_point():
-        raise ValueError(f"trunk must give features of floating point, got {found.dtype}")
-    return module if isinstance(module, Trunk) else Trunk(module, found.shape[1])
+        features = _try_out("trunk", module, torch.zeros(2, *image_shape), f"images [2, {', '.join(map(str, image_shape))}]")
+    if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != 2:
+        shape = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise ValueError(f"trunk must give features [B, h], got {shape} for two images; end it with nn.Flatten(), for instance")
+    if not features.is_floating_point():
+        raise ValueError(f"trunk must give features of floating point, got {features.dtype}")
+    return module if isinstance(module, Trunk) else Trunk(module, features.shape[1])
 
 
 def make_heads(value: Any, width: int, num_tasks: int) -> nn.Module:
-    """A copy of a module, or what a function makes. Raises ValueError where it does not give logits [B, T], and where a parameter does not
-    have the subtasks as its first axis.
+    """Build the heads: a copy of a module, or the result of a function.
+
+    Args:
+        value: the module or function.
+        width: of the features.
+        num_tasks: number T of subtasks.
+
+    Raises:
+        ValueError: they do not give logits [B, T], or a parameter does not have the subtasks as its first axis.
     """
     module = _module("heads", value, width, num_tasks)
     with torch.no_grad():
-        found = _tried("heads", module, torch.zeros(2, width), f"features [2, {width}]")
-    if not isinstance(found, Tensor) or tuple(found.shape) != (2, num_tasks):
-        shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        logits = _try_out("heads", module, torch.zeros(2, width), f"features [2, {width}]")
+    if not isinstance(logits, Tensor) or tuple(logits.shape) != (2, num_tasks):
+        shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"heads must give logits [B, {num_tasks}], one for each subtask, got {shape} for two images")
     for name, parameter in module.named_parameters():
         if parameter.ndim < 1 or len(parameter) != num_tasks:
@@ -120,14 +144,14 @@ def make_heads(value: Any, width: int, num_tasks: int) -> nn.Module:
 
 
 def make_loss(value: Any, num_tasks: int) -> PairLoss:
-    """A copy of a loss, or what a function makes. Raises ValueError where it does not give two terms [B, T]."""
+    """Build the loss: a copy of one, or the result of a function; raises ValueError where it does not give two terms [B, T]."""
     loss = _module("loss", value, num_tasks)
     if not isinstance(loss, PairLoss):
         raise _wrong("loss", BUILT["loss"], loss)
     counts = TaskCounts(torch.ones(num_tasks), torch.ones(num_tasks))
     with torch.no_grad():
-        found: Any = loss.terms(torch.zeros(2, num_tasks), counts)
-    shapes = [tuple(term.shape) if isinstance(term, Tensor) else type(term).__name__ for term in found]
+        terms: Any = loss.terms(torch.zeros(2, num_tasks), counts)
+    shapes = [tuple(term.shape) if isinstance(term, Tensor) else type(term).__name__ for term in terms]
     if shapes != [(2, num_tasks)] * 2:
         raise ValueError(f"loss.terms must give two tensors [B, {num_tasks}], got {shapes} for two images")
     return loss
@@ -139,15 +163,15 @@ def _module(group: str, value: Any, *arguments: Any) -> nn.Module:
     try:
         inspect.signature(value).bind(*arguments)
     except TypeError as error:
-        raise ValueError(f"{group} must be {BUILT[group]}, got {_shown(value)}, whose arguments are others: {error}") from error
+        raise ValueError(f"{group} must be {BUILT[group]}, got {_shown(value)}, which takes other arguments: {error}") from error
     module = value(*arguments)
     if not isinstance(module, nn.Module):
         raise _wrong(group, BUILT[group], module)
     return module
 
 
-def _tried(group: str, module: nn.Module, inputs: Tensor, what: str) -> Any:
-    """What comes out, in evaluation mode, so that nothing is drawn or counted."""
+def _try_out(group: str, module: nn.Module, inputs: Tensor, what: str) -> Any:
+    """The output in evaluation mode, so that no random numbers are drawn and no statistics change."""
     modes: Mapping[nn.Module, bool] = {layer: layer.training for layer in module.modules()}
     try:
         return module.eval()(inputs)

@@ -1,4 +1,4 @@
-"""What a configuration describes: the data, the model at its start and its widths, the objective, the work of a round."""
+"""Builders of what a configuration describes: data, model, widths, objective, and the work of a round."""
 
 import logging
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 def build_data(config: DictConfig) -> FederatedData:
-    """Read the images, make the subtasks, split, partition and assign; draw the source's images where they are trained along."""
+    """Read the images, make the subtasks, split, partition and assign; add source images with `transfer.source`."""
     require(config, "data", "subtasks", "split", "partition", "assignment")
     images = instantiate(config.data)
     subtasks, split = instantiate(config.subtasks)(images), instantiate(config.split)(images, config.seed)
@@ -57,7 +57,7 @@ def build_data(config: DictConfig) -> FederatedData:
 
 
 def read_config(run_dir: Path) -> DictConfig:
-    """The configuration of a run. Raises ValueError where there is none."""
+    """Read the configuration of a run; raises ValueError where there is none or it is damaged."""
     file = run_dir / "config.yaml"
     if not file.is_file():
         raise ValueError(f"run directory must hold config.yaml, got {run_dir} without one")
@@ -71,32 +71,39 @@ def read_config(run_dir: Path) -> DictConfig:
 
 
 def data_fingerprint(config: DictConfig, data: FederatedData) -> str:
-    """What a checkpoint carries, to be known as this run's: of the configuration, and of the images and their labels."""
+    """Return the fingerprint of the configuration, the images and their labels, by which a checkpoint is recognised as this run's."""
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     return fingerprint(plain, *(_bytes(part) for part in (data.images, data.targets, data.known)))
 
 
 def files_fingerprint(config: DictConfig, *further: Tensor) -> str:
-    """What a checkpoint carries beside: of what the files and runs hold that the configuration names, and of further data."""
+    """Return the fingerprint of the files and runs that the configuration names, by their content, and of further data."""
     names = (config.weights, config.start, config.distil.teacher, config.fleet.profiles)
     contents = (_content(name) if isinstance(name, str) else b"" for name in names)
     return digest(*contents, *(_bytes(part) for part in further))
 
 
 def _content(name: str) -> bytes:
-    """What decides what is read from `name`: a run's checkpoint, a file, or the name itself where there is neither."""
+    """The content of a run's checkpoint or of a file; the name itself where there is neither."""
     path = Path(name).expanduser()
-    found = next((path / checkpoint for checkpoint in CHECKPOINTS if (path / checkpoint).is_file()), path)
-    return found.read_bytes() if found.is_file() else name.encode()
+    file = next((path / checkpoint for checkpoint in CHECKPOINTS if (path / checkpoint).is_file()), path)
+    return file.read_bytes() if file.is_file() else name.encode()
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor, in its own memory."""
+    """The bytes of a tensor, not copied where it is contiguous."""
     return tensor.contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def build_model(config: DictConfig, image_shape: ImageShape, tasks: tuple[str, ...], num_exclusive: int) -> MultiTaskModel:
-    """The model at its start, which depends on the seed and on `weights` alone. num_exclusive: as in `Subtasks`."""
+    """Build the model before training, which depends only on its options, the seed and the file of `weights`.
+
+    Args:
+        config: of the run.
+        image_shape: (c, H, W).
+        tasks: names of the subtasks.
+        num_exclusive: as in `Subtasks`.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(config.seed, "model"))
         parts = Parts(
@@ -116,11 +123,16 @@ def build_model(config: DictConfig, image_shape: ImageShape, tasks: tuple[str, .
 
 
 def build_objective(config: DictConfig) -> Objective:
+    """Build the objective: augmentation, normalisation and the reduction of the loss."""
     return Objective(instantiate(config.augmentation), instantiate(config.normalise), config.reduction, config.mirror)
 
 
 def build_views(config: DictConfig, data: FederatedData, model: MultiTaskModel, objective: Objective) -> Views:
-    """The parts of the model that clients train: the whole, widths or architectures. Raises ValueError where they cannot be."""
+    """Build the part of the model that each client trains: the whole, a width or an architecture.
+
+    Raises:
+        ValueError: the shares do not fit the clients, or trunk=peers is inside of another architecture.
+    """
     widths, fleet, trunk = instantiate(config.widths), instantiate(config.fleet), model.trunk
     if isinstance(trunk, Peers):
         levels = [Level(1.0, model.with_trunk(trunk.alone(name)), {}, name) for name in trunk.names]
@@ -142,26 +154,26 @@ def build_views(config: DictConfig, data: FederatedData, model: MultiTaskModel, 
     parts = (f"{n} clients train {level.name.replace('_', ' ')}" for n, level in zip(counts, levels, strict=True))
     logger.info("models: %s", ", ".join(parts))
     if not counts[0] and isinstance(trunk, Peers):
-        logger.warning("no client trains trunk %s, the server's own", trunk.names[0])
+        logger.warning("no client trains trunk %s, that of the server", trunk.names[0])
     elif not counts[0]:
         logger.warning(
-            "no client trains the whole width: what of the model lies beyond %g stays as it starts", levels[int(of.min())].ratio
+            "no client trains the whole width: the channels beyond %g of the width stay untrained", levels[int(of.min())].ratio
         )
     return Views(levels, of)
 
 
 def build_workloads(config: DictConfig, data: FederatedData, levels: Sequence[Level], objective: Objective) -> list[Workload]:
-    """What a round asks of each client if all are at one level, by level."""
+    """Return, for each level, the work of a round on each client if all clients were at that level."""
     algorithm, work = instantiate(config.client), instantiate(config.work)
     costs = [training_cost(level.model, objective, algorithm, work, data) for level in levels]
     return [
-        client_workload(cost, level.model.params(), layout=Layout(kept(config)), work=work, data=data)
+        client_workload(cost, level.model.params(), layout=Layout(resolve_keep(config)), work=work, data=data)
         for cost, level in zip(costs, levels, strict=True)
     ]
 
 
-def kept(config: DictConfig) -> str:
-    """What stays on the clients in the mode of a run: nothing, heads or all."""
+def resolve_keep(config: DictConfig) -> str:
+    """Return what stays on the clients in the mode of a run: nothing, heads or all."""
     match config.mode:
         case "centralised" | "detection":
             return "nothing"
@@ -171,11 +183,12 @@ def kept(config: DictConfig) -> str:
     return keep
 
 
-def _with_source(config: DictConfig, transfer: Transfer, there: DictConfig, data: FederatedData) -> FederatedData:
-    """With training images of the run that `there` configures, read in the size and the colours of the data's own."""
+def _with_source(config: DictConfig, transfer: Transfer, source_config: DictConfig, data: FederatedData) -> FederatedData:
+    """`data` with training images of another run, read in the size and with the channels of `data`."""
     channels, *size = data.image_shape
-    there.data.update({name: value for name, value in (("image_size", size), ("grey", channels == 1)) if name in there.data})
-    source = instantiate(there.data)
+    form = {"image_size": size, "grey": channels == 1}
+    source_config.data.update({name: value for name, value in form.items() if name in source_config.data})
+    source = instantiate(source_config.data)
     images = source.images.expand(-1, channels, -1, -1) if source.images.shape[1] == 1 else source.images
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(config.seed, "model"))
@@ -184,8 +197,8 @@ def _with_source(config: DictConfig, transfer: Transfer, there: DictConfig, data
     return add_instances(
         data,
         images,
-        instantiate(there.subtasks)(source),
-        instantiate(there.split)(source, there.seed).train,
+        instantiate(source_config.subtasks)(source),
+        instantiate(source_config.split)(source, source_config.seed).train,
         embed=lambda pictures: objective.embed(start, pictures),
         ratio=transfer.ratio,
         disjoint=transfer.disjoint,

@@ -18,19 +18,23 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mtl.run.members import DEFAULTS, PARTIAL, WHOLE
 from mtl.run.named_experiments import experiment_files
-from mtl.run.options import checked, nearest
+from mtl.run.options import convert, nearest
 from mtl.run.settings import OPTIONS, top_level
 
 CONFIG_NAME = "train"
-# Runs that start in the same second, as an array of jobs does, have names of their own.
+# Makes the names of runs unique that start in the same second, as an array of jobs does.
 OmegaConf.register_new_resolver("token", lambda: secrets.token_hex(4), use_cache=True, replace=True)
 
 
 @functools.cache
 def register(experiments: Path | None = None) -> Mapping[str, str]:
-    """Fill Hydra's store with the groups, the defaults and the experiments: the YAML files of the package, and of a folder of the user's.
+    """Fill Hydra's store with the groups, the defaults and the named experiments.
 
-    Returns what is wrong with those of the folder that cannot be read, by name.
+    Args:
+        experiments: a folder of YAML files of the user, in addition to those of the package.
+
+    Returns:
+        By name, the errors of experiments that cannot be read.
     """
     store = ZenStore("mtl", overwrite_ok=True)
     for groups, partial in ((WHOLE, False), (PARTIAL, True)):
@@ -60,20 +64,20 @@ def _read_experiment(path: Path) -> DictConfig:
     return node
 
 
-# Words at the top whose kind Hydra does not check.
+# Keys at the top that hold a word or null, which Hydra does not check.
 WORDS = ("weights", "best_by", "start", "name")
 
 
 def check_name(key: str) -> None:
-    """Raises ValueError where the configuration has no option of this name at its top."""
-    known = [option.name for option in fields(top_level()) if option.name not in ("defaults", "hydra")]
-    if key not in known:
-        hint = nearest(key, [*known, "experiment"])
-        raise ValueError(f"unknown option {key}{hint}; the configuration has the keys {', '.join(known)}")
+    """Raise ValueError where the configuration has no key of this name at the top."""
+    keys = [option.name for option in fields(top_level()) if option.name not in ("defaults", "hydra")]
+    if key not in keys:
+        hint = nearest(key, [*keys, "experiment"])
+        raise ValueError(f"unknown option {key}{hint}; the configuration has the keys {', '.join(keys)}")
 
 
 def check_keys(config: DictConfig) -> None:
-    """Raises ValueError for a name at the top that is no option, and for a value there of a wrong kind; a number may be a word."""
+    """Raise ValueError for an unknown key at the top or a value of a wrong type; a number is a word where one is expected."""
     plain: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
     for key in map(str, config):
         check_name(key)
@@ -81,13 +85,18 @@ def check_keys(config: DictConfig) -> None:
             if not isinstance(config[key], DictConfig):
                 raise ValueError(f"{key} must be a group of options, got {config[key]}")
         elif key in WORDS:
-            config[key] = checked(plain[key], str | None, key)
+            config[key] = convert(plain[key], str | None, key)
 
 
 def compose(overrides: Sequence[str] = (), *, experiments: Path | None = None) -> DictConfig:
-    """The configuration that `mtl train OVERRIDES` would run with. experiments: a folder of more of them, beside those of the package."""
+    """Compose the configuration that `mtl train OVERRIDES` runs with.
+
+    Args:
+        overrides: words of the command line.
+        experiments: a folder of named experiments, in addition to those of the package.
+    """
     register(experiments)
-    # A program of Hydra's, or another in a notebook, has a global state of its own.
+    # A program that uses Hydra itself, or a notebook, has a global state that must survive.
     hydra_state, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
     try:
         with initialize(version_base="1.3", config_path=None):

@@ -1,8 +1,9 @@
-"""The directory of a run: whose it is, who works in it, and what makes a later start the same run.
+"""The directory of a run: to which run it belongs, which process works in it, and whether a later start is the same run.
 
-Two configurations are the same run where they compute the same numbers, to rounding. Where a run writes and how it is watched is not part
-of that, nor are the machine and the engine (`ROUNDING`); files are compared by what they hold, in the fingerprints of the checkpoint, and
-not by where they lie (`FILES`); and the number of rounds counts only where something depends on it (`needs_rounds`).
+Two configurations are the same run where they compute the same numbers, up to rounding. So options that only say where a run writes and
+what it reports are left out of the comparison (`REPORTING`), as are the machine and the engine (`ROUNDING`). Files are compared by their
+content, in the fingerprints of the checkpoint, and not by their path (`FILES`). The number of rounds counts only where something depends
+on it (`needs_rounds`).
 """
 
 import contextlib
@@ -23,7 +24,7 @@ from mtl.base.files import atomic_write, naming
 
 logger = logging.getLogger(__name__)
 LOCK = ".lock"
-WATCHING = ("output_dir", "resume", "name", "tracking", "write_report", "checkpoint_every", "profile")
+REPORTING = ("output_dir", "resume", "name", "tracking", "write_report", "checkpoint_every", "profile")
 ROUNDING: dict[str, tuple[str, ...]] = {
     "trainer": ("accelerator", "devices", "num_nodes", "threads"),
     "engine": ("backend", "compile", "block", "bank_memory"),
@@ -38,11 +39,11 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @contextlib.contextmanager
-def held(run_dir: Path) -> Iterator[None]:
-    """Keep every other process out of `run_dir`, which is made, while the context or this process lasts.
+def locked(run_dir: Path) -> Iterator[None]:
+    """Make `run_dir` and lock it against other processes until the context or this process ends.
 
-    Raises ValueError where another process works there, where the folder is not a new, an empty or a run's, and where its name is not
-    UTF-8, as that of every file that says where it is.
+    Raises:
+        ValueError: another process works there, the folder has content that is not a run's, or its name is not UTF-8.
     """
     try:
         str(run_dir).encode()
@@ -61,7 +62,7 @@ def held(run_dir: Path) -> Iterator[None]:
         except BlockingIOError as error:
             file.seek(0)
             holder = file.read().strip() or "another process"
-            raise ValueError(f"output_dir {run_dir} is in use by {holder}; wait for it, or say another output_dir") from error
+            raise ValueError(f"output_dir {run_dir} is in use by {holder}; wait for it, or choose another output_dir") from error
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
@@ -74,10 +75,20 @@ def held(run_dir: Path) -> Iterator[None]:
 
 
 def open_run_directory(run_dir: Path, config: Mapping[str, Any], *, resume: bool) -> Path | None:
-    """Make `run_dir` a run's home, or check that it is this run's; returns the checkpoint to go on from, None to start anew.
+    """Start a run in `run_dir`, or check that it holds this run.
 
-    Nothing is written where the folder holds anything else: another run, another configuration, other files. A start that failed before
-    its first round was saved or logged left nothing worth keeping: the next start takes its place.
+    A run that failed before its first round was saved or logged is replaced. Otherwise nothing of another run is overwritten.
+
+    Args:
+        run_dir: the folder.
+        config: plain nested values.
+        resume: whether to continue a run that is there.
+
+    Returns:
+        The checkpoint to continue from, None to start from the beginning.
+
+    Raises:
+        ValueError: the folder holds other files, a run of another configuration, or this run and `resume` is false.
     """
     saved = run_dir / "config.yaml"
     if saved.exists():
@@ -94,7 +105,7 @@ def open_run_directory(run_dir: Path, config: Mapping[str, Any], *, resume: bool
             )
         if not resume:
             raise ValueError(
-                f"output_dir {run_dir} holds this run already; say resume=true to go on with it, or another output_dir"
+                f"output_dir {run_dir} holds this run already; use resume=true to continue it, or another output_dir"
             )
         return checkpoint if checkpoint.exists() else None
     _refuse_foreign(run_dir)
@@ -104,24 +115,27 @@ def open_run_directory(run_dir: Path, config: Mapping[str, Any], *, resume: bool
 
 
 def update_config(run_dir: Path, config: Mapping[str, Any]) -> None:
-    """Keep what a resumed run now differs by: its machine, its engine, its files, its number of rounds. Says in the log what it is."""
+    """Write the configuration of a resumed run, and log what changed: machine, engine, paths of files, or number of rounds."""
     saved = run_dir / "config.yaml"
     before = _read_config(saved)
-    now = dict(config) | {key: before[key] for key in WATCHING if key in before}
-    differing = sorted(_differences(before, now))
+    updated = dict(config) | {key: before[key] for key in REPORTING if key in before}
+    differing = sorted(_differences(before, updated))
     if differing:
-        logger.info("resumed with another %s: beyond the rounds to come, it changes nothing but rounding", ", ".join(differing))
-        _write_config(saved, now)
+        logger.info(
+            "resumed with another %s: the numbers of a round change by rounding at most",
+            ", ".join(differing),
+        )
+        _write_config(saved, updated)
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a configuration makes a run this run; see above."""
-    plain = {key: value for key, value in config.items() if key not in WATCHING}
+    """Return the options that two configurations of the same run must share; see the module."""
+    plain = {key: value for key, value in config.items() if key not in REPORTING}
     for place, names in ROUNDING.items():
         plain = _without(plain, place, names)
     for place, names in FILES.items():
-        of = plain if not place else plain.get(place)
-        paths = tuple(name for name in names if isinstance(of, Mapping) and isinstance(of.get(name), str))
+        options = plain if not place else plain.get(place)
+        paths = tuple(name for name in names if isinstance(options, Mapping) and isinstance(options.get(name), str))
         plain = _without(plain, place, paths)
     plain = _without_roots(plain)
     if not needs_rounds(config):
@@ -130,33 +144,34 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def needs_rounds(config: Mapping[str, Any]) -> list[str]:
-    """What of a configuration makes a round depend on how many there are."""
+    """Return the options that make a round depend on the number of rounds."""
 
-    def of(group: str, name: str, default: Any = None) -> Any:
+    def option(group: str, name: str, default: Any = None) -> Any:
         options = config.get(group)
         return options.get(name, default) if isinstance(options, Mapping) else default
 
     reasons = []
-    if (shape := of("schedule", "shape")) != "constant":
+    if (shape := option("schedule", "shape")) != "constant":
         reasons.append(f"schedule={shape}")
-    if of("prune", "kind", "nothing") == "weights":
+    if option("prune", "kind", "nothing") == "weights":
         reasons.append("prune=weights")
     if any(value is not None for value in _values_of("defer", config.get("loss"))):
         reasons.append("loss.defer")
     if None in list(_values_of("warmup", config.get("balancer"))):
         reasons.append("balancer.warmup=null")
-    varying = of("sampling", "cohort") is not None or of("sampling", "dropout", 0) or of("fleet", "mix") is not None
+    varying = option("sampling", "cohort") is not None or option("sampling", "dropout", 0) or option("fleet", "mix") is not None
     if config.get("mode", "federated") in ("centralised", "detection", "single_task") and varying:
         reasons.append(f"mode={config['mode']}, which makes as many steps as the clients that come back in all rounds,")
     return reasons
 
 
 def fingerprint(config: Mapping[str, Any], *data: bytes | memoryview) -> str:
-    """What a checkpoint must share with a run to be its own: the identity of the configuration, and the data."""
+    """Return the digest of a configuration's identity and of the data, which a run and its checkpoints share."""
     return digest(json.dumps(identity(config), sort_keys=True, default=str).encode(), *data)
 
 
 def digest(*parts: bytes | memoryview) -> str:
+    """Return the BLAKE2 digest of the parts in hexadecimal."""
     hashed = hashlib.blake2b(digest_size=16)
     for part in parts:
         hashed.update(part)
@@ -173,9 +188,9 @@ def _why_rounds(differing: list[str], config: Mapping[str, Any]) -> str:
 def _refuse_foreign(run_dir: Path) -> None:
     if not run_dir.exists() or (run_dir / "config.yaml").exists():
         return
-    found = sorted(path.name for path in run_dir.iterdir() if path.name != LOCK)
-    if found:
-        raise ValueError(f"output_dir {run_dir} must be a new, an empty or a run's folder, and it holds {', '.join(found[:3])}")
+    names = sorted(path.name for path in run_dir.iterdir() if path.name != LOCK)
+    if names:
+        raise ValueError(f"output_dir {run_dir} must be a new, an empty or a run's folder, and it holds {', '.join(names[:3])}")
 
 
 def _has_rounds(metrics: Path) -> bool:
@@ -198,7 +213,7 @@ def _write_config(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def _without(config: dict[str, Any], place: str, names: tuple[str, ...]) -> dict[str, Any]:
-    """config, without some options of one of its groups, or of itself."""
+    """`config` without some options of the group `place`, or of the top where it is empty."""
     if not place:
         return {key: value for key, value in config.items() if key not in names}
     options = config.get(place)
@@ -206,9 +221,9 @@ def _without(config: dict[str, Any], place: str, names: tuple[str, ...]) -> dict
 
 
 def _without_roots(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the folders of data, whose images are in the fingerprint."""
-    kept = {key: value for key, value in config.items() if key != "root" or not isinstance(value, str)}
-    return {key: _without_roots(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
+    """`config` without the folders of data; the images are in the fingerprint."""
+    rest = {key: value for key, value in config.items() if key != "root" or not isinstance(value, str)}
+    return {key: _without_roots(value) if isinstance(value, Mapping) else value for key, value in rest.items()}
 
 
 def _values_of(name: str, value: Any) -> Iterator[Any]:

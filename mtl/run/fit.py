@@ -1,4 +1,4 @@
-"""A run from Python: by names as on the command line, or by objects of one's own, through the same `compose` and `train`."""
+"""A run from Python: with names as on the command line, or with Python objects, through the same `compose` and `train`."""
 
 import contextlib
 import dataclasses
@@ -25,50 +25,60 @@ from mtl.run.learners import build_learner
 from mtl.run.load import TrainedRun, load_run
 from mtl.run.members import DEFAULTS, PARTIAL, WHOLE
 from mtl.run.objects import give, given_names
-from mtl.run.options import checked, nearest
+from mtl.run.options import convert, nearest
 from mtl.run.rules import check_rules
 from mtl.run.settings import OPTIONS, top_level
 from mtl.run.spawn import inside_rank
 from mtl.run.train import train
 
-# What departs from the command line's defaults, which are those of the embedded faces.
+# Defaults that differ from the command line, whose defaults are for the embedded faces.
 OF_CLASSES = {"split": "fractions"}
 OF_ATTRIBUTES = {"split": "fractions", "subtasks": "attributes", "partition": "iid", "assignment": "all"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run. summary: its metrics, as `summary.json` holds them."""
+    """A finished run.
+
+    Attributes:
+        run_dir: its directory.
+        summary: its metrics, as in `summary.json`.
+    """
 
     run_dir: Path
     summary: Metrics
 
     @functools.cached_property
     def trained(self) -> TrainedRun:
-        """The model as tested, its objective and its subtasks. Raises ValueError as `load_run` does."""
+        """The tested model, its objective and its subtasks; raises ValueError as `load_run` does."""
         return load_run(self.run_dir)
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The names of the subtasks, T."""
+        """The names of the T subtasks."""
         return self.trained.tasks
 
     def predict(self, images: Any, *, client: int | None = None) -> Tensor:
-        """Decision scores [N, T] of images [N, c, H, W] like those of the run; above zero is yes.
+        """Return the decision scores [N, T] of images; above zero is yes.
 
-        client: whose model scores, where parts of it stay on the clients. Raises ValueError where the images are of another shape or type.
+        Args:
+            images: [N, c, H, W], of the shape and type that the run was trained on.
+            client: the client whose model scores, where parts of the model stay on the clients.
+
+        Raises:
+            ValueError: the images are of another shape or type.
         """
         run = self.trained if client is None else load_run(self.run_dir, client=client)
-        found = check_images(images)
-        if tuple(found.shape[1:]) != run.image_shape or found.dtype != run.pixels:
+        tensor = check_images(images)
+        if tuple(tensor.shape[1:]) != run.image_shape or tensor.dtype != run.pixels:
             raise ValueError(
-                f"images must be {run.pixels} [N, {', '.join(map(str, run.image_shape))}] as those of the run, got {found.dtype} "
-                f"{list(found.shape)}"
+                f"images must be {run.pixels} [N, {', '.join(map(str, run.image_shape))}] as those of the run, got {tensor.dtype} "
+                f"{list(tensor.shape)}"
             )
-        return run.objective.scores(run.model, found)
+        return run.objective.scores(run.model, tensor)
 
     def report(self) -> Path:
-        """Write `report.html` and `figures/` anew; returns the page."""
+        """Write `report.html` and `figures/` again, and return the path of the page."""
         return write_report([self.run_dir])
 
 
@@ -83,25 +93,25 @@ def fit(
     options: Sequence[str] = (),
     **choices: Any,
 ) -> Run:
-    """Train, test and report one run, as `mtl train` does, on your own images and with your own parts.
+    """Train, test and report one run, as `mtl train` does, on your images and with your Python objects.
 
     Args:
         images: uint8 or float [N, c, H, W], a Dataset of (image, label) pairs, or an ImageData; none where `data` names a data set.
         labels: int64 [N], classes: one subtask each, one against the rest; or bool or int8 [N, T], attributes, -1 where unknown.
         tasks: Names of the classes or attributes.
-        split: {"train": indices, "test": indices, "val": indices}, or the name of a rule; of own images by default `fractions`: 70 % of
+        split: {"train": indices, "test": indices, "val": indices}, or the name of a rule; for your images by default `fractions`: 70 % of
             each class train, 10 % validate, 20 % test.
-        clients: How many, as `partition.num_clients` says.
+        clients: Number of clients, `partition.num_clients`.
         output_dir: The run directory; by default a new one below `runs`.
         options: Words of the command line, such as `"partition=dirichlet"` and `"partition.alpha=0.3"`.
         choices: Keys at the top of the configuration. A group takes a member's name, a mapping of options, or an object: `trunk`, `heads`,
-            `loss`, `balancer`, `client`, `server` and the others that `mtl.run.adapters.GIVABLE` lists.
+            `loss`, `balancer`, `client`, `server` and the others that `mtl.run.adapters.OBJECT_GROUPS` lists.
 
     Returns:
         The run: its summary, its directory, and its model to predict with.
 
     Raises:
-        ValueError: What is given does not fit; it says which field, what was expected and what came.
+        ValueError: An argument cannot be used; the message names it, what was expected and what came.
         Diverged: The loss is not finite.
         Interrupted: Ctrl-C; `resume=True` with the same `output_dir` goes on.
     """
@@ -123,7 +133,7 @@ def configure(
     options: Sequence[str] = (),
     **choices: Any,
 ) -> DictConfig:
-    """The configuration that `fit` trains with; objects are nodes in it (see `objects`). Arguments and errors as there."""
+    """Compose the configuration that `fit` trains with, where objects are nodes (see `objects`); arguments and errors as in `fit`."""
     if isinstance(options, str):
         raise ValueError(f"options must be a list of words such as ['loss=bce'], got {options!r}")
     data = _data(images, labels, tasks, split)
@@ -133,20 +143,20 @@ def configure(
         if "data" in choices:
             raise ValueError(f"data must be left out where images are given, got {choices['data']!r}")
         choices["data"] = data
-    named = {key: value for key, value in choices.items() if key in DEFAULTS and isinstance(value, str)}
-    for group, member in named.items():
+    members = {key: value for key, value in choices.items() if key in DEFAULTS and isinstance(value, str)}
+    for group, member in members.items():
         _check_member(group, member)
-    said = {*choices, *(option.lstrip("+").partition("=")[0] for option in options)}
+    chosen = {*choices, *(option.lstrip("+").partition("=")[0] for option in options)}
     defaults = {} if data is None else (OF_CLASSES if data.class_names else OF_ATTRIBUTES)
-    words = {key: value for key, value in defaults.items() if key not in said} | named
+    words = {key: value for key, value in defaults.items() if key not in chosen} | members
     if isinstance(split, Mapping):
         words["split"] = "official"
     with _plain_errors():
         config = compose([*(f"{key}={value}" for key, value in words.items()), *options])
     if isinstance(split, Mapping):
-        config.split.val = 0.0  # what is said to train trains
+        config.split.val = 0.0  # all images of "train" train
     for key, value in choices.items():
-        if key not in named:
+        if key not in members:
             _set(config, key, value)
     if clients is not None:
         if "partition" in given_names(config):
@@ -157,9 +167,12 @@ def configure(
 
 
 def lightning_modules(config: DictConfig) -> tuple[Learner, FederatedDataModule]:
-    """The LightningModule and the data of a configuration, for a Trainer of your own: an epoch is a round, `config.rounds` of them.
+    """Build the LightningModule and the data of a configuration, for your own Trainer; no run directory is written.
 
-    No run directory is written. Raises ValueError as `fit` does.
+    An epoch is a round; `config.rounds` of them are a run.
+
+    Raises:
+        ValueError: as in `fit`.
     """
     with _plain_errors():
         check_rules(config)
@@ -198,7 +211,7 @@ def _check_member(group: str, member: str) -> None:
 
 
 def _set(config: DictConfig, key: str, value: Any) -> None:
-    """Put a value, a mapping of options or an object in the place of a key."""
+    """Set a key to a value, options of it from a mapping, or a group to an object."""
     check_name(key)
     if isinstance(value, Mapping) and (key in DEFAULTS or key in OPTIONS):
         for name, part in value.items():
@@ -209,12 +222,12 @@ def _set(config: DictConfig, key: str, value: Any) -> None:
         raise ValueError(f"{key} must be a mapping of options, got {value!r}")
     else:
         (option,) = (option for option in dataclasses.fields(top_level()) if option.name == key)
-        config[key] = checked(str(value) if isinstance(value, Path) else value, option.type, key)
+        config[key] = convert(str(value) if isinstance(value, Path) else value, option.type, key)
 
 
 @contextlib.contextmanager
 def _plain_errors() -> Iterator[None]:
-    """The error that a part of the run raised, without what Hydra says around it."""
+    """Raise the error of a part of the run without the one that Hydra wraps around it."""
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:

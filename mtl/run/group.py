@@ -1,4 +1,4 @@
-"""Joining the other ranks of a run, whoever started them."""
+"""Connects this process with the other ranks of a run, whether `mtl`, torchrun or srun started them."""
 
 import importlib.metadata
 import logging
@@ -21,13 +21,16 @@ from mtl.run.spawn import inside_step
 
 logger = logging.getLogger(__name__)
 TIMEOUT = timedelta(minutes=30)
-PATIENCE = 15.0  # seconds until a rank says whom it waits for
+PATIENCE = 15.0  # seconds until a rank logs that it waits
 
 
 def environment() -> ClusterEnvironment:
-    """Where this process stands among the ranks, and who started it. Slurm's numbers count in a step of srun alone.
+    """Return Lightning's environment for the program that started the ranks: torchrun, srun, or `mtl` itself.
 
-    Raises ValueError where srun was not told how many tasks a machine has.
+    Slurm's variables are read only inside of a step of srun.
+
+    Raises:
+        ValueError: srun was started without --ntasks-per-node.
     """
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
@@ -36,16 +39,16 @@ def environment() -> ClusterEnvironment:
     try:
         return SLURMEnvironment()
     except RuntimeError as error:
-        raise ValueError(f"srun must be told --ntasks-per-node, which is trainer.devices: {error}") from error
+        raise ValueError(f"srun needs --ntasks-per-node, which is trainer.devices: {error}") from error
 
 
-def _tell(place: str, number: int, count: int) -> None:
+def _warn_of_waiting(place: str, number: int, count: int) -> None:
     logger.warning("rank %d waits for the other %d of %d processes at %s", number, count - 1, count, place)
 
 
 @contextmanager
-def joined(accelerator: str) -> Iterator[Ranks]:
-    """The ranks of this run, in a process group while the context lasts."""
+def process_group(accelerator: str) -> Iterator[Ranks]:
+    """Join the process group of the run while the context lasts, and yield its ranks."""
     place = environment()
     gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = str(place.main_address), str(place.main_port)
@@ -53,7 +56,9 @@ def joined(accelerator: str) -> Iterator[Ranks]:
         torch.cuda.set_device(place.local_rank())
     count = int(os.environ.get("WORLD_SIZE", place.world_size()))
     number = int(os.environ.get("RANK", place.global_rank()))
-    patience = threading.Timer(PATIENCE, _tell, (f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}", number, count))
+    patience = threading.Timer(
+        PATIENCE, _warn_of_waiting, (f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}", number, count)
+    )
     patience.start()
     try:
         dist.init_process_group("nccl" if gpu else "gloo", rank=number, world_size=count, timeout=TIMEOUT)
@@ -66,5 +71,5 @@ def joined(accelerator: str) -> Iterator[Ranks]:
 
 
 def versions() -> dict[str, str]:
-    """What must be the same on every rank for their results to fit together."""
+    """Return the versions that must be equal on every rank."""
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in ("torch", "mtl")}}

@@ -1,4 +1,4 @@
-"""The learner of each mode, built from a configuration: one builder a mode."""
+"""Builders of the learner of each mode from a configuration."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -37,7 +37,7 @@ from mtl.learning.federated import FederatedLearning
 from mtl.learning.learner import Learner, Reporting
 from mtl.models.multi_task_model import MultiTaskModel
 from mtl.models.transfer import Transfer
-from mtl.run.build import build_views, build_workloads, kept
+from mtl.run.build import build_views, build_workloads, resolve_keep
 from mtl.run.load import build_start
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Parts:
-    """What the learner of every mode is made of. reporting: what is logged, and how the stored images were."""
+    """The parts of a learner, the same in every mode."""
 
     data: FederatedData
     model: MultiTaskModel
@@ -60,10 +60,18 @@ class Parts:
 
 
 def build_learner(config: DictConfig, data: FederatedData, run_dir: Path) -> tuple[Learner, int]:
-    """The learner of the mode, and its training steps in a round.
+    """Build the learner of the mode.
+
+    Args:
+        config: of the run.
+        data: split over its clients.
+        run_dir: for the clients' state where it does not fit in memory.
+
+    Returns:
+        The learner, and the number of training steps of a round.
 
     Raises:
-        ValueError: what the configuration asks for does not fit together, or does not fit the data.
+        ValueError: options contradict each other or the data.
     """
     parts = build_parts(config, data)
     match config.mode:
@@ -77,7 +85,7 @@ def build_learner(config: DictConfig, data: FederatedData, run_dir: Path) -> tup
 
 
 def build_parts(config: DictConfig, data: FederatedData) -> Parts:
-    """The parts of a learner. Where a frozen trunk's features are cached, they take the images' place in the data."""
+    """Build the parts of a learner; with `transfer.cache` the data have features of the frozen trunk in place of images."""
     model, objective = build_start(config, data)
     tracking = config.tracking
     reporting = Reporting(config.best_by, tracking.per_task, tracking.log_every, data.image_shape, data.images.dtype)
@@ -102,10 +110,12 @@ def build_parts(config: DictConfig, data: FederatedData) -> Parts:
 
 
 def build_sampling(config: DictConfig, data: FederatedData, objective: Objective, views: Views) -> Draws:
-    """Who takes part in a round; with a fleet, as its devices and the server's patience allow."""
+    """Build the sampling of clients; with a fleet, devices that are too slow or unavailable drop out."""
     sampling, fleet = instantiate(config.sampling), instantiate(config.fleet)
     if fleet.mix is None:
-        sampling.outcome(data.num_clients, seed=config.seed, round=0)  # raises where the cohort is larger
+        sampling.outcome(
+            data.num_clients, seed=config.seed, round=0
+        )  # raises where the cohort is larger than the number of clients
         draws: Draws = sampling
         return draws
     workload = views.workload(build_workloads(config, data, views.levels, objective))
@@ -113,14 +123,15 @@ def build_sampling(config: DictConfig, data: FederatedData, objective: Objective
 
 
 def build_centralised(config: DictConfig, parts: Parts) -> tuple[Learner, int]:
-    """All images in one place, for as many gradient steps as the federation would make."""
+    """Build training on all images in one place, for as many gradient steps as the federation would make."""
     training, steps = _pooled_training(config, parts)
     return CentralisedLearning(training, parts.data.pooled(), parts.schedule, **_pooled_options(config, parts)), steps
 
 
 def build_detection(config: DictConfig, parts: Parts) -> tuple[Learner, int]:
-    """As centralised, with scenes in every step, and AdamW: the focal loss of a map whose cells are nearly all empty starts too steep for
-    plain SGD, and CenterNet's own optimiser is Adam.
+    """Build centralised training with scenes in every step and AdamW.
+
+    The focal loss of a map whose cells are nearly all empty starts too steep for plain SGD; CenterNet uses Adam.
     """
     training, steps = _pooled_training(config, parts)
     training = replace(training, algorithm=LocalAdamW(**vars(parts.client)))
@@ -131,7 +142,7 @@ def build_detection(config: DictConfig, parts: Parts) -> tuple[Learner, int]:
 
 
 def build_single_task(config: DictConfig, parts: Parts, run_dir: Path) -> tuple[Learner, int]:
-    """A model for each subtask, trained on all images as a client of its own."""
+    """Build one model for each subtask: a client with all images that trains it alone."""
     training, _ = _pooled_training(config, parts)
     data = parts.data.single_tasks()
     alone = replace(parts, data=data, sampling=Sampling(), views=Views.whole(parts.model, data.num_clients))
@@ -139,7 +150,7 @@ def build_single_task(config: DictConfig, parts: Parts, run_dir: Path) -> tuple[
 
 
 def build_federated(config: DictConfig, parts: Parts, run_dir: Path) -> tuple[Learner, int]:
-    """Clients and a server; or clients alone, of which nothing travels."""
+    """Build clients and a server, or, in mode `local`, clients that send nothing."""
     steps, returns = (0, 0) if isinstance(instantiate(config.balancer), Equal) else _count_steps(config, parts)
     rule = _build_rule(config, parts.model, steps_per_round=steps / max(returns, 1), num_rounds=returns / parts.data.num_clients)
     training = Training(parts.model, parts.objective, parts.client, parts.work, config.seed, rule)
@@ -148,7 +159,7 @@ def build_federated(config: DictConfig, parts: Parts, run_dir: Path) -> tuple[Le
 
 def _federated(config: DictConfig, parts: Parts, training: Training, run_dir: Path) -> Learner:
     data, model, engine = parts.data, parts.model, config.engine
-    layout = Layout(kept(config), parts.transfer.schedule(model))
+    layout = Layout(resolve_keep(config), parts.transfer.schedule(model))
 
     def backend(training: Training) -> Backend:
         name = engine.backend if training.objective.distil is None else "loop"
@@ -184,7 +195,7 @@ def _federated(config: DictConfig, parts: Parts, training: Training, run_dir: Pa
     )
     if bank.num_bytes:
         logger.info(
-            "what stays on the clients: %.1f kB a client, %.1f MB when all %d have trained, in %s",
+            "state that stays on the clients: %.1f kB a client, %.1f MB when all %d have trained, in %s",
             bank.bytes_per_client / 1e3,
             bank.num_bytes / 1e6,
             data.num_clients,
@@ -195,7 +206,7 @@ def _federated(config: DictConfig, parts: Parts, training: Training, run_dir: Pa
 
 
 def _pooled_training(config: DictConfig, parts: Parts) -> tuple[Training, int]:
-    """As many gradient steps in all as the clients that come back make together, spread evenly over the rounds."""
+    """Training with as many gradient steps as all returning clients make in sum, spread evenly over the rounds."""
     total, _ = _count_steps(config, parts)
     steps = max(round(total / config.rounds), 1)
     rule = _build_rule(config, parts.model, steps_per_round=total / config.rounds, num_rounds=config.rounds)
@@ -209,7 +220,7 @@ def _pooled_options(config: DictConfig, parts: Parts) -> dict[str, Any]:
 
 
 def _count_steps(config: DictConfig, parts: Parts) -> tuple[int, int]:
-    """The local steps of all clients that come back in the run, and how often one does."""
+    """The number of local steps of the run, and of updates that clients return."""
     data, total, returns = parts.data, 0, 0
     for round in range(config.rounds):
         cohort = parts.sampling.outcome(data.num_clients, seed=config.seed, round=round).returned
@@ -219,7 +230,7 @@ def _count_steps(config: DictConfig, parts: Parts) -> tuple[int, int]:
 
 
 def _build_rule(config: DictConfig, model: MultiTaskModel, *, steps_per_round: float, num_rounds: float) -> GradientRule:
-    """How the tasks' losses become one update."""
+    """The rule that turns the tasks' losses into one update."""
     options = config.balance
     return make_balance(
         instantiate(config.balancer).for_run(steps_per_round=steps_per_round, num_rounds=num_rounds),
@@ -233,5 +244,5 @@ def _build_rule(config: DictConfig, model: MultiTaskModel, *, steps_per_round: f
 
 
 def _device(config: DictConfig) -> torch.device:
-    """Where to compute before the Trainer is there."""
+    """The compute device, for work before the Trainer exists."""
     return torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator in ("auto", "gpu", "cuda") else "cpu")

@@ -1,4 +1,4 @@
-"""What a run left behind, from its run directory alone: its configuration and its model as trained; and what other runs start from it."""
+"""Loads the trained model of a run directory, and builds the model that a run starts from."""
 
 import copy
 from dataclasses import dataclass, replace
@@ -23,17 +23,26 @@ from mtl.models.multi_task_model import MultiTaskModel
 from mtl.models.peers import Peers
 from mtl.models.transfer import Transfer
 from mtl.models.weights import CHECKPOINTS
-from mtl.run.build import build_model, build_objective, kept, read_config
+from mtl.run.build import build_model, build_objective, read_config, resolve_keep
 from mtl.run.objects import require
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """model: on the CPU, in evaluation mode, with the parameters that the run was tested with: those of the best round where it has chosen
-    one, else of the last one saved; tasks: T names; num_exclusive: as in `Subtasks`; own: the places of the tested subtasks whose heads
-    are trained, none of them where heads stay on the clients and no client is named; pixels: the type of a stored image [c, H, W] of
-    `image_shape`; checkpoint: the file that was read; round: after how many it was written; fingerprint: of the configuration and the
-    data.
+    """A trained model with what is needed to use it.
+
+    Attributes:
+        config: of the run.
+        model: on the CPU, in evaluation mode, with the parameters of the best round where one was selected, else of the last one saved.
+        objective: from images to scores.
+        tasks: T names.
+        num_exclusive: as in `Subtasks`.
+        trained_tasks: indices of the tested subtasks whose heads are trained; none where heads stay on the clients and no client is named.
+        image_shape: (c, H, W) of a stored image.
+        pixels: data type of a stored image.
+        checkpoint: the file that was read.
+        round: number of rounds after which it was written.
+        fingerprint: of the configuration and the data.
     """
 
     config: DictConfig
@@ -41,7 +50,7 @@ class TrainedRun:
     objective: Objective
     tasks: tuple[str, ...]
     num_exclusive: int
-    own: tuple[int, ...]
+    trained_tasks: tuple[int, ...]
     image_shape: ImageShape
     pixels: torch.dtype
     checkpoint: Path
@@ -50,17 +59,22 @@ class TrainedRun:
 
 
 def load_run(run_dir: Path, *, client: int | None = None) -> TrainedRun:
-    """The model of a run directory; where parts of it stay on the clients, that of one of them.
+    """Load the model of a run directory.
 
-    Raises ValueError where there is no run, no checkpoint or one that is torn, where `client` is not one of the run's or not needed, and
-    where the trunk stays on the clients and none is named.
+    Args:
+        run_dir: the directory.
+        client: the client whose model is loaded, where parts of the model stay on the clients.
+
+    Raises:
+        ValueError: there is no run or no undamaged checkpoint, `client` is not one of the run's or not needed, or the trunk stays on the
+            clients and none is named.
     """
     config = read_config(run_dir)
     require(config, "trunk", "heads", "architecture", "loss", "augmentation", "normalise")
-    found = [run_dir / name for name in CHECKPOINTS if (run_dir / name).is_file()]
-    if not found:
+    files = [run_dir / name for name in CHECKPOINTS if (run_dir / name).is_file()]
+    if not files:
         raise ValueError(f"run directory must hold {' or '.join(CHECKPOINTS)}, got {run_dir} with neither")
-    checkpoint = read_checkpoint(found[0])
+    checkpoint = read_checkpoint(files[0])
     channels, height, width = checkpoint["image_shape"]
     image_shape, tasks = (channels, height, width), tuple(checkpoint["tasks"])
     state: Params = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
@@ -69,26 +83,27 @@ def load_run(run_dir: Path, *, client: int | None = None) -> TrainedRun:
     if config.start or config.prune.kind == "channels":
         take_shapes(model, state)
     tested = len(tasks) - checkpoint["num_source"]
-    own = tuple(range(tested))
+    trained_tasks = tuple(range(tested))
     bank = checkpoint.get("bank", {})
-    keep = kept(config)
+    keep = resolve_keep(config)
     mixed = isinstance(model.trunk, Peers)
     if client is not None and keep == "nothing" and not mixed:
         raise ValueError(f"client must be left out where nothing stays on the clients, as in {run_dir}, got {client}")
     if client is not None and keep != "nothing":
-        own, theirs = _client_params(run_dir, keep, {name: state[name] for name in model.params()}, bank, client)
-        own = tuple(task for task in own if task < tested)
-        state |= theirs
+        params = {name: state[name] for name in model.params()}
+        client_tasks, client_params = _client_params(run_dir, keep, params, bank, client)
+        trained_tasks = tuple(task for task in client_tasks if task < tested)
+        state |= client_params
     elif client is None and keep == "all":
-        raise ValueError(f"run {run_dir} must have one trunk for all, or a client be named: in it each client keeps its own")
+        raise ValueError(f"run {run_dir} has one trunk for each client: the argument client must name one")
     elif client is None and keep == "heads":
-        own = ()
+        trained_tasks = ()
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"{found[0]} does not fit the model of {run_dir / 'config.yaml'}: {error}") from error
+        raise ValueError(f"{files[0]} does not fit the model of {run_dir / 'config.yaml'}: {error}") from error
     if isinstance(model.trunk, Peers):
-        name = model.trunk.chosen if client is None else str(_of_clients(run_dir, client, "trunks")[client])
+        name = model.trunk.chosen if client is None else str(_client_arrays(run_dir, client, "trunks")[client])
         model = model.with_trunk(model.trunk.peer(name))
     return TrainedRun(
         config=config,
@@ -96,25 +111,34 @@ def load_run(run_dir: Path, *, client: int | None = None) -> TrainedRun:
         objective=build_objective(config),
         tasks=tasks,
         num_exclusive=num_exclusive,
-        own=own,
+        trained_tasks=trained_tasks,
         image_shape=image_shape,
         pixels=getattr(torch, checkpoint["pixels"]),
-        checkpoint=found[0],
+        checkpoint=files[0],
         round=int(checkpoint["epoch"]) + 1,
         fingerprint=checkpoint["run"],
     )
 
 
 def untrained(config: DictConfig, image_shape: ImageShape, tasks: tuple[str, ...], num_exclusive: int) -> MultiTaskModel:
-    """The model as the run's seed draws it, without the weights it may have started from."""
+    """Build the model with random parameters of the run's seed, without the weights that the run may have started from."""
     config = config.copy()
     config.weights = None
     return build_model(config, image_shape, tasks, num_exclusive)
 
 
 def build_start(config: DictConfig, data: FederatedData) -> tuple[MultiTaskModel, Objective]:
-    """What training starts from: a new model, or that of the run `start`, its channels cut where `prune` says so; and the objective, with
-    a teacher where there is one. Raises ValueError where they do not fit together.
+    """Build what training starts from.
+
+    Args:
+        config: of the run.
+        data: of the run.
+
+    Returns:
+        A new model or that of the run `start`, with channels cut where `prune` asks for it; and the objective, with a teacher if any.
+
+    Raises:
+        ValueError: model, `start`, teacher and data do not fit together.
     """
     pruning, distilling = instantiate(config.prune), instantiate(config.distil)
     model, objective = build_model(config, data.image_shape, data.tasks, data.num_exclusive), build_objective(config)
@@ -152,41 +176,43 @@ def _relations(transfer: Transfer, model: MultiTaskModel) -> Distillation:
 
 
 def _fitting(name: str, run_dir: str, data: FederatedData) -> TrainedRun:
-    """The run that the option `name` says, for other training on `data`."""
+    """Load the run that the option `name` names, for further training on `data`."""
     run = load_run(Path(run_dir).expanduser())
     if run.image_shape != data.image_shape:
         raise ValueError(f"{name} must have been trained on images of {data.image_shape}, got {run.image_shape} of {run_dir}")
     if run.tasks != data.tasks:
         lacks, more = ([t for t in left if t not in right] for left, right in ((data.tasks, run.tasks), (run.tasks, data.tasks)))
-        what = [f"it lacks {', '.join(lacks)}"] * bool(lacks) + [f"it has {', '.join(more)} beside"] * bool(more)
+        what = [f"it lacks {', '.join(lacks)}"] * bool(lacks) + [f"it also has {', '.join(more)}"] * bool(more)
         raise ValueError(
             f"{name} must have the same subtasks in the same order, got {run_dir}: {' and '.join(what) or 'another order'}"
         )
-    if not run.own:
+    if not run.trained_tasks:
         raise ValueError(f"{name} must have one head for all of a subtask, and in {run_dir} the heads stay on the clients")
     return run
 
 
-def _of_clients(run_dir: Path, client: int, *names: str) -> np.ndarray[Any, Any]:
-    """What `federation.npz` says of each client, [C, ...]: those of the arrays that it has, side by side. Raises ValueError where there
-    is no such file, and where `client` is not one of them.
+def _client_arrays(run_dir: Path, client: int, *names: str) -> np.ndarray[Any, Any]:
+    """Arrays of `federation.npz` with one row per client, concatenated to [C, ...]; absent ones are left out.
+
+    Raises:
+        ValueError: there is no such file, or `client` is not one of the run's.
     """
     path = run_dir / "federation.npz"
     try:
         with np.load(path, allow_pickle=False) as file:
-            found = np.concatenate([file[name] for name in names if name in file], -1)
+            arrays = np.concatenate([file[name] for name in names if name in file], -1)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"run directory must hold federation.npz, which a finished run leaves, got {path}: {error}") from error
-    if not 0 <= client < len(found):
-        raise ValueError(f"client must be in [0, {len(found) - 1}], got {client}")
-    return found
+    if not 0 <= client < len(arrays):
+        raise ValueError(f"client must be in [0, {len(arrays) - 1}], got {client}")
+    return arrays
 
 
 def _client_params(run_dir: Path, keep: str, params: Params, bank: dict[str, Any], client: int) -> tuple[tuple[int, ...], Params]:
-    """The subtasks that a client trains, and its own parameters."""
-    assignment = torch.from_numpy(_of_clients(run_dir, client, "assignment", "source_assignment"))
+    """The subtasks that a client trains, and the parameters that stay on it."""
+    assignment = torch.from_numpy(_client_arrays(run_dir, client, "assignment", "source_assignment"))
     slots = {"params": params}
     rows = Bank(Layout(keep), slots, assignment)
     rows.load_state_dict(bank)
-    own = tuple(assignment[client].nonzero().flatten().tolist())
-    return own, {name: value[0] for name, value in rows.load([client], slots)["params"].items()}
+    tasks = tuple(assignment[client].nonzero().flatten().tolist())
+    return tasks, {name: value[0] for name, value in rows.load([client], slots)["params"].items()}

@@ -1,4 +1,4 @@
-"""The groups of options and their members: what can be chosen, and the default of each group."""
+"""The groups of options, the members of each group, and their defaults."""
 
 from typing import Any
 
@@ -166,7 +166,7 @@ WHOLE: dict[str, dict[str, Any]] = {
     },
     "prune": {kind: (Pruning, {"kind": kind}) for kind in ("nothing", "weights", "channels")},
 }
-# These wait for what is known only at run time: the data, the seed, the number of subtasks.
+# Built as functions of arguments that are known only at run time: the data, the seed, the number of subtasks.
 PARTIAL: dict[str, dict[str, Any]] = {
     "split": {"auto": splits.auto, "per_class": splits.per_class, "fractions": splits.fractions, "official": splits.official},
     "subtasks": {

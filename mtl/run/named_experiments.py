@@ -1,4 +1,4 @@
-"""The named experiments: YAML files of the package and of the working folder, each with a line that says what it is."""
+"""The named experiments: YAML files of the package and of the working folder, each with a first comment that describes it."""
 
 import difflib
 import textwrap
@@ -9,19 +9,19 @@ FOLDER = Path(__file__).parents[1] / "experiments"
 
 
 def experiments_folder() -> Path | None:
-    """The working folder's `experiments/`, whose YAML files are experiments too; None where there is none."""
+    """Return the folder `experiments/` of the working folder, None where there is none."""
     folder = Path.cwd() / "experiments"
     return folder if folder.is_dir() else None
 
 
 def experiment_files(folder: Path | None) -> dict[str, Path]:
-    """The file of each experiment by name: those of the package, and those of `folder`, which replace the package's of the same name."""
+    """Return the file of each experiment by name; those of `folder` replace those of the package with the same name."""
     folders = (FOLDER,) if folder is None else (FOLDER, folder)
     return {path.stem: path for place in folders for path in sorted(place.glob("*.yaml"))}
 
 
 def describe(path: Path) -> str:
-    """The first comment line at the top of an experiment's file; empty where the file does not begin with a comment."""
+    """Return the first comment line of an experiment's file; empty where the file does not begin with a comment."""
     if not path.is_file():
         return ""
     lines = (line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
@@ -30,7 +30,7 @@ def describe(path: Path) -> str:
 
 
 def listing(files: Mapping[str, Path]) -> str:
-    """The experiments, with a line each."""
+    """Return a list of the experiments with a line each."""
     width = max(map(len, files)) + 2
     lines = ["mtl train +experiment=NAME [KEY=VALUE] ... runs one of these; mtl experiments NAME prints its file.", ""]
     for name, path in files.items():
@@ -44,7 +44,7 @@ def listing(files: Mapping[str, Path]) -> str:
 
 
 def named_file(files: Mapping[str, Path], name: str) -> Path:
-    """The file of an experiment. Raises ValueError for a name that is none, with the nearest one."""
+    """Return the file of an experiment; raises ValueError for an unknown name, with the nearest one."""
     if name not in files:
         near = difflib.get_close_matches(name, files, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""

@@ -1,11 +1,12 @@
-"""Objects of a program's own in place of members of a group. The object stays in this process; the configuration holds a node that says
-which one it was:
+"""Python objects in place of members of a group.
+
+The object stays in this process; the configuration has a node that identifies it:
 
     {_target_: mtl.run.objects.given, name: trunk, kind: MyTrunk, code: 1f0c..., values: 9a41...}
 
-`code` is a digest of what the object's class or function does, `values` of the parameters, tensors and settings that it holds. A run is
-resumed with an object whose digests are the same. Formatting and comments are in neither; helper functions that it calls are not in `code`,
-and another version of Python compiles to another one.
+`code` is a digest of the bytecode of the object's class or function, `values` of its parameters, tensors and settings. A run is resumed
+with an object whose digests are the same. Formatting and comments change neither; nor do changes of helper functions that the object calls.
+Another version of Python gives another `code`.
 """
 
 import copy
@@ -22,38 +23,46 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from mtl.run.adapters import adapted
+from mtl.run.adapters import adapt
 
 TARGET = "mtl.run.objects.given"
-# Code of these is known by its name: another version of it is the same object.
+# Code of these enters the digest by its name alone: another version of a library is the same object.
 LIBRARIES = {*sys.stdlib_module_names, "torch", "torchvision", "numpy", "PIL", "mtl"}
 _OBJECTS: dict[tuple[str, str, str, str], Any] = {}
 
 
 def give(name: str, value: Any) -> dict[str, str]:
-    """Keep `value` for the group `name`, modules as they are now; returns the node that stands for it in a configuration.
+    """Register an object for a group; modules are copied as they are now.
 
-    Raises ValueError where the group takes no such object.
+    Args:
+        name: the group.
+        value: the object.
+
+    Returns:
+        The node that represents it in a configuration.
+
+    Raises:
+        ValueError: the group takes no such object.
     """
     kind = _kind(value)
     code, values = digests(value)
-    _OBJECTS[name, kind, code, values] = adapted(name, copy.deepcopy(value) if isinstance(value, nn.Module) else value)
+    _OBJECTS[name, kind, code, values] = adapt(name, copy.deepcopy(value) if isinstance(value, nn.Module) else value)
     return {"_target_": TARGET, "name": name, "kind": kind, "code": code, "values": values}
 
 
 def given(name: str, kind: str, code: str, values: str) -> Any:
-    """The object of a node. Raises ValueError where this process does not have it."""
+    """Return the object of a node; raises ValueError where this process does not have it. Arguments as in the node."""
     key = name, kind, code, values
     if key not in _OBJECTS:
         raise ValueError(
-            f"{name} of this run is an object of a Python program, {kind}, which a run directory does not hold: a command cannot read the "
-            f"run. A program can, after mtl.run.objects.give({name!r}, value) with the same {kind}"
+            f"{name} of this run is an object of a Python program, {kind}, which is not saved in a run directory: a command cannot read "
+            f"the run. A program can, after mtl.run.objects.give({name!r}, value) with the same {kind}"
         )
     return _OBJECTS[key]
 
 
 def require(config: DictConfig, *groups: str) -> None:
-    """Raises ValueError where one of the groups is an object that this process does not have."""
+    """Raise ValueError where one of the groups is an object that this process does not have."""
     for group in groups:
         node: dict[str, Any] = OmegaConf.to_container(config[group])  # type: ignore[assignment]
         if node.pop("_target_", None) == TARGET:
@@ -61,13 +70,13 @@ def require(config: DictConfig, *groups: str) -> None:
 
 
 def given_names(config: DictConfig) -> list[str]:
-    """The groups of a configuration that are objects."""
+    """Return the groups of a configuration that are objects."""
     nodes = {str(group): OmegaConf.select(config, str(group), throw_on_missing=False) for group in config}
     return [group for group, node in nodes.items() if isinstance(node, DictConfig) and node.get("_target_") == TARGET]
 
 
 def digests(value: Any) -> tuple[str, str]:
-    """What an object does, and what it holds."""
+    """Return the digests of an object's code and of its values, in hexadecimal."""
     digest = _Digest()
     digest.add(value)
     return digest.code.hexdigest(), digest.values.hexdigest()
@@ -81,7 +90,7 @@ class _Digest:
         self._above: set[int] = set()
 
     def add(self, value: Any) -> None:
-        """Every value is preceded by its type, so that no two read the same."""
+        """Add a value, preceded by its type, so that different values never give the same bytes."""
         if id(value) in self._above:
             self._value("circle")
             return
@@ -120,7 +129,7 @@ class _Digest:
         return True
 
     def _add_code(self, value: Any) -> None:
-        """Add functions, classes and other objects, by what they do and hold."""
+        """Add functions, classes and other objects, by their code and their attributes."""
         match value:
             case functools.partial():
                 self.add([value.func, value.args, value.keywords])
@@ -182,8 +191,8 @@ class _Digest:
 
 
 def _kind(value: Any) -> str:
-    named = value if isinstance(value, type) or inspect.isroutine(value) else type(value)
-    return str(named.__qualname__)
+    kind = value if isinstance(value, type) or inspect.isroutine(value) else type(value)
+    return str(kind.__qualname__)
 
 
 def _is_library(value: Any) -> bool:

@@ -1,7 +1,7 @@
-"""Every option of a configuration against the signature of what it builds: unknown names and values of a wrong kind are told at the door.
+"""Checks every option of a configuration against the signature of what it builds, before anything is built.
 
-Hydra checks the plain types of a signature alone. Here a list is told from a word, a list of numbers from a list of words, and a name that
-nothing takes from one that something does. Numbers are welcome where words are meant: `subtasks.classes=[1,2]` names two classes.
+Hydra only checks plain types. Here unknown names are refused too, a list where a word is expected, and a list of words where numbers are.
+A number is accepted where a word is expected: `subtasks.classes=[1,2]` names two classes.
 """
 
 import difflib
@@ -19,8 +19,10 @@ MANY = {int: "whole numbers", float: "numbers", str: "words", bool: "true or fal
 
 
 def check_options(config: DictConfig) -> None:
-    """Raises ValueError for an option that nothing takes, one that is missing, and one of a wrong kind; numbers that stand for words
-    become words, in place.
+    """Check all options, and convert numbers to words in place where words are expected.
+
+    Raises:
+        ValueError: an option is unknown, missing or of a wrong type.
     """
     plain = OmegaConf.to_container(config, resolve=True)
     for path, value in _corrections(plain, ""):
@@ -28,14 +30,14 @@ def check_options(config: DictConfig) -> None:
         OmegaConf.select(config, parent)[name] = value
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean ...?`, where something is near."""
-    found = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {found[0]}?" if found else ""
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return `; did you mean ...?` with the most similar name, or nothing where none is similar."""
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _corrections(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Places and what they must hold instead, of everything below `value`."""
+    """The paths below `value` whose value must be replaced, with the new value."""
     if isinstance(value, Mapping):
         hints = _parameters(value) if "_target_" in value else {}
         for key, part in value.items():
@@ -44,7 +46,7 @@ def _corrections(value: Any, path: str) -> Iterator[tuple[str, Any]]:
                 if hints is not None and key not in hints:
                     raise ValueError(f"unknown option {place}{nearest(str(key), hints)}; {path} has {', '.join(hints)}")
                 if hints is not None:
-                    changed = checked(part, hints[key], place)
+                    changed = convert(part, hints[key], place)
                     if changed != part:
                         yield place, changed
             yield from _corrections(part, place)
@@ -56,23 +58,32 @@ def _corrections(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _parameters(node: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the target of a node takes, with types; None where it takes anything."""
+    """The parameters of a node's target with their types; None where it takes any."""
     target = get_object(node["_target_"])
-    taken = inspect.signature(target).parameters
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in taken.values()):
+    parameters = inspect.signature(target).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         return None
     hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    return {name: hints.get(name, Any) for name in taken}
+    return {name: hints.get(name, Any) for name in parameters}
 
 
-def checked(value: Any, hint: Any, path: str) -> Any:
-    """`value` as a `hint`, with words for numbers where words are meant. Raises ValueError where it is not of the kind."""
+def convert(value: Any, hint: Any, path: str) -> Any:
+    """Return `value` as the type `hint`, with numbers converted to words where words are expected.
+
+    Args:
+        value: plain nested values.
+        hint: a type hint.
+        path: the option, for the error.
+
+    Raises:
+        ValueError: the value is not of the type.
+    """
     if hint is Any or (isinstance(value, Mapping) and "_target_" in value) or value == "???":
         return value
     for alternative in _alternatives(hint):
-        found = _as(value, alternative, path)
-        if found is not _WRONG:
-            return found
+        result = _as(value, alternative, path)
+        if result is not _WRONG:
+            return result
     raise ValueError(f"{path} must be {type_in_words(hint)}, got {_shown(value)}")
 
 
@@ -80,7 +91,7 @@ _WRONG = object()
 
 
 def _as(value: Any, hint: Any, path: str) -> Any:
-    """`value` as a `hint`, or `_WRONG`. Inside of a list or a mapping a wrong part is told by its own place."""
+    """`value` as a `hint`, or `_WRONG`; raises ValueError with its path for a wrong part of a list or a mapping."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint in KINDS:
         return _as_plain(value, hint)
@@ -93,11 +104,11 @@ def _as(value: Any, hint: Any, path: str) -> Any:
         if fixed and len(value) != len(arguments):
             return _WRONG
         kinds = arguments if fixed else [arguments[0]] * len(value)
-        return [checked(part, kind, f"{path}[{place}]") for place, (part, kind) in enumerate(zip(value, kinds, strict=True))]
+        return [convert(part, kind, f"{path}[{place}]") for place, (part, kind) in enumerate(zip(value, kinds, strict=True))]
     if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             return _WRONG
-        return {str(key): checked(part, arguments[1], f"{path}.{key}") for key, part in value.items()}
+        return {str(key): convert(part, arguments[1], f"{path}.{key}") for key, part in value.items()}
     # Objects of other kinds are built by other options.
     return value if isinstance(hint, type) and value is not None else _WRONG
 
@@ -113,14 +124,14 @@ def _as_plain(value: Any, kind: type) -> Any:
 
 
 def _alternatives(hint: Any) -> Sequence[Any]:
-    """Of a union its members, a word last: it takes numbers too."""
+    """The members of a union; str comes last, as it takes numbers too."""
     if get_origin(hint) in (Union, types.UnionType):
         return sorted(get_args(hint), key=lambda kind: kind is str)
     return (hint,)
 
 
 def type_in_words(hint: Any) -> str:
-    """A type in words."""
+    """Return a type in words, such as `a list of numbers`."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return " or ".join(type_in_words(part) for part in arguments)

@@ -1,6 +1,6 @@
 """The rules on combinations of options, checked before any data are read.
 
-What a single option may be is checked by what it configures; what depends on the data, where these are at hand.
+A single option is checked by the class or function that takes it; options that must fit the data are checked when these are read.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from mtl.federation.algorithms.local_sgd import LocalSGD
 from mtl.losses.by_kind import ByKind
 from mtl.models.heads import FixedCodes
 from mtl.models.peers import peers
-from mtl.run.build import kept
+from mtl.run.build import resolve_keep
 from mtl.run.config import check_keys
 from mtl.run.options import check_options
 from mtl.run.tracking import WANDB_MODES
@@ -22,7 +22,7 @@ MODES = ("federated", "centralised", "local", "single_task", "detection")
 POOLED = ("centralised", "detection")
 # 16-mixed needs a gradient scaler in every client's steps; bfloat16 does not.
 PRECISIONS = ("32-true", "bf16-mixed")
-# What these build needs neither data nor a model.
+# Groups whose members can be built without data and model.
 PLAIN = (
     *("augmentation", "normalise", "scene_augmentation", "detection", "work", "client", "transfer", "balancer", "schedule"),
     *("sampling", "fleet", "widths", "distil", "prune"),
@@ -34,15 +34,15 @@ AT_LEAST_ONE = (
 
 
 def check_rules(config: DictConfig) -> None:
-    """Check a composed configuration; numbers that stand for words become words, in place.
+    """Check a composed configuration, and convert numbers to words in place where words are expected.
 
     Raises:
-        ValueError: An option is unknown, missing or of a wrong kind, or options do not go together.
+        ValueError: An option is unknown, missing or of a wrong type, or options exclude each other.
     """
     check_keys(config)
     check_options(config)
     for group in PLAIN:
-        instantiate(config[group])  # refuses single options that cannot be
+        instantiate(config[group])  # raises ValueError for wrong options of the group
     for rule in RULES:
         for problem in rule(config):
             raise ValueError(problem)
@@ -112,7 +112,7 @@ def _whole_updates(config: DictConfig, needs: str) -> Iterator[str]:
 def _start(config: DictConfig) -> Iterator[str]:
     if config.start and config.weights is not None:
         yield f"weights must be null where start={config.start} gives the whole model, got {config.weights}"
-    if config.prune.kind == "weights" and kept(config) != "nothing":
+    if config.prune.kind == "weights" and resolve_keep(config) != "nothing":
         yield f"prune.kind=weights prunes what travels: it needs keep=nothing, got mode={config.mode} keep={config.keep}"
     if config.prune.kind == "channels" and not config.start:
         yield "prune.kind=channels needs start, the run whose model is cut: a new model has no channels to choose by"
@@ -137,7 +137,7 @@ def _teacher(config: DictConfig) -> Iterator[str]:
         if config.weights is None:
             yield f"{names} keep the relations of a source trunk: weights must say which, got null"
         if config.distil.teacher:
-            yield f"{names} bring a teacher of their own: distil.teacher must be null, got {config.distil.teacher}"
+            yield f"{names} make the source trunk the teacher: distil.teacher must be null, got {config.distil.teacher}"
         if _member(config.architecture) != "hard_sharing" or _is(config.trunk, peers):
             yield f"{names} need an architecture with one trunk: architecture=hard_sharing, and not trunk=peers"
     if not relations and not config.distil.teacher:
@@ -150,13 +150,13 @@ def _teacher(config: DictConfig) -> Iterator[str]:
         yield f"{needs} the images: transfer.cache must be false, got true"
     if _member(config.balancer) != "Equal" or config.balance.conflict:
         yield (
-            "a teacher (distil.teacher, transfer.distance, transfer.angle) needs balancer=equal, without balance.conflict: what it "
-            "asks for is no task's"
+            "a teacher (distil.teacher, transfer.distance, transfer.angle) needs balancer=equal, without balance.conflict: its "
+            "loss belongs to no task"
         )
 
 
 def _features(config: DictConfig) -> Iterator[str]:
-    """Features of a frozen trunk in the images' place."""
+    """Features of a frozen trunk in place of images."""
     if config.transfer.unfreeze_every is not None and (name := _remembers_gradients(config)):
         yield f"transfer.unfreeze_every changes what is trained, and balancer {name} remembers the gradients of all of it"
     if not config.transfer.cache:
@@ -166,7 +166,7 @@ def _features(config: DictConfig) -> Iterator[str]:
     changes = instantiate(config.augmentation).changes
     if changes or config.mirror:
         yield (
-            "transfer.cache=true needs pictures that stay as they are: augmentation=none and mirror=false, got "
+            "transfer.cache=true needs pictures that never change: augmentation=none and mirror=false, got "
             f"augmentation that {'changes' if changes else 'keeps'} them and mirror={str(config.mirror).lower()}"
         )
     if _member(config.server) == "feddf":
@@ -174,7 +174,7 @@ def _features(config: DictConfig) -> Iterator[str]:
 
 
 def _server(config: DictConfig) -> Iterator[str]:
-    keep = kept(config)
+    keep = resolve_keep(config)
     if config.mode in POOLED:
         return
     if _member(config.server) == "feddf" and keep != "nothing":
@@ -197,12 +197,12 @@ RULES: tuple[Callable[[DictConfig], Iterator[str]], ...] = (
 
 
 def _member(node: Any) -> str:
-    """The name of what a group's choice builds."""
+    """The name of what the chosen member of a group builds."""
     return str(node._target_).rpartition(".")[2]
 
 
 def _is(node: Any, target: Any) -> bool:
-    """Whether a group's choice builds `target`."""
+    """Whether the chosen member of a group builds `target`."""
     return str(node._target_) == f"{target.__module__}.{target.__qualname__}"
 
 

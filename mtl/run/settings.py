@@ -15,9 +15,12 @@ from mtl.run.members import DEFAULTS
 class TrainerOptions:
     """Processes, accelerator and precision.
 
-    accelerator: cpu, gpu or auto, as pytorch-lightning's Trainer takes it; devices: number of processes that share a round, each on a GPU
-    or some cores; num_nodes: machines, where torchrun or srun starts the processes; precision: 32-true or bf16-mixed; threads: threads of
-    torch on the CPU, null for all cores, shared by the processes.
+    Args:
+        accelerator: cpu, gpu or auto, as pytorch-lightning's Trainer takes it
+        devices: number of processes that share a round, each on a GPU or some cores
+        num_nodes: machines, where torchrun or srun starts the processes
+        precision: 32-true or bf16-mixed
+        threads: threads of torch on the CPU, null for all cores, shared by the processes
     """
 
     accelerator: str = "auto"
@@ -31,9 +34,11 @@ class TrainerOptions:
 class EngineOptions:
     """How clients are simulated.
 
-    backend: auto (the fastest, tried on the first cohort), loop (one by one), vmap (stacked) or compiled (stacked and compiled); compile:
-    whether torch.compile makes the stacked step: auto (where it pays), always, never; block: clients stacked at most, null for as many as
-    fit; bank_memory: bytes of memory for what stays on the clients; beyond that it lies in a file.
+    Args:
+        backend: auto (the fastest, tried on the first cohort), loop (one by one), vmap (stacked) or compiled (stacked and compiled)
+        compile: whether torch.compile makes the stacked step: auto (where it pays), always, never
+        block: clients stacked at most, null for as many as fit
+        bank_memory: bytes of memory for the clients' state between rounds; a larger state is kept in files
     """
 
     backend: str = "auto"
@@ -46,12 +51,15 @@ class EngineOptions:
 class BalanceOptions:
     """How every balancer is applied.
 
-    level: gradients that are compared: those by the features (representation) or of the trunk (parameters), auto for the cheapest that
-    serves; heads: whether the task weights also reach the heads, null as the method's authors do it; normalise: how long the update is:
-    length (as the plain sum's part along it, so that a learning rate means the same with every method), weights (the task weights sum to
-    the number of tasks) or none (as the method gives it); gradient_scale: what the gradients are divided by before a method that works on
-    their Gramian sees them: none, l2 (their length), loss (their task's) or loss+ (both); conflict: log how far the tasks' gradients
-    point against each other, and draw the map of it.
+    Args:
+        level: gradients that are compared: those by the features (representation) or of the trunk (parameters), auto for the cheapest that
+            serves
+        heads: whether the task weights also scale the heads' gradients, null as the method's authors do it
+        normalise: length of the update: length (as the plain sum's part along it, so that a learning rate means the same with every
+            method), weights (the task weights sum to the number of tasks) or none (as the method gives it)
+        gradient_scale: what the gradients are divided by before a method that works on their Gramian sees them: none, l2 (their length),
+            loss (their task's) or loss+ (both)
+        conflict: log how far the tasks' gradients point against each other, and draw the map of it
     """
 
     level: str = "auto"
@@ -65,10 +73,15 @@ class BalanceOptions:
 class TrackingOptions:
     """What is logged, in files and in W&B.
 
-    wandb: auto (online where an account is set up, else offline), online, offline or disabled; project: W&B's project, or ENTITY/PROJECT;
-    group: W&B's group, null for the folder of a sweep; tags: W&B's tags; job_type: W&B's job type; log_model: keep the tested model at
-    W&B as an artifact; per_task: log losses and metrics of
-    every subtask in every round; log_every: rounds after which the numbers are read from the compute device, all at once.
+    Args:
+        wandb: auto (online where an account is set up, else offline), online, offline or disabled
+        project: W&B's project, or ENTITY/PROJECT
+        group: W&B's group, null for the folder of a sweep
+        tags: W&B's tags
+        job_type: W&B's job type
+        log_model: store the tested model at W&B as an artifact
+        per_task: log losses and metrics of every subtask in every round
+        log_every: number of rounds whose numbers are read from the compute device at once
     """
 
     wandb: str = "auto"

@@ -1,7 +1,7 @@
-"""The ranks of a run on this machine: one process each, watched by the one that started them.
+"""Starts the ranks of a run on this machine, one process each, and waits for them.
 
-Every rank is what `torchrun` would start: `python -m mtl.run.rank` with its place in the environment. Where one fails the others are ended,
-and the reason is raised here.
+Every rank has the environment variables that `torchrun` would set. Where one rank fails the others are ended, and its error is raised in
+the process that started them.
 """
 
 import json
@@ -36,17 +36,27 @@ def inside_rank() -> bool:
 
 
 def inside_step() -> bool:
-    """Whether srun has started this process as one of several. A batch script, or a shell, inside an allocation of several tasks is
-    started once, though it knows their number.
+    """Whether srun has started this process as one of several.
+
+    A batch script or a shell inside of an allocation of several tasks is started once, though the environment has their number.
     """
     return "WORLD_SIZE" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
 
 
 def run_ranks(count: int, config: dict[str, Any], run_dir: Path) -> None:
-    """Run `config` in `run_dir` on `count` ranks, and wait. Raises what the first rank that failed for a reason of its own raised.
+    """Train on several ranks, and wait for them. Their log messages are logged here.
 
-    What the ranks log is logged here. Ctrl-C and SIGTERM go to the first rank; before its training could take care of them they end all
-    ranks, and then do here what they do to a process without ranks.
+    Ctrl-C and SIGTERM are passed on to the first rank. Before it can handle them they end all ranks, and then act on this process as if it
+    had no ranks.
+
+    Args:
+        count: number of ranks.
+        config: plain nested values.
+        run_dir: the run directory.
+
+    Raises:
+        ValueError, OSError, Diverged, Interrupted: as the first rank that failed raised it.
+        RuntimeError: a rank ended without an error that it could report.
     """
     stop = _Stop()
     with tempfile.TemporaryDirectory(prefix="mtl-ranks-") as name:
@@ -81,7 +91,7 @@ class _Unexplained(RuntimeError):
 
 
 class _Stop:
-    """The signal that came last, 0 for none, and how many have not been passed on."""
+    """The last signal that arrived, 0 for none, and the signals that have not been passed on."""
 
     def __init__(self) -> None:
         self.signal = 0
@@ -89,7 +99,7 @@ class _Stop:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take Ctrl-C and SIGTERM; only the main thread may."""
+        """Handle Ctrl-C and SIGTERM; Python allows that in the main thread alone."""
         main = threading.current_thread() is threading.main_thread()
         before = {number: signal.signal(number, self._take) for number in (signal.SIGTERM, signal.SIGINT)} if main else {}
         try:
@@ -114,8 +124,8 @@ def _start(rank: int, count: int, port: int, task: Path) -> subprocess.Popen[byt
         "MASTER_PORT": port,
     }
     environment = os.environ | {name: str(value) for name, value in place.items()}
-    # In a session of its own: a Ctrl-C comes once, by us. Modules are found where this process finds them, but first where Python has
-    # its own: a file named statistics.py in the working folder is not meant.
+    # In a new session, so that a Ctrl-C reaches it only through us. Modules are found on the path of this process, but Python's come
+    # first: a file statistics.py in the working folder must not replace the standard one.
     code = (
         f"import sys; sys.path += [p for p in {sys.path!r} if p not in sys.path]; from mtl.run.rank import main; sys.exit(main())"
     )
@@ -124,7 +134,7 @@ def _start(rank: int, count: int, port: int, task: Path) -> subprocess.Popen[byt
 
 
 def _wait(processes: list[subprocess.Popen[bytes]], folder: Path, stop: _Stop) -> None:
-    """Until all are done, or one has failed and the others had time to, or a signal came too early for the ranks to deal with it."""
+    """Wait until all ranks have ended, or `GRACE` after one failed, or until a signal that the ranks cannot handle yet."""
     logs = _Logs(folder, len(processes))
     end = None
     while any(process.poll() is None for process in processes):
@@ -145,16 +155,16 @@ def _wait(processes: list[subprocess.Popen[bytes]], folder: Path, stop: _Stop) -
 
 
 class _Logs:
-    """What the ranks log, as it comes. What several say, each as many times, is said that often."""
+    """Logs the messages of the ranks here; a message that several ranks log n times each is logged n times."""
 
     def __init__(self, folder: Path, count: int) -> None:
         self._paths = [folder / f"log{rank}.jsonl" for rank in range(count)]
         self._read = [0] * count
-        self._said: list[Counter[tuple[str, str]]] = [Counter() for _ in range(count)]
+        self._counts: list[Counter[tuple[str, str]]] = [Counter() for _ in range(count)]
         self._shown: Counter[tuple[str, str]] = Counter()
 
     def pass_on(self) -> None:
-        """Log what has come since."""
+        """Log the messages since the last call."""
         for rank, path in enumerate(self._paths):
             if not path.exists():
                 continue
@@ -163,30 +173,31 @@ class _Logs:
                 whole, newline, _ = file.read().rpartition(b"\n")
             self._read[rank] += len(whole) + len(newline)
             for line in whole.splitlines():
-                told = json.loads(line)
-                key = (told["name"], told["msg"])
-                self._said[rank][key] += 1
-                if self._said[rank][key] > self._shown[key]:
+                fields = json.loads(line)
+                key = (fields["name"], fields["msg"])
+                self._counts[rank][key] += 1
+                if self._counts[rank][key] > self._shown[key]:
                     self._shown[key] += 1
-                    logger = logging.getLogger(told["name"])
-                    if logger.isEnabledFor(told["levelno"]):
-                        logger.handle(logging.makeLogRecord(told))
+                    logger = logging.getLogger(fields["name"])
+                    if logger.isEnabledFor(fields["levelno"]):
+                        logger.handle(logging.makeLogRecord(fields))
 
 
 class RankLog(logging.Handler):
-    """Writes what a rank logs where the process that started it reads it."""
+    """Writes the messages of a rank to a file, which the process that started it reads."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
 
     def emit(self, record: logging.LogRecord) -> None:
-        told = {name: getattr(record, name) for name in RECORDED}
-        told["msg"] = record.getMessage()
+        """Append a message as a line of JSON."""
+        fields = {name: getattr(record, name) for name in RECORDED}
+        fields["msg"] = record.getMessage()
         if record.exc_info:
-            told["exc_text"] = logging.Formatter().formatException(record.exc_info)
+            fields["exc_text"] = logging.Formatter().formatException(record.exc_info)
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(told) + "\n")
+            file.write(json.dumps(fields) + "\n")
 
 
 def _reason(folder: Path, codes: list[int]) -> Exception:
@@ -196,8 +207,8 @@ def _reason(folder: Path, codes: list[int]) -> Exception:
             error = json.loads(path.read_text(encoding="utf-8"))
             return RAISED[error["kind"]](error["message"])
     rank, code = next((rank, code) for rank, code in enumerate(codes) if code)
-    said = [
+    tracebacks = [
         path.read_text(encoding="utf-8") for place in range(len(codes)) if (path := folder / f"traceback{place}.txt").exists()
     ]
-    more = ":\n" + "\n".join(said) if said else "; what it said is above"
+    more = ":\n" + "\n".join(tracebacks) if tracebacks else "; its output is above"
     return _Unexplained(f"rank {rank} ended with exit code {code}{more}")

@@ -1,6 +1,6 @@
-"""Where a run's numbers go: always plain files in the run directory, and W&B (offline where no account is set up, never a prompt).
+"""Tracking of a run: plain files in the run directory, and W&B (offline where no account is set up, never with a prompt).
 
-`metrics.csv` is tidy (round, metric, value) and only ever grows at its end, so a killed run loses at most its last line.
+`metrics.csv` has rows (round, metric, value) and is only appended to, so a killed run loses at most its last line.
 """
 
 import contextlib
@@ -26,25 +26,18 @@ from mtl.base.files import atomic_write, naming, write_json
 
 logger = logging.getLogger(__name__)
 LIBRARIES = (
-    "torch",
-    "torchvision",
-    "pytorch-lightning",
-    "torchmetrics",
-    "hydra-core",
-    "hydra-zen",
-    "omegaconf",
-    "numpy",
-    "wandb",
+    *("torch", "torchvision", "pytorch-lightning", "torchmetrics"),
+    *("hydra-core", "hydra-zen", "omegaconf", "numpy", "wandb"),
 )
 WANDB_TIMEOUT = 20.0  # seconds to wait for the server
-LONGEST = 128  # letters of a name that the server takes
-COMMAND = "MTL_COMMAND"  # the environment variable that says to a rank or a sweep's job what its command line is
+LONGEST = 128  # letters of the longest name that the server takes
+COMMAND = "MTL_COMMAND"  # the environment variable with the command line of a rank or of a sweep's job
 WANDB_MODES = ("auto", "online", "offline", "disabled")
 
 
 @dataclass(frozen=True)
 class WandbOptions:
-    """mode: one of WANDB_MODES; project: or ENTITY/PROJECT; log_model: keep the model as an artifact; the others as W&B has them."""
+    """Options of the run at W&B, named as W&B names them; `mode` is one of `WANDB_MODES`, `project` may be ENTITY/PROJECT."""
 
     mode: str = "auto"
     project: str = "mtl"
@@ -58,7 +51,11 @@ class WandbOptions:
 class Tracker:
     """The files of one run directory and, unless disabled, its W&B run.
 
-    config: plain nested values; last_round: a resumed run keeps its numbers up to this round, None starts anew.
+    Args:
+        run_dir: the directory.
+        config: plain nested values.
+        wandb: None for the defaults.
+        last_round: round up to which a resumed run keeps its numbers, None to start from the beginning.
     """
 
     def __init__(
@@ -67,7 +64,7 @@ class Tracker:
         self.run_dir = run_dir
         if last_round is None:
             write_json(run_dir / "environment.json", environment())
-            # A start that failed before may have left one.
+            # A run that failed before may have left one.
             (run_dir / "wandb.json").unlink(missing_ok=True)
         self._file = _open_metrics(run_dir / "metrics.csv", last_round)
         self._rows = csv.writer(self._file, lineterminator="\n")
@@ -82,7 +79,7 @@ class Tracker:
         self._wandb.log(round, defined)
 
     def finish(self, summary: Mapping[str, float | None], pictures: Sequence[Path] = ()) -> None:
-        """Close; the summary, as numbers and as a table, and the pictures go to W&B."""
+        """Close the files, and send the summary, as numbers and as a table, and the pictures to W&B."""
         self._file.close()
         self._wandb.finish(summary, pictures)
 
@@ -93,10 +90,14 @@ class Tracker:
 
 
 class WandbRun:
-    """A run at W&B. What goes wrong there never ends the run: it is told once, and nothing more is sent.
+    """A run at W&B. An error of W&B never ends the run: it is logged once, and nothing more is sent.
 
-    earlier: the numbers of a resumed run by round. An offline run writes a new folder after a resume, which takes the place of the one
-    before when it is sent; so it holds these too.
+    Args:
+        run_dir: the run directory.
+        config: plain nested values.
+        options: of the run at W&B.
+        earlier: the numbers of a resumed run by round. An offline run writes a new folder after a resume, which replaces the earlier one
+            when it is sent; so these are written to it too.
     """
 
     def __init__(
@@ -140,11 +141,13 @@ class WandbRun:
             self._run = run
 
     def log(self, round: int, metrics: Mapping[str, float]) -> None:
+        """Log the numbers of a round."""
         with self._guarded():
             if self._run is not None:
                 self._run.log({"round": round, **metrics}, step=round)
 
     def finish(self, summary: Mapping[str, float | None], pictures: Sequence[Path]) -> None:
+        """Send the summary, the pictures and, where asked for, the model, and finish the run."""
         with self._guarded():
             if self._run is not None:
                 import wandb
@@ -158,12 +161,13 @@ class WandbRun:
                 self._run.finish()
 
     def abandon(self) -> None:
+        """Mark the run as failed."""
         with self._guarded():
             if self._run is not None:
                 self._run.finish(exit_code=1)
 
     def _model(self) -> Any:
-        """The best model, or the last, with its configuration: downloaded, a run directory that `mtl export` takes."""
+        """The best or the last model with its configuration; once downloaded it is a run directory for `mtl export`."""
         import wandb
 
         artifact = wandb.Artifact(f"model-{_wandb_id(self.run_dir)}", type="model")
@@ -174,38 +178,40 @@ class WandbRun:
         return artifact
 
     def _mode(self, mode: str) -> str:
-        """online, offline or disabled."""
+        """Choose online, offline or disabled."""
         if mode != "auto":
             return mode
-        told = os.environ.get("WANDB_MODE", "")
-        if told in WANDB_MODES[1:]:
-            return told
-        if told in ("dryrun", "run"):  # W&B's older words
-            return "offline" if told == "dryrun" else "online"
-        if told:
-            logger.warning("WANDB_MODE must be one of %s, got %s: it is left aside", ", ".join(WANDB_MODES[1:]), told)
+        variable = os.environ.get("WANDB_MODE", "")
+        if variable in WANDB_MODES[1:]:
+            return variable
+        if variable in ("dryrun", "run"):  # W&B's older words
+            return "offline" if variable == "dryrun" else "online"
+        if variable:
+            logger.warning("WANDB_MODE must be one of %s, got %s: it is ignored", ", ".join(WANDB_MODES[1:]), variable)
         with self._guarded():
             return "online" if _has_account() else "offline"
         return "offline"
 
     def _define(self, run: Any) -> None:
-        """Curves over rounds, not over calls."""
+        """Make the round the horizontal axis of the curves."""
         run.define_metric("round")
         run.define_metric("*", step_metric="round")
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
-        """W&B in an environment of its own: its files lie in the run directory, whatever HOME is, and what it raises is told."""
+        """Call W&B with its files in the run directory, whatever HOME is, and log the errors that it raises."""
         folder = self.run_dir / "wandb"
         places = {name: str(folder / "cache") for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR") if name not in os.environ}
-        # The mode is said to it; a word in the environment that it does not know would be an error.
+        # The mode is passed as an argument; W&B would raise for an unknown WANDB_MODE.
         before = {name: os.environ.get(name) for name in (*places, "WANDB_MODE", "WANDB_SILENT")}
         os.environ.update(places | {"WANDB_SILENT": "true"})
         os.environ.pop("WANDB_MODE", None)
         try:
             yield
         except Exception as error:  # noqa: BLE001 the run does not depend on it
-            logger.warning("W&B fails (%s: %s): the run goes on, and metrics.csv has its numbers", type(error).__name__, error)
+            logger.warning(
+                "W&B failed (%s: %s): the run continues, and its numbers are in metrics.csv", type(error).__name__, error
+            )
             self._run = None
         finally:
             for name, value in before.items():
@@ -216,9 +222,9 @@ class WandbRun:
 
 
 def environment() -> dict[str, Any]:
-    """The commit, library versions, command and machine of this process."""
+    """Return the commit, library versions, command and machine of this process."""
     versions = {name: _version(name) for name in LIBRARIES}
-    # An installed package may lie in a repository that is not its own.
+    # An installed package may be inside of another project's repository.
     ours = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
     return {
         "commit": _git("rev-parse", "HEAD") if ours else None,
@@ -235,11 +241,11 @@ def environment() -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    """The model of the processor, as well as the system knows it."""
+    """The model of the processor, where the system names it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model", "Hardware")))
-    return next(named, "") or platform.processor() or platform.machine()
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model", "Hardware")))
+    return next(models, "") or platform.processor() or platform.machine()
 
 
 def _version(name: str) -> str | None:
@@ -251,12 +257,12 @@ def _version(name: str) -> str | None:
 
 def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return result.stdout.strip() if result.returncode == 0 else None
 
 
 def _rounds_in(metrics: Path) -> dict[int, dict[str, float]]:
@@ -280,14 +286,14 @@ def _open_metrics(path: Path, last_round: int | None) -> TextIO:
 
 
 def _has_account() -> bool:
-    """Whether W&B is logged in to the server that it would send to; it is asked itself, and prompts for nothing."""
+    """Whether W&B is logged in to the server that it would send to, without a prompt."""
     import wandb
 
     return bool(wandb.login(prompt=False, verify=False))
 
 
 def _wandb_id(run_dir: Path) -> str:
-    """The id of the run at W&B, the same after a resume."""
+    """The id of the run at W&B, which stays the same after a resume."""
     file = run_dir / "wandb.json"
     if not file.exists():
         write_json(file, {"id": secrets.token_hex(4)})

@@ -23,8 +23,8 @@ from mtl.learning.results import fit_summary, tested_summary
 from mtl.metrics.scores import Metrics
 from mtl.report.page import write_report
 from mtl.run.build import build_data, data_fingerprint, files_fingerprint
-from mtl.run.directory import held, open_run_directory, update_config
-from mtl.run.group import joined, versions
+from mtl.run.directory import locked, open_run_directory, update_config
+from mtl.run.group import process_group, versions
 from mtl.run.learners import build_learner
 from mtl.run.rules import check_rules
 from mtl.run.spawn import inside_rank, run_ranks
@@ -34,19 +34,26 @@ logger = logging.getLogger(__name__)
 
 
 def train(config: DictConfig, run_dir: Path) -> Metrics:
-    """Train as `config` says, in `run_dir`; returns what its `summary.json` holds.
+    """Train, test and report one run.
 
     With several devices this process starts a rank for each and waits, unless torchrun or srun has started it as one of them.
+
+    Args:
+        config: a composed configuration.
+        run_dir: the run directory.
+
+    Returns:
+        The summary, as in `summary.json`.
 
     Raises:
         ValueError: The configuration or the data cannot be used.
         Diverged: The loss is not finite.
-        Interrupted: The run was stopped by Ctrl-C; `resume=true` goes on.
+        Interrupted: The run was stopped by Ctrl-C; `resume=true` continues it.
     """
     check_rules(config)
     options = config.trainer
     if inside_rank():
-        with joined(options.accelerator) as ranks:
+        with process_group(options.accelerator) as ranks:
             return _train(config, run_dir, ranks)
     if options.num_nodes > 1:
         raise ValueError(f"trainer.num_nodes={options.num_nodes} needs torchrun or srun to start the processes on every machine")
@@ -60,23 +67,23 @@ def train(config: DictConfig, run_dir: Path) -> Metrics:
 def _train(config: DictConfig, run_dir: Path, ranks: Ranks) -> Metrics:
     _set_up_process(config, ranks)
     data = build_data(config)
-    run_dir = ranks.broadcast(run_dir)  # every rank works for the run directory of the first
+    run_dir = ranks.broadcast(run_dir)  # every rank uses the run directory of the first
     learner, steps = build_learner(config, data, run_dir)
     identity = Identity(data_fingerprint(config, data), files_fingerprint(config, *learner.further_data))
     ranks.require_same({**versions(), "configuration and data": identity.run, "files": identity.files})
     log = RunLogger(config, run_dir)
     trainer, loaders = build_trainer(config, run_dir, learner, identity, log), FederatedDataModule(data, steps=steps)
-    with held(run_dir) if ranks.is_first else contextlib.nullcontext():
+    with locked(run_dir) if ranks.is_first else contextlib.nullcontext():
         start = ranks.broadcast(_open(config, run_dir, identity) if ranks.is_first else None)
         if start.summary is not None:
-            logger.info("output_dir %s holds this run, finished: there is nothing to go on with", run_dir)
+            logger.info("output_dir %s holds this run, which is finished: there is nothing left to train", run_dir)
             result: Metrics = start.summary
             return result
         with log.tracking(start.last_round) if ranks.is_first else contextlib.nullcontext() as tracker:
             summary = _fit_and_test(config, run_dir, learner, trainer, loaders, start.checkpoint)
             if tracker is not None:
                 learner.write_results(run_dir, data)
-                write_json(run_dir / "summary.json", summary)  # the last: where it is, everything is
+                write_json(run_dir / "summary.json", summary)  # written last: where it exists, all results do
                 if config.write_report:
                     write_report([run_dir])
                 tracker.finish(summary, sorted((run_dir / "figures").glob("*.png")))
@@ -96,7 +103,13 @@ def _set_up_process(config: DictConfig, ranks: Ranks) -> None:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run begins. checkpoint: to go on from; last_round: of that checkpoint; summary: of a run that is finished."""
+    """Where a run begins.
+
+    Attributes:
+        checkpoint: to continue from, None for a new run.
+        last_round: of that checkpoint.
+        summary: of a run that is finished already.
+    """
 
     checkpoint: Path | None = None
     last_round: int | None = None
@@ -104,7 +117,7 @@ class Start:
 
 
 def _open(config: DictConfig, run_dir: Path, identity: Identity) -> Start:
-    """Make `run_dir` the run's home, or find where to go on there."""
+    """Start the run in `run_dir`, or find the checkpoint to continue it from."""
     plain = _plain(config)
     checkpoint = open_run_directory(run_dir, plain, resume=config.resume)
     if checkpoint is None:
@@ -113,7 +126,7 @@ def _open(config: DictConfig, run_dir: Path, identity: Identity) -> Start:
     if content["files"] != identity.files:
         raise CheckpointError(
             f"checkpoint {checkpoint} is of another run: weights, start, distil.teacher, fleet.profiles, scenes or the server's images "
-            "do not hold what they held"
+            "have changed their content"
         )
     last_round, rounds = int(content["epoch"]) + 1, config.rounds
     if last_round > rounds:
@@ -132,10 +145,10 @@ def _fit_and_test(
     loaders: FederatedDataModule,
     checkpoint: Path | None,
 ) -> Metrics:
-    """Train from `checkpoint` on, and test the best round, or the last where no validation images choose one."""
+    """Train from `checkpoint` on, and test the best round, or the last one without validation images."""
     try:
         trainer.fit(learner, loaders, ckpt_path=checkpoint)
-    except SystemExit as end:  # what Lightning makes of a second Ctrl-C
+    except SystemExit as end:  # Lightning raises it on a second Ctrl-C
         raise Interrupted(f"stopped in round {trainer.current_epoch + 1}; resume=true goes on from the last checkpoint") from end
     saver = trainer.checkpoint_callbacks[-1]
     if isinstance(saver, SaveRounds) and saver.stopped:

@@ -1,4 +1,4 @@
-"""The Lightning Trainer of a run, and the logger that carries a learner's numbers to the run's files and W&B."""
+"""The Lightning Trainer of a run, and the logger that writes a learner's numbers to the run's files and to W&B."""
 
 import contextlib
 import logging
@@ -24,7 +24,7 @@ from mtl.run.tracking import Tracker, WandbOptions
 
 
 class RunLogger(Logger):
-    """A Lightning logger on a run's `Tracker`, which exists while `tracking` lasts. On ranks but the first it logs nothing."""
+    """A Lightning logger that passes on to a run's `Tracker` while `tracking` lasts; only the first rank logs."""
 
     def __init__(self, config: DictConfig, run_dir: Path) -> None:
         super().__init__()
@@ -33,22 +33,29 @@ class RunLogger(Logger):
 
     @property
     def name(self) -> str:
+        """See `Logger`."""
         return "mtl"
 
     @property
     def version(self) -> str:
+        """See `Logger`: the name of the run directory."""
         return self._run_dir.name
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Log the numbers of a round, `step`."""
         if self._tracker is not None and step is not None:
             self._tracker.log(step, metrics)
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """The configuration is written by `open_run_directory`."""
+        """Write nothing: `open_run_directory` writes the configuration."""
 
     @contextlib.contextmanager
     def tracking(self, last_round: int | None) -> Iterator[Tracker]:
-        """Log to the files of the run and to W&B, whose run ends as failed where the context does. last_round: see `Tracker`."""
+        """Log to the files of the run and to W&B while the context lasts; an error in it marks W&B's run as failed.
+
+        Args:
+            last_round: see `Tracker`.
+        """
         options = self._config.tracking
         wandb = WandbOptions(
             mode=options.wandb,
@@ -71,11 +78,11 @@ class RunLogger(Logger):
 
 
 def build_trainer(config: DictConfig, run_dir: Path, learner: Learner, identity: Identity, logger: RunLogger) -> pl.Trainer:
-    """An epoch is a round. The best round is kept only where there are validation images to choose it by."""
+    """Build the Trainer, whose epochs are rounds; the best round is saved only where validation images can select it."""
     folder = run_dir / "checkpoints"
     callbacks: list[pl.Callback] = [RoundProgress(f"{config.mode}, seed {config.seed}")]
     callbacks += [EvaluateLast(), NameRun(identity)]
-    if learner.watched == "val":
+    if learner.monitor_stage == "val":
         learner.check_choice()
         callbacks.append(SaveBest(folder / "best.ckpt"))
     if config.prune.kind == "weights":
@@ -108,13 +115,13 @@ def build_trainer(config: DictConfig, run_dir: Path, learner: Learner, identity:
 
 
 def _quieten_lightning() -> None:
-    """Silence what Lightning says of things that are so by design here."""
+    """Silence Lightning's messages about what is intended here."""
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
-        ".*`LightningModule.configure_optimizers` returned `None`.*",  # the clients have their own
+        ".*`LightningModule.configure_optimizers` returned `None`.*",  # the clients have the optimisers
         ".*does not have many workers.*",  # the images are in memory: a batch is a number
-        ".*isinstance.treespec, LeafSpec.. is deprecated.*",  # Lightning's own use of torch
+        ".*isinstance.treespec, LeafSpec.. is deprecated.*",  # Lightning calls it
         "Checkpoint directory .* exists and is not empty.*",  # on purpose, to resume
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -138,7 +138,7 @@ def export_run(
     run = load_run(run_dir, client=options.client)
     if not options.mirror:
         run = replace(run, objective=replace(run.objective, mirror=False))
-    if not run.own:
+    if not run.trained_tasks:
         raise ValueError(f"client must be named: the heads of {run_dir} stay on the clients")
     finds = run.model.detector is not None
     if finds and options.int8:
@@ -185,8 +185,8 @@ def _detector(run: TrainedRun, facts: DeviceFacts, options: ExportOptions, path:
 def _facts(run: TrainedRun, data: FederatedData, options: ExportOptions, run_dir: Path, flops: int) -> DeviceFacts:
     pictures = run.pixels == torch.uint8 and run.image_shape[0] in (1, 3)
     return DeviceFacts(
-        tasks=[run.tasks[t] for t in run.own],
-        thresholds=calibrated_thresholds(run, data) if options.thresholds == "calibrated" else [0.0] * len(run.own),
+        tasks=[run.tasks[t] for t in run.trained_tasks],
+        thresholds=calibrated_thresholds(run, data) if options.thresholds == "calibrated" else [0.0] * len(run.trained_tasks),
         image_shape=run.image_shape,
         picture=asdict(PictureRule.of(run.image_shape, run.config.data.get("crop"))) if pictures else None,
         precision="int8" if options.int8 else "float32",
@@ -226,7 +226,7 @@ def _check_file(predict: export.Predict, expected: Sequence[Tensor], images: Ten
 
 def device_model(run: TrainedRun, model: MultiTaskModel) -> DeviceModel:
     """The model as it runs on the device: the learned subtasks, with the run's preparation of images."""
-    tasks = None if len(run.own) == len(run.tasks) else run.own
+    tasks = None if len(run.trained_tasks) == len(run.tasks) else run.trained_tasks
     unit = run.model.detector is not None  # as galleries hold embeddings
     return DeviceModel(model, run.objective.normalise, mirror=run.objective.mirror, tasks=tasks, unit=unit)
 

@@ -48,7 +48,7 @@ def predict_eager(run: TrainedRun, images: Tensor) -> tuple[Tensor, ...]:
         Scores [N, T] of the learned subtasks, and embeddings [N, h] where the model has any.
     """
     size = export.at_once(run.image_shape)
-    scores = run.objective.scores(run.model, images, batch_size=size)[:, list(run.own)]
+    scores = run.objective.scores(run.model, images, batch_size=size)[:, list(run.trained_tasks)]
     if not isinstance(run.model.trunk, Trunk):
         return (scores,)
     if run.model.detector is None:
@@ -66,7 +66,7 @@ def calibrated_thresholds(run: TrainedRun, data: FederatedData) -> list[float]:
     index = data.split.val
     if not len(index):
         raise ValueError("thresholds=calibrated needs validation images, and the run has none; train with split.val, or use zero")
-    tasks = list(run.own)
+    tasks = list(run.trained_tasks)
     scores = predict_eager(run, data.images[index])[0]
     thresholds: list[float] = best_thresholds(scores, data.targets[index][:, tasks], data.known[index][:, tasks]).tolist()
     return thresholds
@@ -80,10 +80,10 @@ def measure_test_images(run: TrainedRun, data: FederatedData, scores: Tensor) ->
         data: its data.
         scores: [N, T] of the test images by the learned subtasks.
     """
-    tasks, index = torch.tensor(run.own), data.split.test
+    tasks, index = torch.tensor(run.trained_tasks), data.split.test
     place = torch.full((len(run.tasks) + 1,), -1)  # the last for an unknown identity, -1
     place[tasks] = torch.arange(len(tasks))
-    names = tuple(run.tasks[t] for t in run.own)
+    names = tuple(run.tasks[t] for t in run.trained_tasks)
     truth = data.targets[index][:, tasks], data.known[index][:, tasks], place[data.identity[index]]
     metrics = evaluate_scores(scores, *truth, names, int((tasks < data.num_exclusive).sum()))
     return metrics | {"worst_clients_auroc": worst_clients(metrics, names, data.assignment[:, tasks])}

@@ -23,11 +23,21 @@ from mtl.run.settings import OPTIONS, top_level
 MEMBERS = [(group, name) for group in DEFAULTS for name in members(group)]
 DOC = """Sort images by class (Li et al. 2020), then deal them out. More of it.
 
-    Prose stays. num_clients: clients, see
-    `client`; seed, start: of the draw. alpha: in (0, 1], None
-    for none. Raises ValueError where alpha is wrong.
+    Prose stays. Raises ValueError where alpha is wrong.
 
-    beta: last.
+    Args:
+        num_clients: clients, see
+            `client`; seed: is not described here.
+        alpha: in (0, 1], None for none.
+        other: no option.
+
+    Closing words. seed: no description outside of the section.
+
+    Returns:
+        seed: not an argument.
+
+    Raises:
+        ValueError: alpha: is not above zero.
     """
 
 
@@ -39,44 +49,21 @@ def printed(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_the_summary_is_the_first_sentence() -> None:
     assert summary(DOC) == "Sort images by class (Li et al. 2020), then deal them out."
     assert summary("One\n    line") == "One line"
-    assert summary("share: of the labels; by: label or image.") == ""
     assert summary(None) == ""
 
 
-def test_meanings_end_at_the_next_option_at_an_empty_line_and_at_raises() -> None:
-    assert meanings(DOC, ["num_clients", "seed", "start", "alpha", "beta", "gamma"]) == {
-        "num_clients": "clients, see `client`",
-        "seed": "of the draw",
-        "start": "of the draw",
+def test_meanings_are_read_from_the_section_of_arguments() -> None:
+    assert meanings(DOC, ["num_clients", "seed", "alpha", "gamma"]) == {
+        "num_clients": "clients, see `client`; seed: is not described here",
         "alpha": "in (0, 1], None for none",
-        "beta": "last",
     }
 
 
-def test_meanings_are_read_from_a_section_of_arguments() -> None:
-    doc = """Draw.
-
-    Args:
-        alpha: concentration; seed: is not
-            described here.
-        seed: of the draw.
-        other: no option.
-
-    More of it.
-
-    Returns:
-        seed: not an argument.
-
-    Raises:
-        ValueError: alpha: is not above zero.
-    """
-    assert meanings(doc, ["alpha", "seed"]) == {"alpha": "concentration; seed: is not described here", "seed": "of the draw"}
-    assert prose(doc, ["alpha", "seed"]) == "Draw.\n\nMore of it."
-
-
-def test_prose_is_what_is_left_without_options_and_errors() -> None:
-    names = ["num_clients", "seed", "start", "alpha", "beta"]
-    assert prose(DOC, names) == "Sort images by class (Li et al. 2020), then deal them out. More of it.\n\nProse stays."
+def test_prose_is_what_is_left_without_sections_and_errors() -> None:
+    assert prose(DOC) == (
+        "Sort images by class (Li et al. 2020), then deal them out. More of it.\n\nProse stays.\n\n"
+        "Closing words. seed: no description outside of the section."
+    )
 
 
 @pytest.mark.parametrize(

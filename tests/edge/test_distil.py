@@ -150,7 +150,7 @@ def test_clients_learn_from_a_teacher_too(trained: Train, pictures: Path, tmp_pa
         (["distil.hard=-1"], "distil.hard must be >= 0, got -1"),
         (["data.image_size=[8,8]"], r"distil.teacher must have been trained on images of \(1, 8, 8\), got \(1, 16, 16\)"),
         (["normalise.mean=0.3"], "distil.teacher must be trained with Normalise"),
-        (["subtasks.classes=[c0,c1,c3]"], "distil.teacher must have the same subtasks in the same order, .* it has c2 beside"),
+        (["subtasks.classes=[c0,c1,c3]"], "distil.teacher must have the same subtasks in the same order, .* it also has c2"),
     ],
 )
 def test_a_teacher_that_does_not_fit_is_refused(

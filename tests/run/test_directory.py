@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mtl.run.directory import fingerprint, held, open_run_directory, update_config
+from mtl.run.directory import fingerprint, locked, open_run_directory, update_config
 
 
 def begun(run_dir: Path, config: dict[str, Any]) -> Path:
@@ -50,26 +50,26 @@ def test_two_processes_cannot_work_in_one_folder_and_a_killed_one_lets_go(tmp_pa
     code = f"""
 import sys
 from pathlib import Path
-from mtl.run.directory import held
-with held(Path({str(run_dir)!r})):
+from mtl.run.directory import locked
+with locked(Path({str(run_dir)!r})):
     print("there", flush=True)
     sys.stdin.read()
 """
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "there\n"
-    with pytest.raises(ValueError, match=rf"is in use by process {process.pid} on \S+; wait for it"), held(run_dir):
+    with pytest.raises(ValueError, match=rf"is in use by process {process.pid} on \S+; wait for it"), locked(run_dir):
         pass
     process.kill()
     process.communicate()
-    with held(run_dir), pytest.raises(ValueError, match="in use"), held(run_dir):
+    with locked(run_dir), pytest.raises(ValueError, match="in use"), locked(run_dir):
         pass
     assert open_run_directory(run_dir, {"seed": 0}, resume=False) is None
 
 
 def test_a_folder_of_other_files_is_not_even_locked(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("do not lose me")
-    with pytest.raises(ValueError, match=r"it holds thesis\.tex"), held(tmp_path):
+    with pytest.raises(ValueError, match=r"it holds thesis\.tex"), locked(tmp_path):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -132,6 +132,6 @@ def test_what_a_resumed_run_differs_by_is_kept_and_told(tmp_path: Path, caplog: 
 
 
 def test_a_folder_whose_name_is_not_utf8_is_refused_before_it_is_made(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"output_dir must be a name in UTF-8, got b'.*b\\xe9'"), held(tmp_path / "b\udce9"):
+    with pytest.raises(ValueError, match=r"output_dir must be a name in UTF-8, got b'.*b\\xe9'"), locked(tmp_path / "b\udce9"):
         pass
     assert not list(tmp_path.iterdir())

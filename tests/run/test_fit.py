@@ -1,4 +1,4 @@
-"""Runs from Python: what may be given, what becomes of it, and what is said of what does not fit."""
+"""Runs from Python: which arguments are taken, what they do, and the errors of those that do not fit."""
 
 import subprocess
 import sys
@@ -103,9 +103,9 @@ def test_objects_compute_what_their_names_compute(tmp_path: Path) -> None:
         balancer="mgda",
         server="fedavg",
     )
-    own = mtl.fit(
+    objects = mtl.fit(
         FACES,
-        output_dir=tmp_path / "own",
+        output_dir=tmp_path / "objects",
         **quick(loss=BCE, client=LocalSGD(learning_rate=0.02)),
         balancer=MGDA(),
         server=fedavg(),
@@ -113,7 +113,7 @@ def test_objects_compute_what_their_names_compute(tmp_path: Path) -> None:
         heads=CosineHeads,
     )
     images = FACES.images[:8]
-    assert torch.equal(named.predict(images), own.predict(images))
+    assert torch.equal(named.predict(images), objects.predict(images))
 
 
 def test_fit_is_the_command_line_of_the_same_words(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_fit_is_the_command_line_of_the_same_words(tmp_path: Path) -> None:
     assert {name: run.summary[name] for name in untimed} == {name: summary[name] for name in untimed}
 
 
-def test_own_heads_and_loss_train(tmp_path: Path) -> None:
+def test_modules_as_heads_and_loss_train(tmp_path: Path) -> None:
     heads = nn.Linear(8, 4, bias=False)
     run = mtl.fit(
         FACES.images, FACES.classes, trunk=drawn_trunk, heads=heads, loss=Squares(), output_dir=tmp_path / "run", **quick()
@@ -136,8 +136,8 @@ def test_own_heads_and_loss_train(tmp_path: Path) -> None:
 @pytest.mark.parametrize("server", [FedAvg(), WeightedMean()])
 def test_a_server_algorithm_and_an_aggregator_get_their_other_half(tmp_path: Path, server: Any) -> None:
     plain = mtl.fit(FACES, output_dir=tmp_path / "plain", **quick())
-    own = mtl.fit(FACES, server=server, output_dir=tmp_path / "own", **quick())
-    assert own.summary["test/auroc"] == plain.summary["test/auroc"]
+    completed = mtl.fit(FACES, server=server, output_dir=tmp_path / "completed", **quick())
+    assert completed.summary["test/auroc"] == plain.summary["test/auroc"]
 
 
 def test_attributes_with_unknown_labels_become_subtasks(tmp_path: Path) -> None:
@@ -195,15 +195,15 @@ def test_an_interrupted_run_with_objects_goes_on_and_another_object_is_refused(t
 
 def test_a_run_without_its_objects_says_what_must_be_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = mtl.fit(FACES.images, FACES.classes, trunk=seeded(), output_dir=tmp_path / "run", **quick())
-    kept = dict(_OBJECTS)
+    registered = dict(_OBJECTS)
     monkeypatch.setattr("mtl.run.objects._OBJECTS", {})
     with pytest.raises(
         ValueError, match=r"trunk of this run is an object of a Python program, Features, .*give\('trunk', value\)"
     ):
         export_run(run.run_dir, ExportOptions())
-    with pytest.raises(ValueError, match="its images were given from Python, and whom they show cannot be told"):
+    with pytest.raises(ValueError, match="its images were given from Python, and whom they show is not known"):
         check_unseen(run.run_dir, "lfw", "pairs.txt")
-    monkeypatch.setattr("mtl.run.objects._OBJECTS", kept)
+    monkeypatch.setattr("mtl.run.objects._OBJECTS", registered)
     export_run(run.run_dir, ExportOptions())
     assert (run.run_dir / "model.onnx").is_file()
 
@@ -326,7 +326,7 @@ def test_data_that_do_not_fit_are_refused(images: Any, labels: Any, changed: dic
             "client must be a client algorithm, an object with learning_rate, init, .*, got the class SGD",
         ),
         ({"server": object()}, "server must be a Server, a server algorithm .*, got an object of object"),
-        ({"fleet": object()}, "fleet must be a name or a mapping of options, got an object of object; objects serve for data"),
+        ({"fleet": object()}, "fleet must be a name or a mapping of options, got an object of object; objects are taken by data"),
         ({"round": 3}, "unknown option round; did you mean rounds?"),
         ({"rounds": "many"}, "rounds must be a whole number, got 'many'"),
         ({"engine": "loop"}, "engine must be a mapping of options, got 'loop'"),
@@ -345,7 +345,7 @@ def test_choices_that_do_not_fit_are_refused(changed: dict[str, Any], message: s
     [
         ({"trunk": nn.Conv2d(1, 2, 3)}, r"trunk must give features \[B, h\], got \[2, 2, 14, 14\] for two images"),
         ({"trunk": nn.Linear(3, 2)}, r"trunk must take images \[2, 1, 16, 16\], and Linear raises RuntimeError: "),
-        ({"trunk": lambda: Features()}, "trunk must be .*, got a function <lambda>, whose arguments are others: too many"),
+        ({"trunk": lambda: Features()}, "trunk must be .*, got a function <lambda>, which takes other arguments: too many"),
         ({"trunk": lambda shape: 3}, "trunk must be an nn.Module, .*, got 3"),
         ({"heads": nn.Linear(128, 3)}, r"heads must give logits \[B, 4\], one for each subtask, got \[2, 3\] for two images"),
         (

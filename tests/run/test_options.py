@@ -1,4 +1,4 @@
-"""Options that nothing takes and values of a wrong kind are told before anything is built."""
+"""Unknown options and values of a wrong type are refused before anything is built."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Several processes for one run: the same result, and failures that are told."""
+"""Several processes for one run: the same result, and failures with their reasons."""
 
 import contextlib
 import itertools
@@ -57,7 +57,7 @@ MARK = f"MTL_TESTED_BY={os.getpid()}".encode()
 
 
 @pytest.mark.parametrize(
-    ("told", "inside"),
+    ("variables", "inside"),
     [
         ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"}, False),  # a batch script, or salloc's shell
         ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_ID": "4294967290"}, False),  # an interactive step
@@ -66,13 +66,15 @@ MARK = f"MTL_TESTED_BY={os.getpid()}".encode()
         ({"WORLD_SIZE": "2"}, True),
     ],
 )
-def test_ranks_of_slurm_are_those_that_srun_started(monkeypatch: pytest.MonkeyPatch, told: dict[str, str], inside: bool) -> None:
+def test_ranks_of_slurm_are_those_that_srun_started(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], inside: bool
+) -> None:
     for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
-    for name, text in told.items():
+    for name, text in variables.items():
         monkeypatch.setenv(name, text)
     assert inside_rank() == inside
-    assert isinstance(environment(), SLURMEnvironment) == (inside and "WORLD_SIZE" not in told)
+    assert isinstance(environment(), SLURMEnvironment) == (inside and "WORLD_SIZE" not in variables)
 
 
 def test_a_rank_says_whom_it_waits_for(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -81,7 +83,7 @@ def test_a_rank_says_whom_it_waits_for(monkeypatch: pytest.MonkeyPatch, caplog: 
     monkeypatch.setattr(group, "PATIENCE", 0.01)
     monkeypatch.setattr(group.dist, "destroy_process_group", lambda: None)
     monkeypatch.setattr(group.dist, "init_process_group", lambda *_, **__: time.sleep(0.2))
-    with group.joined("cpu"):
+    with group.process_group("cpu"):
         pass
     assert "rank 2 waits for the other 3 of 4 processes at node7:4321" in caplog.text
 
@@ -89,7 +91,7 @@ def test_a_rank_says_whom_it_waits_for(monkeypatch: pytest.MonkeyPatch, caplog: 
 def test_srun_must_say_how_many_tasks_a_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_NTASKS", "4")
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
-    with pytest.raises(ValueError, match="srun must be told --ntasks-per-node"):
+    with pytest.raises(ValueError, match="srun needs --ntasks-per-node"):
         environment()
 
 
@@ -111,15 +113,20 @@ def test_two_ranks_agree_with_one_and_say_the_same_and_a_file_named_as_a_module_
     (tmp_path / "statistics.py").write_text("raise RuntimeError('not this one')")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["", *sys.path])
-    build_data(small(class_folders, *RICH))  # decoded once, which is said
+    build_data(small(class_folders, *RICH))  # decoded once, which is logged
     caplog.set_level(logging.INFO)
     one = train(small(class_folders, *RICH), tmp_path / "one")
-    said = [(record.name, record.levelname, record.message) for record in caplog.records if record.name.startswith("mtl")]
+    messages = [(record.name, record.levelname, record.message) for record in caplog.records if record.name.startswith("mtl")]
     caplog.clear()
     two = small(class_folders, *RICH, "trainer.devices=2")
     whole = train(two, tmp_path / "two")
-    assert [name for name, _, _ in said] == ["mtl.data.splits", "mtl.run.learners"]  # the split, and what stays on the clients
-    assert [(record.name, record.levelname, record.message) for record in caplog.records if record.name.startswith("mtl")] == said
+    assert [name for name, _, _ in messages] == [
+        "mtl.data.splits",
+        "mtl.run.learners",
+    ]  # the split, and what stays on the clients
+    assert [
+        (record.name, record.levelname, record.message) for record in caplog.records if record.name.startswith("mtl")
+    ] == messages
     by_name = {(row[0], row[1]): row[2] for row in numbers(tmp_path / "one")}
     for row in numbers(tmp_path / "two"):
         if row[0] != "round":
@@ -138,14 +145,14 @@ def test_ranks_that_are_stopped_leave_no_process_and_go_on_where_they_were(
 ) -> None:
     config = small(class_folders, *RICH, "trainer.devices=2", "rounds=300", "evaluate_every=100", "checkpoint_every=5")
     whole = train(config, tmp_path / "whole")
-    run_dir, said = tmp_path / "cut", tmp_path / "said.txt"
+    run_dir, output = tmp_path / "cut", tmp_path / "output.txt"
     script = tmp_path / "run.py"
     OmegaConf.save(config, tmp_path / "config.yaml", resolve=True)
     script.write_text(
         "import sys\nfrom pathlib import Path\nfrom omegaconf import OmegaConf\nfrom mtl.run.train import train\n"
         f"train(OmegaConf.load({str(tmp_path / 'config.yaml')!r}), Path({str(run_dir)!r}))\n"
     )
-    with said.open("w") as file:
+    with output.open("w") as file:
         process = subprocess.Popen([sys.executable, str(script)], stderr=file)
         wait_for(lambda: (run_dir / "metrics.csv").exists() and len(numbers(run_dir)) > 200)
         process.send_signal(number)
@@ -153,7 +160,7 @@ def test_ranks_that_are_stopped_leave_no_process_and_go_on_where_they_were(
     wait_for(lambda: not ranks_alive())
     assert not (run_dir / "summary.json").exists()
     if number == signal.SIGTERM:
-        assert "Interrupted: stopped after round" in said.read_text()
+        assert "Interrupted: stopped after round" in output.read_text()
     config.resume = True
     assert without_time(train(config, run_dir)) == without_time(whole)
     assert numbers(run_dir) == numbers(tmp_path / "whole")
@@ -168,23 +175,23 @@ def wait_for(condition: Callable[[], bool], seconds: float = 90.0) -> None:
 
 def ranks_alive() -> list[str]:
     """The processes of ranks that are still there, of those that these tests started."""
-    found = []
+    alive = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             if b"mtl.run.rank" in path.read_bytes() and MARK in path.with_name("environ").read_bytes():
-                found.append(path.parent.name)
-    return found
+                alive.append(path.parent.name)
+    return alive
 
 
 FAKE_RANK = """
 import pathlib, signal, sys, time
 folder, rank, what = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-def told(number, frame):
+def stop(number, frame):
     (folder / "error0.json").write_text('{"kind": "Interrupted", "message": "stopped after round 2"}')
     sys.exit(1)
 if what == "training":
-    signal.signal(signal.SIGINT, told)
-    signal.signal(signal.SIGTERM, told)
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
 elif what == "building":
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
 if rank == "0" and what != "importing":
@@ -234,9 +241,9 @@ def test_a_signal_does_to_starting_ranks_what_it_does_to_one_process(
 
 def test_what_ranks_log_is_logged_once_and_as_often_as_one_says_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    for rank, said in enumerate((["all", "again", "again"], ["all", "mine", "again"])):
+    for rank, messages in enumerate((["all", "again", "again"], ["all", "mine", "again"])):
         handler = RankLog(tmp_path / f"log{rank}.jsonl")
-        for message in said:
+        for message in messages:
             handler.emit(logging.LogRecord("mtl.somewhere", logging.WARNING, "file.py", 3, "%s said", (message,), None))
     logs = _Logs(tmp_path, 3)
     logs.pass_on()
@@ -263,7 +270,7 @@ def test_ranks_that_cannot_be_are_refused(class_folders: Path, tmp_path: Path, m
     ranks = Ranks()
     ranks.count = 4  # as torchrun --nproc-per-node=4 would have it
     monkeypatch.setattr("mtl.run.train.inside_rank", lambda: True)
-    monkeypatch.setattr("mtl.run.train.joined", lambda accelerator: contextlib.nullcontext(ranks))
+    monkeypatch.setattr("mtl.run.train.process_group", lambda accelerator: contextlib.nullcontext(ranks))
     with pytest.raises(
         ValueError, match=r"trainer.devices=2 times trainer.num_nodes=1 must be the 4 processes that were started"
     ):
@@ -274,7 +281,7 @@ def test_ranks_that_cannot_be_are_refused(class_folders: Path, tmp_path: Path, m
 def test_ranks_that_see_different_data_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = [{"torch": "2.14", "data": "a"}, {"torch": "2.13", "data": "a"}]
 
-    def gather(filled: list[dict[str, str]], own: dict[str, str]) -> None:
+    def gather(filled: list[dict[str, str]], mine: dict[str, str]) -> None:
         filled[:] = theirs
 
     ranks = Ranks()
@@ -287,7 +294,7 @@ def test_ranks_that_see_different_data_are_refused(monkeypatch: pytest.MonkeyPat
         ranks.require_same(theirs[0])
 
 
-def test_what_a_rank_could_not_mend_is_told_by_the_one_that_started_it(tmp_path: Path) -> None:
+def test_what_a_rank_could_not_mend_is_raised_where_it_was_started(tmp_path: Path) -> None:
     """A rank whose peer has left on the user's word must say nothing: only who started both knows."""
     (tmp_path / "task.json").write_text(json.dumps({"config": {}, "run_dir": str(tmp_path), "log_level": 20}))
     program = (
@@ -301,4 +308,4 @@ def test_what_a_rank_could_not_mend_is_told_by_the_one_that_started_it(tmp_path:
     reason = str(_reason(tmp_path, [0, 1]))
     assert reason.startswith("rank 1 ended with exit code 1:\nTraceback")
     assert "RuntimeError: Connection closed by peer" in reason
-    assert "what it said is above" in str(_reason(tmp_path / "nowhere", [0, 1]))
+    assert "its output is above" in str(_reason(tmp_path / "nowhere", [0, 1]))

@@ -1,4 +1,4 @@
-"""Options that do not go together are told before data are read."""
+"""Options that exclude each other are refused before data are read."""
 
 import pytest
 

@@ -143,7 +143,7 @@ def test_wandb_never_ends_a_run(
     tracker.log(1, {"train/loss": 0.5})
     tracker.log(2, {"train/loss": 0.5})
     tracker.finish({"test/auroc": 0.5})
-    assert caplog.text.count("W&B fails (RuntimeError: no home): the run goes on") == 1
+    assert caplog.text.count("W&B failed (RuntimeError: no home): the run continues") == 1
     assert (tmp_path / "metrics.csv").read_text().count("train/loss") == 2
 
 
@@ -180,11 +180,13 @@ def test_an_account_is_what_wandb_takes_for_one(tmp_path: Path) -> None:
                 print("account", _has_account(), flush=True)
                 os._exit(0)
             os.wait()"""
-    asked = json.dumps([{}, theirs, theirs | {"WANDB_BASE_URL": "https://wandb.example.org"}])
+    environments = json.dumps([{}, theirs, theirs | {"WANDB_BASE_URL": "https://wandb.example.org"}])
     base = {name: text for name, text in os.environ.items() if not name.startswith("WANDB")}
     environment = base | {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none"), "WANDB_SILENT": "true"}
-    said = subprocess.run([sys.executable, "-c", code, asked], env=environment, capture_output=True, text=True, check=True).stdout
-    assert [line for line in said.splitlines() if line.startswith("account")] == [
+    output = subprocess.run(
+        [sys.executable, "-c", code, environments], env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    assert [line for line in output.splitlines() if line.startswith("account")] == [
         "account False",
         "account False",
         "account True",

@@ -27,7 +27,7 @@ from mtl.models.cnn import ImageShape, Trunk
 from mtl.models.norm import Norm
 from mtl.run.build import build_data
 from mtl.run.config import compose
-from mtl.run.directory import held
+from mtl.run.directory import locked
 from mtl.run.learners import build_learner
 from mtl.run.members import DEFAULTS, PARTIAL, WHOLE
 from mtl.run.train import train
@@ -204,7 +204,7 @@ def test_a_resumed_run_wants_the_same_weights_wherever_they_lie(class_folders: P
     for seed in (1, 2):
         train(small(class_folders, f"seed={seed}", "rounds=1"), tmp_path / f"{seed}")
     train(small(class_folders, f"weights={tmp_path / '1'}"), tmp_path / "run")
-    with pytest.raises(CheckpointError, match=r"weights, start, .* do not hold what they held"):
+    with pytest.raises(CheckpointError, match=r"weights, start, .* have changed their content"):
         train(small(class_folders, f"weights={tmp_path / '2'}", "resume=true"), tmp_path / "run")
     (tmp_path / "1").rename(tmp_path / "moved")
     train(small(class_folders, f"weights={tmp_path / 'moved'}", "resume=true"), tmp_path / "run")
@@ -212,7 +212,7 @@ def test_a_resumed_run_wants_the_same_weights_wherever_they_lie(class_folders: P
 
 def test_a_run_that_is_going_on_is_left_alone(class_folders: Path, tmp_path: Path) -> None:
     kill_after(small(class_folders), tmp_path / "run", rounds=2)
-    with held(tmp_path / "run"), pytest.raises(ValueError, match=r"is in use by process \d+ on"):
+    with locked(tmp_path / "run"), pytest.raises(ValueError, match=r"is in use by process \d+ on"):
         train(small(class_folders, "resume=true"), tmp_path / "run")
     assert train(small(class_folders, "resume=true"), tmp_path / "run")["fit/rounds"] == 4
 
@@ -356,7 +356,7 @@ def test_an_output_folder_in_use_is_refused_and_left_as_it_is(class_folders: Pat
     run_dir = tmp_path / "run"
     train(small(class_folders), run_dir)
     before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
-    with pytest.raises(ValueError, match=r"holds this run already; say resume=true"):
+    with pytest.raises(ValueError, match=r"holds this run already; use resume=true"):
         train(small(class_folders), run_dir)
     with pytest.raises(ValueError, match=r"another configuration, which differs in client.learning_rate \(0.05 there, 0.1 now\)"):
         train(small(class_folders, "client.learning_rate=0.1", "resume=true"), run_dir)

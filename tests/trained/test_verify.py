@@ -223,7 +223,7 @@ def test_a_run_in_which_each_client_keeps_its_trunk_is_refused(
 ) -> None:
     train(small(class_folders, "mode=local"), tmp_path / "run")
     assert main(["verify", str(tmp_path / "run"), "--root", str(people)]) == 2
-    assert "must have one trunk for all" in capsys.readouterr().err
+    assert "has one trunk for each client" in capsys.readouterr().err
 
 
 def test_the_loaded_model_scores_as_the_run_did(class_folders: Path, tmp_path: Path) -> None:
