@@ -61,7 +61,7 @@ def _read_experiment(path: Path) -> DictConfig:
 
 
 # Words at the top whose kind Hydra does not check.
-WORDS = ("weights", "best_by", "start", "name")
+WORDS = ("weights", "best_by", "objective", "start", "name")
 
 
 def check_name(key: str) -> None:
