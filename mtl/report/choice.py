@@ -33,12 +33,12 @@ class Choice:
     def sentence(self) -> str:
         """What was chosen, among how many, and by what."""
         runs, count = sum(len(group.runs) for group in self.ranked), len(self.ranked)
-        looked = f"{_count(count, 'configuration')}, {_count(runs, 'run')}"
+        looked = f"Looked at {_count(count, 'configuration')} ({_count(runs, 'run')})"
         if count == 1:
-            return f"{looked}: nothing to choose between, as the runs differ at most in their seed."
+            return f"{looked}: there is nothing to choose between."
         return (
-            f"{looked}, ordered by their mean {self.by} in the rounds that were tested. The choice was made on validation images; "
-            "the test numbers played no part in it."
+            f"{looked}, ordered by their mean {self.by} in the tested round. The choice was made on validation images; test numbers "
+            "played no part in it."
         )
 
     @property
