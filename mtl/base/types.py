@@ -15,6 +15,10 @@ class Diverged(RuntimeError):
     """Training produced a loss that is not finite."""
 
 
+class NoObjective(ValueError):
+    """A run has no validation metric of the name that a search is to maximise, or none at all."""
+
+
 class Interrupted(RuntimeError):
     """The run was asked to stop; its last round is saved."""
 

@@ -20,16 +20,18 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from mtl.base.types import Diverged, Interrupted
+from mtl.base.types import Diverged, Interrupted, NoObjective
 from mtl.cli.hydra_errors import explain
 from mtl.cli.terminal import fail
 from mtl.cli.words import check_booleans, readable, split_flags
 from mtl.run.config import CONFIG_NAME, check_name, register
 from mtl.run.named_experiments import experiments_folder
+from mtl.run.objective import objective_value, require_validation
 from mtl.run.spawn import inside_step
 from mtl.run.tracking import COMMAND
 from mtl.run.train import train
 
+BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 FAILURES = "failures.jsonl"  # of a sweep, a line for each job that failed
 EXPECTED = (HydraException, OmegaConfBaseException, ValueError, OSError, Diverged)
 
@@ -64,6 +66,8 @@ def launch(words: list[str]) -> int:
     except SweepStopped as stop:
         print(f"mtl: {stop}", file=sys.stderr)
         return 130
+    except SearchRefused as refused:
+        return fail(str(refused))
     except JobFailed as failed:
         return _end(failed.error, words, failed.run_dir)
     except EXPECTED as error:
@@ -91,6 +95,10 @@ class JobFailed(BaseException):
 
 class SweepStopped(KeyboardInterrupt):
     """A job was stopped by Ctrl-C: Hydra continues with the next job after an Exception, which this is not."""
+
+
+class SearchRefused(BaseException):
+    """No job of the search can have what it maximises: Hydra continues with the next job after an Exception, which this is not."""
 
 
 class Sweep(Callback):
@@ -122,7 +130,9 @@ def _run(config: DictConfig) -> float | None:
                 f"job {context.job.num} is stopped and the sweep with it; the same command with resume=true "
                 f"output_dir={context.sweep.dir} goes on"
             ) from stop
-        except Exception as error:  # noqa: BLE001 the next job does not depend on this one
+        except Exception as error:  # the next job does not depend on this one
+            if isinstance(error, NoObjective) and _searches(context):
+                raise SearchRefused(str(error)) from error
             _write_failure(Path(context.sweep.dir), context.job.num, context.job.override_dirname, error, run_dir)
             return math.nan  # which sweepers that optimise know as a failure
 
@@ -176,11 +186,22 @@ def _tell_failures() -> int:
 
 
 def _train(config: DictConfig, run_dir: Path) -> float | None:
-    check_booleans(HydraConfig.get().overrides.task, config)
+    context = HydraConfig.get()
+    check_booleans(context.overrides.task, config)
+    if _searches(context):
+        require_validation(config)
     summary = train(config, run_dir)
     if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0") if inside_step() else "0")):
         return None  # the first rank tells
     print(f"run directory: {run_dir}")
     if config.write_report:
         print(f"report: {run_dir / 'report.html'}")
-    return summary.get("test/rank1", summary["test/auroc"])
+    value = objective_value(config, summary)
+    if value is None and _searches(context):
+        raise ValueError(f"{run_dir} has no validation metrics in summary.json: an earlier version of mtl wrote it; train again")
+    return value
+
+
+def _searches(context: Any) -> bool:
+    """Whether a sweeper chooses the next jobs by what the earlier ones return. Hydra's default sweeper does not."""
+    return context.mode == RunMode.MULTIRUN and str(context.sweeper._target_) != BASIC_SWEEPER

@@ -17,13 +17,15 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="mtl report", description="One self-contained page and PNGs from run directories.")
     parser.add_argument("runs", nargs="+", type=path, metavar="RUN", help="a run directory, or a folder of them (a sweep)")
     parser.add_argument("--output", type=path, help="folder of the report; default: the run, or the folder of the runs")
+    parser.add_argument("--by", metavar="METRIC", help="validation metric, such as val/rank1: order by it and mark the best")
     options = parser.parse_args(words)
+    from mtl.report.choice import choice_table
     from mtl.report.page import write_report
     from mtl.report.runs import find_runs
     from mtl.report.tables import comparison_table
 
     runs = find_runs(options.runs)
-    page = write_report(runs, options.output)
-    console().print(comparison_table(runs))
+    page = write_report(runs, options.output, by=options.by)
+    console().print(comparison_table(runs) if options.by is None else choice_table(runs, options.by))
     print(f"report: {page}")
     return 0

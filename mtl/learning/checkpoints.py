@@ -19,6 +19,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from mtl.base.files import atomic_write
 from mtl.federation.ranks import Ranks
 from mtl.learning.learner import Learner
+from mtl.metrics.scores import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -127,28 +128,33 @@ class EvaluateLast(pl.Callback):
 
 
 class SaveBest(Checkpoint):
-    """Writes `path` whenever the validation metric of the learner is higher than ever before."""
+    """Writes `path` whenever the validation metric of the learner is higher than ever before. metrics: all of that round's evaluation."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.value = -math.inf
         self.round = 0
+        self.metrics: Metrics = {}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the checkpoint if this round is the best so far."""
         assert isinstance(pl_module, Learner)
         value = pl_module.latest[pl_module.chosen_by]
         if value > self.value:
-            self.value, self.round = value, trainer.current_epoch + 1
+            self.value, self.round, self.metrics = value, trainer.current_epoch + 1, dict(pl_module.evaluated)
             trainer.save_checkpoint(self.path, weights_only=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best value and its round."""
-        return {"value": self.value, "round": self.round}
+        """Return the best value, its round and its metrics."""
+        return {"value": self.value, "round": self.round, "metrics": self.metrics}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best value and its round."""
-        self.value, self.round = state_dict["value"], state_dict["round"]
+        """Restore the best value, its round and its metrics."""
+        if "metrics" not in state_dict:
+            raise CheckpointError(
+                "a checkpoint must hold the metrics of the best round, got none: an earlier version of mtl wrote it; train again"
+            )
+        self.value, self.round, self.metrics = state_dict["value"], state_dict["round"], dict(state_dict["metrics"])
 
 
 class SaveRounds(Checkpoint):

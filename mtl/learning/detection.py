@@ -223,9 +223,9 @@ class DetectionLearning(CentralisedLearning):
         draw = random_uniform(part_of_key(batches.key[0], AUGMENTATION), places).view(-1, SCENE_DRAWS)
         return self.augmentation(to_float(scenes.images[index]), scenes.boxes[index], scenes.valid[index], draw)
 
-    def _choices(self) -> list[str]:
+    def choices(self) -> list[str]:
         """Without precision, which is undefined where no face is found."""
-        return [*super()._choices(), "ap50", "found", *["named"] * self.evaluation.names_faces]
+        return [*super().choices(), "ap50", "found", *["named"] * self.evaluation.names_faces]
 
     def _evaluate(self, index: Tensor) -> tuple[Metrics, Tensor]:
         metrics, scores = super()._evaluate(index)

@@ -92,6 +92,7 @@ class Learner(LightningModule):
             raise ValueError(f"best_by={reporting.best_by} needs validation images to choose by, and split leaves none")
         self.best_by, self.per_task, self.log_every = reporting.best_by, reporting.per_task, reporting.log_every
         self.latest: dict[str, float] = {}
+        self.evaluated: Metrics = {}  # of the last evaluation over the rounds, without those of single subtasks
         self.account = {"seconds": 0.0, "samples": 0, "bytes_up": 0, "bytes_down": 0}
         self.spans: list[tuple[float, float]] = []
         self._timing: tuple[float, float] | None = None
@@ -154,10 +155,10 @@ class Learner(LightningModule):
     def check_choice(self) -> None:
         """Raise ValueError where the metric that selects the best round may be undefined."""
         chosen = self.best_by or self.default_metric
-        if chosen not in (names := self._choices()):
+        if chosen not in (names := self.choices()):
             raise ValueError(f"best_by must be one of {', '.join(names)}, got {chosen}")
 
-    def _choices(self) -> list[str]:
+    def choices(self) -> list[str]:
         """The validation metrics that are defined whatever the scores are."""
         data, tested = self.federated_data, slice(self.federated_data.num_tested)
         index = data.split.val
@@ -261,7 +262,8 @@ class Learner(LightningModule):
         """Log the metrics of the images at `index`."""
         metrics, _ = self._evaluate(index)
         logged = {f"{self.monitor_stage}/{k}": v for k, v in metrics.items() if self.per_task or "/" not in k}
-        self.latest |= {k: v for k, v in logged.items() if v is not None and k.count("/") == 1}
+        self.evaluated = {k: v for k, v in metrics.items() if "/" not in k}
+        self.latest |= {f"{self.monitor_stage}/{k}": v for k, v in self.evaluated.items() if v is not None}
         self.log_round(self.current_epoch + 1, logged)
         return None
 

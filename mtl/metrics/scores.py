@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 Metrics = dict[str, float | None]
+Summary = dict[str, float | str | None]  # of a run: metrics, and in fit/chosen_by the name of one
 
 
 def evaluate_scores(

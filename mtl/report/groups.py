@@ -16,7 +16,7 @@ from typing import Any
 
 from mtl.report.runs import Run, read_run
 
-_OWN_KEYS = frozenset({"name", "resume", "checkpoint_every"})  # at the top level only: `model.name` is a setting
+_OWN_KEYS = frozenset({"name", "resume", "checkpoint_every", "objective"})  # at the top level only: `model.name` is a setting
 _OWN_LEAVES = frozenset({"seed", "output_dir", "run_dir", "log_dir", "save_dir", "checkpoint_dir", "default_root_dir"})
 _OWN_SECTIONS = frozenset({"hydra", "tracking", "wandb", "logger"})
 

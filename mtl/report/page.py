@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 
 from mtl.report import curves, style, tradeoff, verification
+from mtl.report.choice import Choice, choose
 from mtl.report.description import describe
 from mtl.report.groups import Group, flatten, mixed_code, read_groups
 from mtl.report.html import write_figure, write_page, write_table
@@ -26,17 +27,21 @@ TRADEOFF = (
 )
 
 
-def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
+def write_report(runs: Sequence[Path], output: Path | None = None, *, by: str | None = None) -> Path:
     """Write `report.html` and `figures/*.png` from run directories, and return the path of the page.
 
     Args:
         runs: run directories.
         output: folder of the report; None for the directory of the only run, or the common parent of several.
+        by: validation metric that orders the groups and marks the best, such as `val/rank1`; None for no choice.
 
     Raises:
-        ValueError: `runs` is empty, or none of them can be read; of several, the page says which could not.
+        ValueError: `runs` is empty, or none of them can be read; of several, the page says which could not. Or none has the metric `by`.
     """
     groups, left_out = read_groups(runs)
+    choice = None if by is None else choose(groups, by)
+    if choice is not None:
+        groups, left_out = choice.order(groups), [*left_out, *choice.left_out]
     # Where the runs were named, which is not where links to them lead.
     places = [Path(os.path.abspath(path)) for path in runs]  # noqa: PTH100  (resolve() follows links)
     alone = len({place.resolve() for place in places}) == 1
@@ -45,18 +50,22 @@ def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
     folder = output / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     with style.figure_style():
-        title, body = _write_run(groups[0], folder) if alone else _write_comparison(groups, left_out, folder)
+        if alone:
+            title, body = _write_run(groups[0], folder, choice)
+        else:
+            title, body = _write_comparison(groups, left_out, folder, choice)
     page = output / "report.html"
     write_page(page, title, body)
     return page
 
 
-def _write_run(group: Group, folder: Path) -> tuple[str, str]:
+def _write_run(group: Group, folder: Path, choice: Choice | None) -> tuple[str, str]:
     run = group.runs[0]
     parts = [
         f"<h1>{escape(run.label)}</h1>",
         f"<p>{describe([group])}</p>",
         _write_notes([group]),
+        _write_choice(choice),
         _write_facts(group),
         _write_sections(group, folder, "", "h2"),
         "<h2>Details</h2>",
@@ -65,7 +74,7 @@ def _write_run(group: Group, folder: Path) -> tuple[str, str]:
     return f"{run.label}: report", "\n".join(parts)
 
 
-def _write_comparison(groups: Sequence[Group], left_out: Sequence[str], folder: Path) -> tuple[str, str]:
+def _write_comparison(groups: Sequence[Group], left_out: Sequence[str], folder: Path, choice: Choice | None) -> tuple[str, str]:
     num_runs = sum(len(group.runs) for group in groups)
     title = f"{num_runs} runs in {len(groups)} group{'s'[: len(groups) != 1]}"
     dots = "One dot per run; the upright mark is the mean, the line reaches one sample standard deviation to either side."
@@ -75,6 +84,7 @@ def _write_comparison(groups: Sequence[Group], left_out: Sequence[str], folder: 
         f"<h1>{title}</h1>",
         f"<p>{describe(groups)} Runs that differ only in their seed, name or place form one group.</p>",
         _write_notes(groups, left_out),
+        _write_choice(choice),
         "<h2>Side by side</h2>",
         _write_comparison_table(groups),
         write_figure(folder / "comparison.png", curves.draw_comparison(groups), "Metrics and cost of each group", dots),
@@ -115,6 +125,14 @@ def _write_comparison(groups: Sequence[Group], left_out: Sequence[str], folder: 
             summary = f"{run.label} · {group.name} · seed {run.config.get('seed', UNKNOWN)}"
             parts.append(f"<details><summary>{escape(summary)}</summary>{_write_details(run)}</details>")
     return title, "\n".join(parts)
+
+
+def _write_choice(choice: Choice | None) -> str:
+    """The groups in the order of a validation metric, with their test numbers, and how the choice was made."""
+    if choice is None:
+        return ""
+    table = write_table(choice.header, choice.rows)
+    return f"<h2>Choice by {escape(choice.by)}</h2><p>{escape(choice.sentence)}</p>{table}"
 
 
 def _write_sections(group: Group, folder: Path, prefix: str, heading: str) -> str:

@@ -33,6 +33,14 @@ from mtl.report.run_files import (
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
+CHOSEN_BY = "fit/chosen_by"  # in `summary.json`, the name of the metric that chose the round: the only text among its numbers
+
+
+def best_key(metric: str) -> str:
+    """The key of `summary.json` for a validation metric such as `val/rank1`, of the chosen round."""
+    return f"val/best_{metric.removeprefix('val/')}"
+
+
 @dataclass(frozen=True)
 class Run:
     """One run directory.
@@ -42,7 +50,7 @@ class Run:
         config: its configuration.
         environment: commit, machine and versions.
         curves: value by round by metric.
-        summary: value by metric, None where undefined.
+        summary: value by metric, None where undefined; without `CHOSEN_BY`.
         predictions, federation, conflict, detections: what the files of these names hold, None where there is none.
         notes: what is missing or could not be read.
         verified: what `mtl verify` wrote, by the name of the pairs.
@@ -149,7 +157,7 @@ def read_run(path: Path, *, arrays: bool = True) -> Run:
         config=_read_config(path / "config.yaml"),
         environment=read("environment.json", read_object, {}),
         curves=curves,
-        summary={key: finite_or_none(value) for key, value in read("summary.json", read_object, {}).items()},
+        summary={key: finite_or_none(value) for key, value in read("summary.json", read_object, {}).items() if key != CHOSEN_BY},
         predictions=read("predictions.npz", read_predictions, None) if arrays else None,
         federation=read("federation.npz", read_federation, None) if arrays else None,
         # Only runs that were asked for it have one.

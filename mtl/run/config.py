@@ -65,7 +65,7 @@ def _read_experiment(path: Path) -> DictConfig:
 
 
 # Keys at the top that hold a word or null, which Hydra does not check.
-WORDS = ("weights", "best_by", "start", "name")
+WORDS = ("weights", "best_by", "objective", "start", "name")
 
 
 def check_name(key: str) -> None:

@@ -24,7 +24,7 @@ from mtl.base.files import atomic_write, naming
 
 logger = logging.getLogger(__name__)
 LOCK = ".lock"
-REPORTING = ("output_dir", "resume", "name", "tracking", "write_report", "checkpoint_every", "profile")
+REPORTING = ("output_dir", "resume", "name", "objective", "tracking", "write_report", "checkpoint_every", "profile")
 ROUNDING: dict[str, tuple[str, ...]] = {
     "trainer": ("accelerator", "devices", "num_nodes", "threads"),
     "engine": ("backend", "compile", "block", "bank_memory"),

@@ -17,7 +17,7 @@ from mtl.base.types import ImageData
 from mtl.data.datamodule import FederatedDataModule
 from mtl.data.tensors import check_images, from_tensors
 from mtl.learning.learner import Learner
-from mtl.metrics.scores import Metrics
+from mtl.metrics.scores import Summary
 from mtl.report.page import write_report
 from mtl.run.build import build_data
 from mtl.run.config import check_name, compose
@@ -46,7 +46,7 @@ class Run:
     """
 
     run_dir: Path
-    summary: Metrics
+    summary: Summary
 
     @functools.cached_property
     def trained(self) -> TrainedRun:

@@ -78,7 +78,7 @@ class Tracker:
             self._file.flush()
         self._wandb.log(round, defined)
 
-    def finish(self, summary: Mapping[str, float | None], pictures: Sequence[Path] = ()) -> None:
+    def finish(self, summary: Mapping[str, float | str | None], pictures: Sequence[Path] = ()) -> None:
         """Close the files, and send the summary, as numbers and as a table, and the pictures to W&B."""
         self._file.close()
         self._wandb.finish(summary, pictures)
@@ -146,15 +146,18 @@ class WandbRun:
             if self._run is not None:
                 self._run.log({"round": round, **metrics}, step=round)
 
-    def finish(self, summary: Mapping[str, float | None], pictures: Sequence[Path]) -> None:
+    def finish(self, summary: Mapping[str, float | str | None], pictures: Sequence[Path]) -> None:
         """Send the summary, the pictures and, where asked for, the model, and finish the run."""
         with self._guarded():
             if self._run is not None:
                 import wandb
 
                 self._run.summary.update({name: value for name, value in summary.items() if value is not None})
-                shown = {name: value for name, value in summary.items() if value is not None and name.count("/") == 1}
-                table = wandb.Table(columns=["metric", "value"], data=[[name, value] for name, value in shown.items()])
+                # A column of a table at W&B is of one type: no text among the numbers.
+                shown = [
+                    [name, value] for name, value in summary.items() if isinstance(value, int | float) and name.count("/") == 1
+                ]
+                table = wandb.Table(columns=["metric", "value"], data=shown)
                 self._run.log({"summary": table} | {f"figures/{p.stem}": wandb.Image(str(p)) for p in pictures})
                 if self._log_model:
                     self._run.log_artifact(self._model())

@@ -20,12 +20,14 @@ from mtl.federation.ranks import Ranks
 from mtl.learning.checkpoints import CheckpointError, Identity, SaveBest, SaveRounds, read_checkpoint
 from mtl.learning.learner import Learner
 from mtl.learning.results import fit_summary, tested_summary
-from mtl.metrics.scores import Metrics
+from mtl.metrics.scores import Summary
 from mtl.report.page import write_report
+from mtl.report.runs import CHOSEN_BY, best_key
 from mtl.run.build import build_data, data_fingerprint, files_fingerprint
 from mtl.run.directory import locked, open_run_directory, update_config
 from mtl.run.group import process_group, versions
 from mtl.run.learners import build_learner
+from mtl.run.objective import check_objective
 from mtl.run.rules import check_rules
 from mtl.run.spawn import inside_rank, run_ranks
 from mtl.run.trainer import RunLogger, build_trainer
@@ -33,7 +35,7 @@ from mtl.run.trainer import RunLogger, build_trainer
 logger = logging.getLogger(__name__)
 
 
-def train(config: DictConfig, run_dir: Path) -> Metrics:
+def train(config: DictConfig, run_dir: Path) -> Summary:
     """Train, test and report one run.
 
     With several devices this process starts a rank for each and waits, unless torchrun or srun has started it as one of them.
@@ -59,16 +61,17 @@ def train(config: DictConfig, run_dir: Path) -> Metrics:
         raise ValueError(f"trainer.num_nodes={options.num_nodes} needs torchrun or srun to start the processes on every machine")
     if options.devices > 1:
         run_ranks(options.devices, _plain(config), run_dir)
-        summary: Metrics = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+        summary: Summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
         return summary
     return _train(config, run_dir, Ranks())
 
 
-def _train(config: DictConfig, run_dir: Path, ranks: Ranks) -> Metrics:
+def _train(config: DictConfig, run_dir: Path, ranks: Ranks) -> Summary:
     _set_up_process(config, ranks)
     data = build_data(config)
     run_dir = ranks.broadcast(run_dir)  # every rank uses the run directory of the first
     learner, steps = build_learner(config, data, run_dir)
+    check_objective(config, learner)
     identity = Identity(data_fingerprint(config, data), files_fingerprint(config, *learner.further_data))
     ranks.require_same({**versions(), "configuration and data": identity.run, "files": identity.files})
     log = RunLogger(config, run_dir)
@@ -77,7 +80,7 @@ def _train(config: DictConfig, run_dir: Path, ranks: Ranks) -> Metrics:
         start = ranks.broadcast(_open(config, run_dir, identity) if ranks.is_first else None)
         if start.summary is not None:
             logger.info("output_dir %s holds this run, which is finished: there is nothing left to train", run_dir)
-            result: Metrics = start.summary
+            result: Summary = start.summary
             return result
         with log.tracking(start.last_round) if ranks.is_first else contextlib.nullcontext() as tracker:
             summary = _fit_and_test(config, run_dir, learner, trainer, loaders, start.checkpoint)
@@ -113,7 +116,7 @@ class Start:
 
     checkpoint: Path | None = None
     last_round: int | None = None
-    summary: Metrics | None = None
+    summary: Summary | None = None
 
 
 def _open(config: DictConfig, run_dir: Path, identity: Identity) -> Start:
@@ -144,7 +147,7 @@ def _fit_and_test(
     trainer: pl.Trainer,
     loaders: FederatedDataModule,
     checkpoint: Path | None,
-) -> Metrics:
+) -> Summary:
     """Train from `checkpoint` on, and test the best round, or the last one without validation images."""
     try:
         trainer.fit(learner, loaders, ckpt_path=checkpoint)
@@ -155,12 +158,13 @@ def _fit_and_test(
         raise Interrupted(
             f"stopped after round {trainer.current_epoch} of {config.rounds}; resume=true output_dir={run_dir} goes on"
         )
-    summary = fit_summary(learner, loaders.federated_data, config.rounds)
+    summary: Summary = {**fit_summary(learner, loaders.federated_data, config.rounds), CHOSEN_BY: None}
     best = next((callback for callback in trainer.checkpoint_callbacks if isinstance(callback, SaveBest)), None)
     if best is not None:
-        summary["fit/best_round"] = best.round
+        summary |= {"fit/best_round": best.round, CHOSEN_BY: learner.chosen_by}
+        summary |= {best_key(name): value for name, value in best.metrics.items()}
     trainer.test(learner, loaders, ckpt_path=None if best is None else best.path, verbose=False)
-    return summary | tested_summary(learner, loaders.federated_data)
+    return {**summary, **tested_summary(learner, loaders.federated_data)}
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:

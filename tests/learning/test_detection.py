@@ -304,6 +304,11 @@ def test_the_best_round_is_chosen_by_the_faces_named_in_validation_scenes(tmp_pa
     assert summary["fit/best_round"] in (2, 4)
     learner: Learner = build(tiny("scenes.scenes=[16,5,6]", "scenes.photographs=[5,2,3]"))
     assert learner.chosen_by == "val/named"
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        logged = {(row["round"], row["metric"]): float(row["value"]) for row in csv.DictReader(file)}
+    round = str(summary["fit/best_round"])
+    for name in ("named", "ap50", "found", "precision", "auroc"):
+        assert summary[f"val/best_{name}"] == logged.get((round, f"val/{name}"))
 
 
 def test_the_best_round_is_chosen_by_the_metric_that_is_asked_for(tmp_path: Path) -> None:

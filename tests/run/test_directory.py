@@ -89,6 +89,7 @@ CONSTANT = {"mode": "federated", "rounds": 4, "schedule": {"shape": "constant"},
         ({"fleet": {"mix": None, "profiles": "other.yaml"}}, True),
         ({"fleet": {"mix": None, "profiles": {"tiny": {"watts": 1}}}}, False),
         ({"rounds": 9}, True),
+        ({"objective": "val/auroc"}, True),
         ({"seed": 1}, False),
     ],
 )

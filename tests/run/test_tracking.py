@@ -44,6 +44,21 @@ def test_a_server_out_of_reach_leaves_an_offline_run(
     assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
 
 
+def test_the_rule_that_chose_the_round_is_text_and_stays_out_of_the_table_of_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import wandb
+
+    runs: list[FakeRun] = []
+    monkeypatch.setattr(wandb, "init", lambda **arguments: runs.append(FakeRun(**arguments)) or runs[-1])
+    summary = {"test/rank1": 0.25, "fit/chosen_by": "val/rank1", "val/best_rank1": 0.5, "val/best_precision": None}
+    Tracker(tmp_path, {}, wandb=WandbOptions("offline")).finish(summary)
+    (run,) = runs
+    assert run.summary == {"test/rank1": 0.25, "fit/chosen_by": "val/rank1", "val/best_rank1": 0.5}
+    assert run.logged[0][1]["summary"].data == [["test/rank1", 0.25], ["val/best_rank1", 0.5]]
+    assert "W&B fails" not in caplog.text
+
+
 class FakeRun:
     """What a run at W&B is asked to do."""
 

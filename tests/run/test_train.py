@@ -138,6 +138,7 @@ def test_a_resumed_run_ends_as_one_never_interrupted(class_folders: Path, tmp_pa
     kill_after(config, cut, rounds=3)
     config.resume = True
     resumed = train(config, cut)
+    assert "val/best_rank1" in whole
     assert without_time(resumed) == without_time(whole)
     assert numbers(cut) == numbers(tmp_path / "whole")
 
@@ -198,6 +199,30 @@ def test_resuming_a_finished_run_changes_nothing(class_folders: Path, tmp_path: 
     # Killed after the last round and before the summary: the times of the rounds are in the checkpoint.
     (tmp_path / "run" / "summary.json").unlink()
     assert train(small(class_folders, "resume=true"), tmp_path / "run").keys() == summary.keys()
+
+
+def test_the_summary_holds_the_validation_metrics_of_the_chosen_round_and_the_rule(class_folders: Path, tmp_path: Path) -> None:
+    for words, rule in (([], "val/rank1"), (["best_by=worst_task_auroc"], "val/worst_task_auroc")):
+        run_dir = tmp_path / rule.replace("/", "-")
+        summary = train(small(class_folders, "rounds=5", "evaluate_every=1", *words), run_dir)
+        assert summary["fit/chosen_by"] == rule
+        logged = {(row[0], row[1]): float(row[2]) for row in numbers(run_dir) if row[1].startswith("val/")}
+        chosen = {name: value for (round, name), value in logged.items() if round == str(summary["fit/best_round"])}
+        totals = {name.replace("val/", "val/best_"): value for name, value in chosen.items() if name.count("/") == 1}
+        assert len(totals) >= 5
+        assert {name: value for name, value in summary.items() if name.startswith("val/")} == totals
+        assert chosen[rule] == max(value for (_, name), value in logged.items() if name == rule)
+
+
+def test_a_checkpoint_without_the_metrics_of_its_best_round_is_refused_in_words(class_folders: Path, tmp_path: Path) -> None:
+    kill_after(small(class_folders), tmp_path / "run", rounds=3)
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    checkpoint = read_checkpoint(path)
+    (state,) = (state for name, state in checkpoint["callbacks"].items() if "SaveBest" in name)
+    del state["metrics"]
+    torch.save(checkpoint, path)
+    with pytest.raises(CheckpointError, match="metrics of the best round, got none: an earlier version of mtl wrote it"):
+        train(small(class_folders, "resume=true"), tmp_path / "run")
 
 
 def test_a_resumed_run_wants_the_same_weights_wherever_they_lie(class_folders: Path, tmp_path: Path) -> None:
@@ -346,6 +371,8 @@ def test_without_validation_images_the_last_round_counts_and_the_test_is_only_wa
 ) -> None:
     summary = train(small(class_folders, "split.val=0"), tmp_path / "run")
     assert "fit/best_round" not in summary
+    assert summary["fit/chosen_by"] is None
+    assert not any(name.startswith("val/") for name in summary)
     names = {row[1] for row in numbers(tmp_path / "run")}
     assert "monitor/rank1" in names
     assert not any(name.startswith("val/") for name in names)
