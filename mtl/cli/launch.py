@@ -25,10 +25,10 @@ from mtl.cli.hydra_errors import explain
 from mtl.cli.terminal import fail
 from mtl.cli.words import check_booleans, readable, split_flags
 from mtl.run.config import CONFIG_NAME, check_name, register
+from mtl.run.environment import COMMAND
 from mtl.run.named_experiments import experiments_folder
 from mtl.run.objective import objective_value, require_validation
 from mtl.run.spawn import inside_step
-from mtl.run.tracking import COMMAND
 from mtl.run.train import train
 
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"

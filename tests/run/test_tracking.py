@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 
 from mtl.base.files import atomic_write, write_json
+from mtl.run import environment as environment_module
 from mtl.run import tracking
-from mtl.run.tracking import Tracker, WandbOptions, environment
+from mtl.run.environment import environment
+from mtl.run.tracking import Tracker, WandbOptions
 
 NONE = WandbOptions("disabled")
 
@@ -216,10 +218,10 @@ def test_no_commit_of_somebody_elses_repository_is_recorded(monkeypatch: pytest.
     (tmp_path / "notes.txt").write_text("mine")
     git("add", "notes.txt")
     git("commit", "-qm", "mine")
-    installed = tmp_path / ".venv" / "tracking.py"
+    installed = tmp_path / ".venv" / "environment.py"
     installed.parent.mkdir()
     installed.touch()
-    monkeypatch.setattr(tracking, "__file__", str(installed))
+    monkeypatch.setattr(environment_module, "__file__", str(installed))
     assert (environment()["commit"], environment()["dirty"]) == (None, False)
     git("add", "-f", str(installed))
     git("commit", "-qm", "ours")
