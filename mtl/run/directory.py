@@ -13,9 +13,10 @@ import logging
 import os
 import platform
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
@@ -23,6 +24,8 @@ from mtl.base.files import atomic_write, naming
 
 logger = logging.getLogger(__name__)
 LOCK = ".lock"
+LOG, ERROR = "log.txt", "error.txt"  # what was logged; why the run failed, as long as it has not succeeded
+OWN = (LOCK, LOG, ERROR)  # what a start that failed leaves behind
 WATCHING = ("output_dir", "resume", "name", "tracking", "write_report", "checkpoint_every", "profile")
 ROUNDING: dict[str, tuple[str, ...]] = {
     "trainer": ("accelerator", "devices", "num_nodes", "threads"),
@@ -34,15 +37,21 @@ FILES: dict[str, tuple[str, ...]] = {
     "transfer": ("source",),
     "fleet": ("profiles",),
 }
+PATIENCE = 5  # times that a lock is tried, .02 s apart: `holder` takes it for an instant
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+class InUse(ValueError):
+    """Another process works in the run directory."""
 
 
 @contextlib.contextmanager
 def held(run_dir: Path) -> Iterator[None]:
     """Keep every other process out of `run_dir`, which is made, while the context or this process lasts.
 
-    Raises ValueError where another process works there, where the folder is not a new, an empty or a run's, and where its name is not
-    UTF-8, as that of every file that says where it is.
+    Raises:
+        InUse: Another process works there.
+        ValueError: The folder is not a new, an empty or a run's, or its name is not UTF-8, as that of every file that says where it is.
     """
     try:
         str(run_dir).encode()
@@ -57,11 +66,13 @@ def held(run_dir: Path) -> Iterator[None]:
 
     with (run_dir / LOCK).open("a+", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise ValueError(f"output_dir {run_dir} is in use by {holder}; wait for it, or say another output_dir") from error
+            for _ in range(PATIENCE):
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                time.sleep(0.02)
+            else:
+                raise InUse(f"output_dir {run_dir} is in use by {_holder(file)}; wait for it, or say another output_dir")
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
@@ -73,6 +84,45 @@ def held(run_dir: Path) -> Iterator[None]:
         yield
 
 
+def holder(run_dir: Path) -> str | None:
+    """The process that works in `run_dir`, None where none does or the disk has no locks."""
+    lock = run_dir / LOCK
+    if sys.platform == "win32" or not lock.exists():
+        return None
+    import fcntl
+
+    with lock.open(encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _holder(file)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+    return None
+
+
+def _holder(lock: TextIO) -> str:
+    lock.seek(0)
+    return lock.read().strip() or "another process"
+
+
+def progress(run_dir: Path, config: Mapping[str, Any]) -> str:
+    """How far the run of `config` is in `run_dir`: new, interrupted (a resume goes on with it) or done.
+
+    Raises:
+        ValueError: `config.yaml` there is damaged.
+    """
+    if not (run_dir / "config.yaml").exists():
+        return "new"
+    before, summary = read_saved(run_dir / "config.yaml"), run_dir / "summary.json"
+    if _counted(before) == _counted(config) and summary.exists():
+        finished = json.loads(summary.read_text(encoding="utf-8")).get("fit/rounds") == config["rounds"]
+        return "done" if finished else "interrupted"
+    saved = (run_dir / "checkpoints" / "last.ckpt").exists()
+    return "interrupted" if saved or _has_rounds(run_dir / "metrics.csv") else "new"
+
+
 def open_run_directory(run_dir: Path, config: Mapping[str, Any], *, resume: bool) -> Path | None:
     """Make `run_dir` a run's home, or check that it is this run's; returns the checkpoint to go on from, None to start anew.
 
@@ -81,7 +131,7 @@ def open_run_directory(run_dir: Path, config: Mapping[str, Any], *, resume: bool
     """
     saved = run_dir / "config.yaml"
     if saved.exists():
-        before = _read_config(saved)
+        before = read_saved(saved)
         checkpoint = run_dir / "checkpoints" / "last.ckpt"
         if not checkpoint.exists() and not _has_rounds(run_dir / "metrics.csv"):
             _write_config(saved, config)
@@ -106,7 +156,7 @@ def open_run_directory(run_dir: Path, config: Mapping[str, Any], *, resume: bool
 def update_config(run_dir: Path, config: Mapping[str, Any]) -> None:
     """Keep what a resumed run now differs by: its machine, its engine, its files, its number of rounds. Says in the log what it is."""
     saved = run_dir / "config.yaml"
-    before = _read_config(saved)
+    before = read_saved(saved)
     now = dict(config) | {key: before[key] for key in WATCHING if key in before}
     differing = sorted(_differences(before, now))
     if differing:
@@ -116,9 +166,7 @@ def update_config(run_dir: Path, config: Mapping[str, Any]) -> None:
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """What of a configuration makes a run this run; see above."""
-    plain = {key: value for key, value in config.items() if key not in WATCHING}
-    for place, names in ROUNDING.items():
-        plain = _without(plain, place, names)
+    plain = _counted(config)
     for place, names in FILES.items():
         of = plain if not place else plain.get(place)
         paths = tuple(name for name in names if isinstance(of, Mapping) and isinstance(of.get(name), str))
@@ -126,6 +174,14 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     plain = _without_roots(plain)
     if not needs_rounds(config):
         plain.pop("rounds", None)
+    return plain
+
+
+def _counted(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration without what never makes another run; with its files, its folders of data and its number of rounds."""
+    plain = {key: value for key, value in config.items() if key not in WATCHING}
+    for place, names in ROUNDING.items():
+        plain = _without(plain, place, names)
     return plain
 
 
@@ -173,7 +229,7 @@ def _why_rounds(differing: list[str], config: Mapping[str, Any]) -> str:
 def _refuse_foreign(run_dir: Path) -> None:
     if not run_dir.exists() or (run_dir / "config.yaml").exists():
         return
-    found = sorted(path.name for path in run_dir.iterdir() if path.name != LOCK)
+    found = sorted(path.name for path in run_dir.iterdir() if path.name not in OWN)
     if found:
         raise ValueError(f"output_dir {run_dir} must be a new, an empty or a run's folder, and it holds {', '.join(found[:3])}")
 
@@ -182,7 +238,7 @@ def _has_rounds(metrics: Path) -> bool:
     return metrics.exists() and len(metrics.read_text(encoding="utf-8").splitlines()) > 1
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_saved(path: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError:

@@ -1,0 +1,105 @@
+"""One job of a sweep: skipped where its run is done or another process works on it, gone on with where it was interrupted."""
+
+import json
+import logging
+import math
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from mtl.base.types import Interrupted
+from mtl.cli.hydra_errors import EXPECTED
+from mtl.cli.job_folder import plain, readable_name
+from mtl.cli.outcomes import DONE, FAILED, IN_USE, SKIPPED, STOPPED, Outcome, Records
+from mtl.cli.run_log import logged, remove_error, write_error
+from mtl.run.directory import InUse, holder, progress
+from mtl.run.rules import check_rules
+from mtl.run.spawn import inside_step
+
+logger = logging.getLogger(__name__)
+# Tokens of the sweeps that this process started: a job that runs in it ends the sweep by an error, any other by its record.
+RUNNING: set[str] = set()
+
+
+class SweepStopped(KeyboardInterrupt):
+    """A job was stopped by Ctrl-C: Hydra continues with the next job after an Exception, which this is not."""
+
+
+def is_first_rank() -> bool:
+    """Whether this process speaks for the run: torchrun and srun start several of them."""
+    return not int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0") if inside_step() else "0"))
+
+
+def run_job(
+    config: DictConfig,
+    run_dir: Path,
+    train: Callable[[DictConfig, Path], float | None],
+    objective: Callable[[Any], float | None],
+) -> float | None:
+    """Run a job of a sweep.
+
+    Args:
+        config: of the run.
+        run_dir: where it lies.
+        train: trains, and returns what the sweeper optimises.
+        objective: reads that from the summary of a run that is done.
+
+    Returns:
+        What the sweeper optimises; NaN, which sweepers know as a failure, where there is nothing.
+    """
+    context = HydraConfig.get()
+    keys, token = list(context.callbacks.sweep["keys"]), str(context.callbacks.sweep["token"])
+    records = Records(Path(context.sweep.dir), token)
+    if records.stopped:
+        return math.nan
+
+    def record(outcome: str, reason: str = "") -> None:
+        if is_first_rank():
+            records.write(Outcome(int(context.job.num), run_dir.name, outcome, reason))
+
+    config.tracking.group = config.tracking.group or Path(context.sweep.dir).name
+    config.name = config.name or readable_name(list(context.overrides.task), keys) or None
+    config.resume = True
+    try:
+        check_rules(config)
+        if (process := holder(run_dir)) is not None:
+            raise InUse(f"output_dir {run_dir} is in use by {process}")
+        if progress(run_dir, plain(config)) == "done":
+            print(f"run directory: {run_dir} (done already)")
+            record(SKIPPED)
+            return objective(json.loads((run_dir / "summary.json").read_text(encoding="utf-8")))
+        with logged(run_dir, own=is_first_rank()):
+            value = train(config, run_dir)
+        if is_first_rank():
+            remove_error(run_dir)
+    except InUse as error:
+        logger.info("job %s is left to another process: %s", context.job.num, error)
+        record(IN_USE, str(error))
+        return math.nan
+    except (Interrupted, KeyboardInterrupt) as stop:
+        record(STOPPED)
+        records.stop()
+        if token in RUNNING:
+            raise SweepStopped(str(stop)) from stop
+        return math.nan
+    except Exception as error:  # noqa: BLE001 the next job does not depend on this one
+        words = " ".join(word for word in context.overrides.task if word.partition("=")[0] in keys)
+        record(FAILED, _tell_failure(error, run_dir, f"job {context.job.num} ({words})"))
+        return math.nan
+    record(DONE)
+    return value
+
+
+def _tell_failure(error: Exception, run_dir: Path, job: str) -> str:
+    """Print why a job failed, write it to `error.txt`, and return it."""
+    if not isinstance(error, EXPECTED):
+        traceback.print_exception(error)
+    message = write_error(run_dir, error) if is_first_rank() else str(error)
+    print(f"mtl: error: {job}: {message}", file=sys.stderr, flush=True)
+    return message
