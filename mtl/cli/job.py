@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -17,10 +16,9 @@ from mtl.base.types import Interrupted
 from mtl.cli.hydra_errors import EXPECTED
 from mtl.cli.job_folder import plain, readable_name
 from mtl.cli.outcomes import DONE, FAILED, IN_USE, SKIPPED, STOPPED, Outcome, Records
-from mtl.cli.run_log import logged, remove_error, write_error
+from mtl.cli.run_log import is_first_rank, logged, remove_error, write_error
 from mtl.run.directory import InUse, holder, progress
 from mtl.run.rules import check_rules
-from mtl.run.spawn import inside_step
 
 logger = logging.getLogger(__name__)
 # Tokens of the sweeps that this process started: a job that runs in it ends the sweep by an error, any other by its record.
@@ -29,11 +27,6 @@ RUNNING: set[str] = set()
 
 class SweepStopped(KeyboardInterrupt):
     """A job was stopped by Ctrl-C: Hydra continues with the next job after an Exception, which this is not."""
-
-
-def is_first_rank() -> bool:
-    """Whether this process speaks for the run: torchrun and srun start several of them."""
-    return not int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0") if inside_step() else "0"))
 
 
 def run_job(
@@ -54,7 +47,8 @@ def run_job(
         What the sweeper optimises; NaN, which sweepers know as a failure, where there is nothing.
     """
     context = HydraConfig.get()
-    keys, token = list(context.callbacks.sweep["keys"]), str(context.callbacks.sweep["token"])
+    sweep = context.callbacks["sweep"]
+    keys, token = list(sweep["keys"]), str(sweep["token"])
     records = Records(Path(context.sweep.dir), token)
     if records.stopped:
         return math.nan
@@ -74,10 +68,9 @@ def run_job(
             print(f"run directory: {run_dir} (done already)")
             record(SKIPPED)
             return objective(json.loads((run_dir / "summary.json").read_text(encoding="utf-8")))
-        with logged(run_dir, own=is_first_rank()):
+        with logged(run_dir, own=True):
             value = train(config, run_dir)
-        if is_first_rank():
-            remove_error(run_dir)
+        remove_error(run_dir)
     except InUse as error:
         logger.info("job %s is left to another process: %s", context.job.num, error)
         record(IN_USE, str(error))
@@ -100,6 +93,9 @@ def _tell_failure(error: Exception, run_dir: Path, job: str) -> str:
     """Print why a job failed, write it to `error.txt`, and return it."""
     if not isinstance(error, EXPECTED):
         traceback.print_exception(error)
-    message = write_error(run_dir, error) if is_first_rank() else str(error)
+    try:
+        message = write_error(run_dir, error)
+    except OSError as unwritable:
+        message = f"{error}; error.txt cannot be written: {unwritable}"
     print(f"mtl: error: {job}: {message}", file=sys.stderr, flush=True)
     return message

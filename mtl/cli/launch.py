@@ -16,8 +16,8 @@ from omegaconf import DictConfig
 
 from mtl.base.types import Diverged, Interrupted
 from mtl.cli.hydra_errors import EXPECTED, explain
-from mtl.cli.job import is_first_rank, run_job
-from mtl.cli.run_log import logged, remove_error, write_error
+from mtl.cli.job import run_job
+from mtl.cli.run_log import is_first_rank, logged, remove_error, write_error
 from mtl.cli.run_sweep import run_sweep
 from mtl.cli.sweep import make_plan, show_configs, show_plan
 from mtl.cli.terminal import fail
@@ -109,14 +109,16 @@ def _run(config: DictConfig) -> float | None:
         if context.mode == RunMode.MULTIRUN:
             return run_job(config, run_dir, _train, _objective)
         try:
-            with logged(run_dir, own=False) if is_first_rank() else contextlib.nullcontext():
+            with logged(run_dir, own=False):
                 value = _train(config, run_dir)
         except Exception as error:
-            if is_first_rank() and (run_dir / "config.yaml").exists() and not isinstance(error, (ValueError, Interrupted)):
+            # What is wrong with the words says nothing about the run that the folder holds.
+            if (run_dir / "config.yaml").exists() and (
+                isinstance(error, Diverged) or not isinstance(error, (*EXPECTED, Interrupted))
+            ):
                 write_error(run_dir, error)
             raise JobFailed(error, run_dir) from error
-        if is_first_rank():
-            remove_error(run_dir)
+        remove_error(run_dir)
         return value
 
 

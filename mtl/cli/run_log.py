@@ -2,15 +2,22 @@
 
 import contextlib
 import logging
+import os
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 from mtl.base.files import atomic_write
 from mtl.cli.hydra_errors import EXPECTED, explain
-from mtl.run.directory import ERROR, LOG
+from mtl.run.directory import ERROR, LOG, is_finished
+from mtl.run.spawn import inside_step
 
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
+
+
+def is_first_rank() -> bool:
+    """Whether this process writes the files of the run: torchrun and srun start several of them."""
+    return not int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0") if inside_step() else "0"))
 
 
 class RunLog(logging.Handler):
@@ -45,7 +52,10 @@ class RunLog(logging.Handler):
 
 @contextlib.contextmanager
 def logged(run_dir: Path, *, own: bool) -> Iterator[None]:
-    """Write what is logged in the block to `log.txt`. own: see `RunLog`."""
+    """Write what the first rank logs in the block to `log.txt`. own: see `RunLog`."""
+    if not is_first_rank():
+        yield
+        return
     handler = RunLog(run_dir, own=own)
     logging.getLogger().addHandler(handler)
     try:
@@ -57,16 +67,21 @@ def logged(run_dir: Path, *, own: bool) -> Iterator[None]:
 
 
 def write_error(run_dir: Path, error: Exception) -> str:
-    """Write `error.txt`, with the traceback of what is no error of the user's; returns the message."""
+    """Write `error.txt`, with the traceback of what is no error of the user's; returns the message.
+
+    A finished run that the failed one would have changed has not failed, and gets none.
+    """
     expected = isinstance(error, EXPECTED)
     message = explain(error, [], run_dir) if expected else f"{type(error).__name__}: {error}"
     trace = "" if expected else "\n" + "".join(traceback.format_exception(error))
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with atomic_write(run_dir / ERROR) as file:
-        file.write(f"{message}\n{trace}".encode(errors="backslashreplace"))
+    if is_first_rank() and not is_finished(run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with atomic_write(run_dir / ERROR) as file:
+            file.write(f"{message}\n{trace}".encode(errors="backslashreplace"))
     return message
 
 
 def remove_error(run_dir: Path) -> None:
     """The run has succeeded."""
-    (run_dir / ERROR).unlink(missing_ok=True)
+    if is_first_rank():
+        (run_dir / ERROR).unlink(missing_ok=True)

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from mtl.cli.job import RUNNING, SweepStopped, is_first_rank
+from mtl.cli.job import RUNNING, SweepStopped
 from mtl.cli.outcomes import SKIPPED, Outcome, Records, tell
+from mtl.cli.run_log import is_first_rank
 from mtl.cli.sweep import Plan
 
 

@@ -201,7 +201,13 @@ def _estimate(folder: Path, jobs: Sequence[Job]) -> str:
     if not rates:
         return "no run has finished by which the time could be estimated"
     seconds = sum(left.values()) * sum(rates) / len(rates)
-    took = f"{max(seconds, 1):.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    took = (
+        f"{max(seconds, 1):.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
     return f"about {took} of training, one job after the other, as fast as the {len(rates)} finished runs"
 
 

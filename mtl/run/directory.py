@@ -115,12 +115,18 @@ def progress(run_dir: Path, config: Mapping[str, Any]) -> str:
     """
     if not (run_dir / "config.yaml").exists():
         return "new"
-    before, summary = read_saved(run_dir / "config.yaml"), run_dir / "summary.json"
-    if _counted(before) == _counted(config) and summary.exists():
-        finished = json.loads(summary.read_text(encoding="utf-8")).get("fit/rounds") == config["rounds"]
-        return "done" if finished else "interrupted"
+    if _counted(read_saved(run_dir / "config.yaml")) == _counted(config) and is_finished(run_dir):
+        return "done"
     saved = (run_dir / "checkpoints" / "last.ckpt").exists()
     return "interrupted" if saved or _has_rounds(run_dir / "metrics.csv") else "new"
+
+
+def is_finished(run_dir: Path) -> bool:
+    """Whether all rounds of the run in `run_dir` are done and tested. Rounds that were added since make it unfinished."""
+    config, summary = run_dir / "config.yaml", run_dir / "summary.json"
+    if not config.exists() or not summary.exists():
+        return False
+    return bool(json.loads(summary.read_text(encoding="utf-8")).get("fit/rounds") == read_saved(config).get("rounds"))
 
 
 def open_run_directory(run_dir: Path, config: Mapping[str, Any], *, resume: bool) -> Path | None:
