@@ -57,6 +57,9 @@ def run_job(
         if is_first_rank():
             records.write(Outcome(int(context.job.num), run_dir.name, outcome, reason))
 
+    if context.job.num in sweep["twins"]:
+        record(SKIPPED, "the run of an earlier job")
+        return math.nan
     config.tracking.group = config.tracking.group or Path(context.sweep.dir).name
     config.name = config.name or readable_name(list(context.overrides.task), keys) or None
     config.resume = True

@@ -29,11 +29,12 @@ class Sweep(Callback):
 
     Args:
         keys: what is swept.
+        twins: numbers of the jobs that would train the run of an earlier one.
         token: name of the folder of the sweep's records, None where no sweep runs.
     """
 
-    def __init__(self, keys: Sequence[str] = (), token: str | None = None) -> None:
-        self.keys, self.token = tuple(keys), token
+    def __init__(self, keys: Sequence[str] = (), twins: Sequence[int] = (), token: str | None = None) -> None:
+        self.keys, self.twins, self.token = tuple(keys), tuple(twins), token
 
 
 def task_config(config: DictConfig) -> DictConfig:
@@ -72,6 +73,17 @@ def _plain_letters(text: str) -> str:
     return re.sub(r"[^\w.+]+", "-", text).strip("-" if re.fullmatch(r"-[\d.]+", text) is None else "")
 
 
+def run_hash(config: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """What makes the run this run: of its identity, and of what is swept and is not in that.
+
+    Args:
+        config: of the job, plain values.
+        keys: what is swept.
+    """
+    computed, apart = identity(config), _apart(config, keys)
+    return _hash(computed)[:10] + (f"-{_hash(apart)[:4]}" if apart else "")
+
+
 def folder_name(folder: Path, config: Mapping[str, Any], words: Sequence[str], keys: Sequence[str]) -> str:
     """The name of the job's run directory: that of the run of this configuration which `folder` holds, or a new one.
 
@@ -81,22 +93,25 @@ def folder_name(folder: Path, config: Mapping[str, Any], words: Sequence[str], k
         words: of the job.
         keys: what is swept.
     """
-    computed = identity(config)
-    apart = {key: value for key in keys if _is_apart(key, value := _at(config, key), computed)}
-    hashed = _hash(computed)[:10]
-    name = "-".join(filter(None, (readable_name(words, keys), hashed, _hash(apart)[:4] if apart else "")))
+    hashed, apart = run_hash(config, keys), _apart(config, keys)
+    name = "-".join(filter(None, (readable_name(words, keys), hashed)))
     if (folder / name / "config.yaml").exists():
         return name
-    for saved in sorted(folder.glob(f"*{hashed}*/config.yaml")):
+    for saved in sorted(folder.glob(f"*{hashed.partition('-')[0]}*/config.yaml")):
         before = read_saved(saved)
-        same = identity(before) == computed and before.get("rounds") == config.get("rounds")
+        same = identity(before) == identity(config) and before.get("rounds") == config.get("rounds")
         if same and all(_at(before, key) == value for key, value in apart.items()):
             return saved.parent.name
     return name
 
 
+def _apart(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """What is swept and tells jobs apart that have one identity."""
+    computed = identity(config)
+    return {key: value for key in keys if _is_apart(key, value := _at(config, key), computed)}
+
+
 def _is_apart(key: str, value: Any, computed: Mapping[str, Any]) -> bool:
-    """Whether a swept key tells jobs apart that have one identity."""
     return key.partition(".")[0] not in WATCHING and not isinstance(value, Mapping) and _at(computed, key) != value
 
 

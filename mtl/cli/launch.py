@@ -21,7 +21,7 @@ from mtl.cli.run_log import is_first_rank, logged, remove_error, write_error
 from mtl.cli.run_sweep import run_sweep
 from mtl.cli.sweep import make_plan, show_configs, show_plan
 from mtl.cli.terminal import fail
-from mtl.cli.words import OWN, check_booleans, readable, split_flags
+from mtl.cli.words import OWN, SWEEPS, check_booleans, readable, split_flags
 from mtl.metrics.scores import Metrics
 from mtl.run.config import CONFIG_NAME, check_name, register
 from mtl.run.named_experiments import experiments_folder
@@ -44,7 +44,7 @@ def launch(words: list[str]) -> int:
                 check_name(name)  # before Hydra makes a folder
     except ValueError as error:
         return fail(str(error))
-    sweep = "-m" in flags or "--multirun" in flags
+    sweep = any(flag in flags for flag in SWEEPS) or "hydra.mode=MULTIRUN" in words
     words = readable(words, sweep=sweep)
     for name in (word.partition("=")[2] for word in words if word.startswith("+experiment=")):
         if name in broken:

@@ -92,5 +92,5 @@ def tell(folder: Path, outcomes: Mapping[int, Outcome], planned: Sequence[str] |
         table.add_row(str(row.number), Text(row.run), Text(row.outcome, style=STYLES[row.outcome]), Text(row.reason))
     console().print(table)
     counts = Counter(row.outcome for row in rows)
-    print(f"{len(rows)} jobs: " + ", ".join(f"{counts[word]} {word}" for word in STYLES if counts[word]))
+    print(f"{len(rows)} job{'s'[: len(rows) != 1]}: " + ", ".join(f"{counts[word]} {word}" for word in STYLES if counts[word]))
     return counts[FAILED]

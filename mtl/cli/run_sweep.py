@@ -32,19 +32,21 @@ def run_sweep(plan: Plan, start: Callable[[], None]) -> int:
         tell(plan.folder, {job.number: Outcome(job.number, job.run_dir.name, SKIPPED) for job in plan.jobs}, planned)
         return 0
     RUNNING.add(plan.token)
+    broken: Exception | None = None
     try:
         with _stopping(records, in_process=plan.in_process):
             start()
     except KeyboardInterrupt:
         records.stop()
-    except Exception:
-        if not records.stopped:  # a launcher whose processes were ended fails too
-            raise
+    except Exception as error:  # noqa: BLE001 the table comes first; a launcher whose processes were stopped fails too
+        broken = error
     finally:
         RUNNING.discard(plan.token)
         stopped, outcomes = records.stopped, records.read()
         records.remove()
-        failed = tell(plan.folder, outcomes, planned) if is_first_rank() else 0
+    failed = tell(plan.folder, outcomes, planned) if is_first_rank() and (outcomes or not broken) else 0
+    if broken is not None and not stopped:
+        raise broken
     if stopped:
         command = shlex.join(["mtl", "train", "-m", *plan.user_words])
         print(f"mtl: the sweep is stopped; this goes on with it:\n  {command}", file=sys.stderr)

@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mtl.cli.hydra_errors import EXPECTED, explain
-from mtl.cli.job_folder import plain, task_config
+from mtl.cli.job_folder import plain, run_hash, task_config
 from mtl.cli.terminal import console
 from mtl.cli.words import check_booleans, quote, readable
 from mtl.run.config import CONFIG_NAME
@@ -40,6 +40,7 @@ class Job:
         number: in the sweep.
         words: the swept keys with their values.
         run_dir: where its run lies, or will.
+        hashed: what makes it this run.
         state: new, interrupted or done.
         config: of the run.
     """
@@ -47,6 +48,7 @@ class Job:
     number: int
     words: str
     run_dir: Path
+    hashed: str
     state: str
     config: DictConfig
 
@@ -114,8 +116,16 @@ def _make_plan(words: list[str], many: bool) -> Plan:
         with read_write(master.hydra.overrides.hydra):
             master.hydra.overrides.hydra.extend(known)
         jobs = _jobs(hydra.config_loader, master, [*arguments, user_words[-1]], keys)
+        twins = [str(number) for number, first in _twins(jobs).items() if number != first]
+        known.append(f"hydra.callbacks.sweep.twins=[{','.join(twins)}]")
     in_process = str(master.hydra.launcher._target_).endswith(".BasicLauncher")
     return Plan(folder, jobs, token, in_process, user_words, [*user_words, *known])
+
+
+def _twins(jobs: Sequence[Job]) -> dict[int, int]:
+    """By number of a job, the first job that has the same run."""
+    first: dict[str, int] = {}
+    return {job.number: first.setdefault(job.hashed, job.number) for job in jobs}
 
 
 def _sizes(arguments: Sequence[str]) -> dict[str, int | None]:
@@ -161,7 +171,9 @@ def _job(loader: ConfigLoader, master: DictConfig, number: int, overrides: list[
     check_booleans(overrides, task)
     check_rules(task)
     run_dir = Path(os.path.abspath(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir)  # noqa: PTH100 as Hydra does it
-    return Job(number, words, run_dir, progress(run_dir, plain(task)), task)
+    values = plain(task)
+    hashed = run_hash(values, list(config.hydra.callbacks.sweep["keys"]))
+    return Job(number, words, run_dir, hashed, progress(run_dir, values), task)
 
 
 def show_configs(jobs: Sequence[Job], *, resolve: bool) -> None:
@@ -177,15 +189,15 @@ def show_plan(plan: Plan) -> None:
         print(f"the sweeper chooses its jobs as it goes; their run directories will be in {plan.folder}")
         return
     table = Table("job", "run directory", "state", title=f"sweep in {plan.folder}", title_justify="left")
-    first = {job.run_dir: job.number for job in reversed(plan.jobs)}
+    twins = _twins(plan.jobs)
     for job in plan.jobs:
         failed = " (failed before)" if job.state != "done" and (job.run_dir / ERROR).exists() else ""
-        twin = f"the run of job {first[job.run_dir]}" if first[job.run_dir] != job.number else ""
+        twin = f"the run of job {twins[job.number]}" if twins[job.number] != job.number else ""
         table.add_row(str(job.number), Text(job.run_dir.name), twin or f"{job.state}{failed}")
     console().print(table)
     states = [job.state for job in plan.jobs]
     counts = ", ".join(f"{states.count(state)} {state}" for state in ("done", "interrupted", "new") if state in states)
-    print(f"{len(states)} jobs: {counts}; {_estimate(plan.folder, plan.jobs)}")
+    print(f"{len(states)} job{'s'[: len(states) != 1]}: {counts}; {_estimate(plan.folder, plan.jobs)}")
 
 
 def _estimate(folder: Path, jobs: Sequence[Job]) -> str:
@@ -195,7 +207,7 @@ def _estimate(folder: Path, jobs: Sequence[Job]) -> str:
         with contextlib.suppress(json.JSONDecodeError, KeyError):
             summary = json.loads(file.read_text(encoding="utf-8"))
             rates.append(float(summary["fit/seconds"]) / float(summary["fit/rounds"]))
-    left = {job.run_dir: job.config.rounds - _rounds_done(job.run_dir) for job in jobs if job.state != "done"}
+    left = {job.hashed: job.config.rounds - _rounds_done(job.run_dir) for job in jobs if job.state != "done"}
     if not left:
         return "nothing is left to train"
     if not rates:
@@ -208,7 +220,7 @@ def _estimate(folder: Path, jobs: Sequence[Job]) -> str:
         if seconds < 7200
         else f"{seconds / 3600:.1f} h"
     )
-    return f"about {took} of training, one job after the other, as fast as the {len(rates)} finished runs"
+    return f"about {took} of training, one job after the other, as fast as the {len(rates)} finished run{'s'[: len(rates) != 1]}"
 
 
 def _rounds_done(run_dir: Path) -> int:

@@ -128,6 +128,7 @@ def test_a_program_gives_the_numbers_of_the_library_and_takes_no_backend_of_a_no
     done = subprocess.run([sys.executable, "-m", "mtl", *arguments], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "line" / "report.html").exists()
+    assert "16 images to train" in (tmp_path / "line" / "log.txt").read_text()
     by_hand = train(small(class_folders), tmp_path / "hand")
     assert without_time(json.loads((tmp_path / "line" / "summary.json").read_text())) == without_time(dict(by_hand))
 
