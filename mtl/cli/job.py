@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from mtl.base.types import Interrupted
 from mtl.cli.hydra_errors import EXPECTED
 from mtl.cli.job_folder import plain, readable_name
-from mtl.cli.outcomes import DONE, FAILED, IN_USE, SKIPPED, STOPPED, Outcome, Records
+from mtl.cli.outcomes import DONE, FAILED, IN_USE, SKIPPED, STOPPED, TWIN, Outcome, Records
 from mtl.cli.run_log import is_first_rank, logged, remove_error, write_error
 from mtl.run.directory import InUse, holder, progress
 from mtl.run.rules import check_rules
@@ -58,7 +58,7 @@ def run_job(
             records.write(Outcome(int(context.job.num), run_dir.name, outcome, reason))
 
     if context.job.num in sweep["twins"]:
-        record(SKIPPED, "the run of an earlier job")
+        record(TWIN, "the run of an earlier job")
         return math.nan
     config.tracking.group = config.tracking.group or Path(context.sweep.dir).name
     config.name = config.name or readable_name(list(context.overrides.task), keys) or None
@@ -66,7 +66,9 @@ def run_job(
     try:
         check_rules(config)
         if (process := holder(run_dir)) is not None:
-            raise InUse(f"output_dir {run_dir} is in use by {process}")
+            logger.info("job %s is left to %s, which works in %s", context.job.num, process, run_dir)
+            record(IN_USE, process)
+            return math.nan
         if progress(run_dir, plain(config)) == "done":
             print(f"run directory: {run_dir} (done already)")
             record(SKIPPED)
@@ -74,7 +76,7 @@ def run_job(
         with logged(run_dir, own=True):
             value = train(config, run_dir)
         remove_error(run_dir)
-    except InUse as error:
+    except InUse as error:  # since
         logger.info("job %s is left to another process: %s", context.job.num, error)
         record(IN_USE, str(error))
         return math.nan

@@ -14,8 +14,17 @@ from mtl.base.files import write_json
 from mtl.cli.terminal import console
 
 DONE, SKIPPED, FAILED, IN_USE, STOPPED = "done", "already done", "failed", "in use", "stopped"
+TWIN = "skipped"  # the run of an earlier job
 NOT_STARTED = "not started"
-STYLES = {DONE: "green", SKIPPED: "green", FAILED: "red", IN_USE: "yellow", STOPPED: "yellow", NOT_STARTED: "yellow"}
+STYLES = {
+    DONE: "green",
+    SKIPPED: "green",
+    TWIN: "green",
+    FAILED: "red",
+    IN_USE: "yellow",
+    STOPPED: "yellow",
+    NOT_STARTED: "yellow",
+}
 STOP = "stop"  # the file that keeps further jobs from starting
 
 
@@ -27,7 +36,7 @@ class Outcome:
         number: of the job in the sweep.
         run: name of its run directory.
         outcome: one of the words above.
-        reason: why it failed, or who works there.
+        reason: why it failed or was skipped, or who works there.
     """
 
     number: int

@@ -131,6 +131,5 @@ def top_level() -> Any:
             "output_subdir": None,
             "callbacks": {"sweep": {"_target_": "mtl.cli.job_folder.Sweep", "keys": [], "twins": [], "token": None}},
             "help": {"app_name": "mtl train"},
-            "job": {"config": {"override_dirname": {"exclude_keys": ["output_dir", "resume", "data.root"]}}},
         },
     )

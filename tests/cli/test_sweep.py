@@ -161,7 +161,7 @@ def test_a_job_of_another_process_is_left_to_it(class_folders: Path, tmp_path: P
         assert main(sweep(class_folders, folder, "seed=0,1,2")) == 0
     printed = capfd.readouterr().out
     assert outcomes(printed) == ["in use", "already done", "done"]
-    assert f"in use by process {os.getpid()}" in printed
+    assert f"job 0 is left to process {os.getpid()} on" in printed
     assert not (taken / "summary.json").exists()
 
 
@@ -233,7 +233,7 @@ def test_processes_of_joblib_share_the_jobs_and_their_table(
         main(sweep(class_folders, folder, *JOBLIB, f"data.root={nowhere},{class_folders}", "client.learning_rate=.1,1e-1")) == 1
     )
     out, errors = capfd.readouterr()
-    assert outcomes(out) == ["failed", "already done", "done", "already done"]
+    assert outcomes(out) == ["failed", "skipped", "done", "skipped"]
     assert out.count("the run of an earlier job") == 2
     assert f"job 0 (data.root={nowhere} client.learning_rate=0.1): " in errors
     assert len(runs(folder)) == 1
