@@ -60,9 +60,7 @@ def run_job(
     if context.job.num in sweep["twins"]:
         record(TWIN, "the run of an earlier job")
         return math.nan
-    config.tracking.group = config.tracking.group or Path(context.sweep.dir).name
-    config.name = config.name or readable_name(list(context.overrides.task), keys) or None
-    config.resume = True
+    _name(config, keys)
     try:
         check_rules(config)
         if (process := holder(run_dir)) is not None:
@@ -76,7 +74,7 @@ def run_job(
         with logged(run_dir, own=True):
             value = train(config, run_dir)
         remove_error(run_dir)
-    except InUse as error:  # since
+    except InUse as error:  # it came first
         logger.info("job %s is left to another process: %s", context.job.num, error)
         record(IN_USE, str(error))
         return math.nan
@@ -87,20 +85,29 @@ def run_job(
             raise SweepStopped(str(stop)) from stop
         return math.nan
     except Exception as error:  # noqa: BLE001 the next job does not depend on this one
-        words = " ".join(word for word in context.overrides.task if word.partition("=")[0] in keys)
-        record(FAILED, _tell_failure(error, run_dir, f"job {context.job.num} ({words})"))
+        record(FAILED, _tell_failure(error, run_dir, keys))
         return math.nan
     record(DONE)
     return value
 
 
-def _tell_failure(error: Exception, run_dir: Path, job: str) -> str:
+def _name(config: DictConfig, keys: list[str]) -> None:
+    """Name a job's run, at W&B too, by what is swept, and let it go on where it was interrupted."""
+    context = HydraConfig.get()
+    config.tracking.group = config.tracking.group or Path(context.sweep.dir).name
+    config.name = config.name or readable_name(list(context.overrides.task), keys) or None
+    config.resume = True
+
+
+def _tell_failure(error: Exception, run_dir: Path, keys: list[str]) -> str:
     """Print why a job failed, write it to `error.txt`, and return it."""
+    context = HydraConfig.get()
+    words = " ".join(word for word in context.overrides.task if word.partition("=")[0] in keys)
     if not isinstance(error, EXPECTED):
         traceback.print_exception(error)
     try:
         message = write_error(run_dir, error)
     except OSError as unwritable:
         message = f"{error}; error.txt cannot be written: {unwritable}"
-    print(f"mtl: error: {job}: {message}", file=sys.stderr, flush=True)
+    print(f"mtl: error: job {context.job.num} ({words}): {message}", file=sys.stderr, flush=True)
     return message
