@@ -22,7 +22,7 @@ WIDTH = 140
 USAGE = """\
 mtl train [GROUP=MEMBER] [KEY=VALUE] ...      train one run
 mtl train -m GROUP=MEMBER,MEMBER KEY=VALUE,VALUE ...
-                                              a sweep: every combination, one run directory each
+                                              a sweep: every combination, one run directory each; with --dry-run its jobs
 mtl train +experiment=NAME ...                start from a named experiment; mtl experiments lists them
 mtl train --cfg job ...                       print the configuration and do not train
 

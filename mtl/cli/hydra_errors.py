@@ -10,11 +10,14 @@ from hydra.errors import ConfigCompositionException, HydraException, OverridePar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mtl.base.types import Diverged
 from mtl.cli.words import advice
 from mtl.run.config import compose
 from mtl.run.members import DEFAULTS
 from mtl.run.options import nearest
 
+# Errors of the user's; any other is one of the program, and comes with a traceback.
+EXPECTED = (HydraException, OmegaConfBaseException, ValueError, OSError, Diverged)
 KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "a word"}
 CONVERSION = re.compile(
     r"Value '(?P<value>.*?)' (?:of type '\w+' )?(?:could not be converted to (?P<kind>\w+)|is not a valid bool)"

@@ -15,7 +15,7 @@ mtl: multi-task learning of binary subtasks over simulated edge devices
   mtl train [GROUP=MEMBER] [KEY=VALUE] ...   train, by default the ORL faces on eight devices
   mtl train --help [GROUP|GROUP=MEMBER|KEY]  what can be chosen and set, with defaults
   mtl train --cfg job ...                    print the configuration of a run and do not train
-  mtl train -m seed=0,1,2 loss=bce,sphereface2   a sweep: every combination, one run directory each
+  mtl train -m seed=0,1,2 loss=bce,sphereface2   a sweep: every combination, one run directory each; with --dry-run its jobs
   mtl experiments [NAME]                     the named experiments, which mtl train +experiment=NAME runs; NAME prints its file
   mtl report RUN...                          one page and pictures from run directories; several runs stand side by side
   mtl verify RUN --pairs lfw --root DIR      face verification of a run's trunk: ten folds, equal error rate, ROC and DET

@@ -1,6 +1,7 @@
 """`mtl report`: a page from run directories."""
 
 import argparse
+import sys
 
 from mtl.cli.terminal import console, path
 
@@ -21,9 +22,11 @@ def main(words: list[str]) -> int:
     options = parser.parse_args(words)
     from mtl.report.choice import choice_table
     from mtl.report.page import write_report
-    from mtl.report.runs import find_runs
+    from mtl.report.runs import failed_runs, find_runs
     from mtl.report.tables import comparison_table
 
+    for run, reason in failed_runs(options.runs).items():
+        print(f"failed: {run}: {reason}", file=sys.stderr)
     runs = find_runs(options.runs)
     page = write_report(runs, options.output, by=options.by)
     console().print(comparison_table(runs) if options.by is None else choice_table(runs, options.by))

@@ -10,8 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from mtl.run.options import nearest
 
-# Hydra's flags that mean something for `mtl train`: without a value, and with one of these (None: any).
-PLAIN = ("-m", "--multirun", "-r", "--run", "--resolve", "--hydra-help")
+SWEEPS = ("-m", "--multirun")
+OWN = ("--dry-run", "--yes")  # of a sweep, which Hydra does not know
+# Flags that mean something for `mtl train`: without a value, and with one of these (None: any).
+PLAIN = (*SWEEPS, *OWN, "-r", "--run", "--resolve", "--hydra-help")
 VALUED: dict[str, tuple[str, ...] | None] = {
     "--cfg": ("job", "hydra", "all"),
     "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
@@ -69,9 +71,12 @@ def split_flags(words: Sequence[str]) -> tuple[list[str], list[str]]:
         else:
             hint = advice([word]) if equals else nearest(name, (*PLAIN, *VALUED, "--help"))
             raise ValueError(f"unknown option {word}{hint}")
-    sweep = next((flag for flag in ("-m", "--multirun") if flag in flags), None)
-    if sweep and "--cfg" in flags:
-        raise ValueError(f"--cfg prints the configuration of one run: leave out {sweep}")
+    sweep = next((flag for flag in SWEEPS if flag in flags), None)
+    if sweep and flags.get("--cfg", ["job"])[-1] != "job":
+        raise ValueError(f"of a sweep, --cfg job prints the configurations: write --cfg job, or leave out {sweep}")
+    for flag in OWN:
+        if flag in flags and not sweep:
+            raise ValueError(f"{flag} belongs to a sweep: write -m {flag}")
     for flag in ("--resolve", "--package"):
         if flag in flags and "--cfg" not in flags:
             raise ValueError(f"{flag} belongs to --cfg: write --cfg job {flag}")
@@ -131,7 +136,7 @@ def _readable(word: str, sweep: bool) -> str:
         return f"{name}={whole}"
     if value[:1] in MARKS[:2] or value[:1] in MARKS[3:]:
         return word  # meant for Hydra, which says what is wrong
-    quoted = ",".join(_quoted(_home(part)) for part in parts)
+    quoted = ",".join(quote(_home(part)) for part in parts)
     return f"{name}={quoted}" if _parses(f"{name}={quoted}") else word
 
 
@@ -140,7 +145,8 @@ def _home(value: str) -> str:
     return os.path.expanduser(value)  # noqa: PTH111
 
 
-def _quoted(value: str) -> str:
+def quote(value: str) -> str:
+    """The value in quotes, as Hydra reads it."""
     # A backslash before a quote, or at the end, would belong to the quote.
     escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
     return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"

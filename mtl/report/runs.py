@@ -125,6 +125,16 @@ def _walk(folder: Path, seen: set[Path]) -> Iterator[Path]:
                 yield from _walk(child, seen)
 
 
+def failed_runs(paths: Sequence[Path]) -> dict[Path, str]:
+    """The run directories among `paths` and in those that are sweeps which hold an `error.txt`, with its first line."""
+    files = {file for path in paths for file in (path / "error.txt", *path.glob("*/error.txt")) if file.is_file()}
+    return {file.parent: _first_line(file) for file in sorted(files)}
+
+
+def _first_line(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace").partition("\n")[0].strip()
+
+
 def read_run(path: Path, *, arrays: bool = True) -> Run:
     """Read the run directory `path`.
 
@@ -149,6 +159,8 @@ def read_run(path: Path, *, arrays: bool = True) -> Run:
             notes.append(f"{name} could not be read ({type(error).__name__}: {error})")
             return default
 
+    if (path / "error.txt").is_file():
+        notes.append(f"the run failed: {_first_line(path / 'error.txt')}")
     curves, bad_lines = read("metrics.csv", read_metrics, ({}, 0))
     if bad_lines:
         notes.append(f"metrics.csv: {bad_lines} torn or unreadable line{'s'[: bad_lines > 1]} left out")

@@ -30,7 +30,7 @@ from mtl.models.norm import replace_batch_norm
 from mtl.models.peers import Peers
 from mtl.models.transfer import Transfer
 from mtl.models.weights import CHECKPOINTS, load_weights
-from mtl.run.directory import digest, fingerprint
+from mtl.run.identity import digest, fingerprint
 from mtl.run.objects import require
 
 logger = logging.getLogger(__name__)

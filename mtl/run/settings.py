@@ -141,10 +141,9 @@ def top_level() -> Any:
         tracking=ZenField(TrackingOptions, TrackingOptions()),
         hydra={
             "run": {"dir": "${output_dir}"},
-            "sweep": {"dir": "${output_dir}", "subdir": "${hydra.job.num}"},
+            "sweep": {"dir": "${output_dir}", "subdir": "${run_folder:}"},
             "output_subdir": None,
-            "callbacks": {"sweep": {"_target_": "mtl.cli.launch.Sweep"}},
+            "callbacks": {"sweep": {"_target_": "mtl.cli.job_folder.Sweep", "keys": [], "twins": [], "token": None}},
             "help": {"app_name": "mtl train"},
-            "job": {"config": {"override_dirname": {"exclude_keys": ["output_dir", "resume", "data.root"]}}},
         },
     )

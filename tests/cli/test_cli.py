@@ -2,8 +2,6 @@
 
 import json
 import os
-import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -100,52 +98,6 @@ def test_an_output_folder_that_cannot_be_written_is_said(
     assert str(tmp_path / "file") in printed
 
 
-def test_a_sweep_makes_a_run_of_every_combination_and_a_report_of_all(
-    class_folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    sweep = tmp_path / "sweep"
-    assert main(words(class_folders, sweep, "-m", "seed=0,1", "mode=federated,local", "rounds=1", *QUICK)) == 0
-    runs = sorted(path.parent.name for path in sweep.glob("*/summary.json"))
-    assert runs == ["0", "1", "2", "3"]
-    capfd.readouterr()
-    assert main(["report", str(sweep)]) == 0
-    printed = capfd.readouterr().out
-    assert "federated" in printed
-    assert (sweep / "report.html").exists()
-
-
-@pytest.mark.parametrize("more", [[], ["hydra.sweeper.max_batch_size=1"]])
-def test_a_sweep_goes_on_after_a_failed_job_and_says_at_its_end_which_failed_and_why(
-    class_folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], more: list[str]
-) -> None:
-    sweep = tmp_path / "sweep"
-    rates = "client.learning_rate=-1,.05,-2"
-    assert main(words(class_folders, sweep, "-m", rates, "rounds=1", *QUICK, *more)) == 1
-    assert sorted(path.name for path in sweep.iterdir()) == ["1", "failures.jsonl", "multirun.yaml"]
-    end = capfd.readouterr().err.splitlines()[-3:]
-    assert "2 of the sweep's jobs failed" in end[0]
-    for line, number, rate in zip(end[1:], (0, 2), ("-1", "-2"), strict=True):
-        assert line.startswith(f"  job {number} (")
-        assert f"client.learning_rate={rate}," in line
-        assert line.endswith(f"client.learning_rate must be > 0, got {rate}.0")
-    assert main(words(class_folders, sweep, "-m", "client.learning_rate=.05", "rounds=1", *QUICK)) == 0
-
-
-def test_ctrl_c_ends_the_sweep_and_resume_goes_on_with_it(class_folders: Path, tmp_path: Path) -> None:
-    sweep = tmp_path / "sweep"
-    settings = ["-m", "seed=0,1", "evaluate_every=1000", "checkpoint_every=1000", *QUICK, *ENDLESS]
-    process = start(words(class_folders, sweep, *settings))
-    wait_for_round(sweep / "0", 2, process)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors
-    assert f"resume=true output_dir={sweep} goes on" in errors
-    assert "Traceback" not in errors
-    assert not (sweep / "1").exists()
-    assert main(words(class_folders, sweep, *settings, "resume=true", f"rounds={last_round(sweep / '0') + 1}")) == 0
-    assert sorted(path.parent.name for path in sweep.glob("*/summary.json")) == ["0", "1"]
-
-
 def test_runs_of_the_same_second_have_folders_of_their_own() -> None:
     assert len({compose().output_dir for _ in range(3)}) == 3
     config = compose()
@@ -155,19 +107,6 @@ def test_runs_of_the_same_second_have_folders_of_their_own() -> None:
 def test_a_start_that_fails_leaves_no_folder(class_folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(words(tmp_path / "nowhere", tmp_path / "run")) == 2
     assert not (tmp_path / "run").exists()
-
-
-def test_a_sweeps_job_records_the_command_of_its_own_run(class_folders: Path, tmp_path: Path) -> None:
-    sweep = tmp_path / "a sweep"
-    assert main(words(class_folders, sweep, "-m", "seed=0,1", "rounds=1", *QUICK)) == 0
-    said = json.loads((sweep / "1" / "environment.json").read_text())["command"]
-    again = shlex.split(said)
-    assert again[:2] == ["mtl", "train"]
-    assert "seed=1" in again
-    shutil.rmtree(sweep / "1")
-    assert main(again[1:]) == 0
-    assert (sweep / "1" / "summary.json").exists()
-    assert json.loads((sweep / "1" / "environment.json").read_text())["command"] == said
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
@@ -189,6 +128,7 @@ def test_a_program_gives_the_numbers_of_the_library_and_takes_no_backend_of_a_no
     done = subprocess.run([sys.executable, "-m", "mtl", *arguments], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "line" / "report.html").exists()
+    assert "16 images to train" in (tmp_path / "line" / "log.txt").read_text()
     by_hand = train(small(class_folders), tmp_path / "hand")
     assert without_time(json.loads((tmp_path / "line" / "summary.json").read_text())) == without_time(dict(by_hand))
 

@@ -53,6 +53,12 @@ def search(root: Path, folder: Path, *more: str) -> int:
     return main(words(root, folder, "-m", "hydra/sweeper=recording", "rounds=2", "evaluate_every=1", *QUICK, *more))
 
 
+def of(folder: Path, words: str) -> Path:
+    """The run directory whose name has these words."""
+    (run_dir,) = (path for path in folder.iterdir() if words in path.name)
+    return run_dir
+
+
 def summary_of(run_dir: Path) -> dict[str, Any]:
     summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
     return summary
@@ -71,13 +77,13 @@ def test_a_search_gets_the_validation_metric_of_the_tested_round(
     class_folders: Path, tmp_path: Path, more: list[str], key: str
 ) -> None:
     assert search(class_folders, tmp_path / "search", "client.learning_rate=.001,.05", *more) == 0
-    assert [summary_of(tmp_path / "search" / number)[key] for number in "01"] == RETURNED
+    assert [summary_of(of(tmp_path / "search", f"learning_rate={rate}"))[key] for rate in ("0.001", "0.05")] == RETURNED
 
 
 def test_a_failed_job_of_a_search_is_nan_and_the_others_go_on(class_folders: Path, tmp_path: Path) -> None:
     assert search(class_folders, tmp_path / "search", "client.learning_rate=-1,.05") == 1
     assert math.isnan(RETURNED[0] or 0)
-    assert RETURNED[1] == summary_of(tmp_path / "search" / "1")["val/best_rank1"]
+    assert RETURNED[1] == summary_of(of(tmp_path / "search", "learning_rate=0.05"))["val/best_rank1"]
 
 
 @pytest.mark.parametrize(
@@ -103,4 +109,4 @@ def test_a_search_that_cannot_choose_by_validation_ends_before_its_first_job_tra
 def test_a_sweep_that_does_not_optimise_needs_no_validation_images(class_folders: Path, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
     assert main(words(class_folders, sweep, "-m", "seed=0,1", "rounds=1", "split.val=0", *QUICK)) == 0
-    assert [summary_of(sweep / number)["fit/chosen_by"] for number in "01"] == [None, None]
+    assert [summary_of(of(sweep, f"seed={number}"))["fit/chosen_by"] for number in "01"] == [None, None]

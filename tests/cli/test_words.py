@@ -75,7 +75,8 @@ def test_flags_and_their_values_are_told_from_other_words_wherever_they_stand() 
     [
         (["--cfg", "jobs"], "--cfg needs one of job, hydra, all, got jobs"),
         (["--cfg"], "--cfg needs one of job, hydra, all, got none"),
-        (["-c", "job", "-m", "seed=0,1"], "--cfg prints the configuration of one run: leave out -m"),
+        (["-c", "all", "-m", "seed=0,1"], "of a sweep, --cfg job prints the configurations: write --cfg job, or leave out -m"),
+        (["--dry-run", "seed=0,1"], "--dry-run belongs to a sweep: write -m --dry-run"),
         (["--resolve"], "--resolve belongs to --cfg: write --cfg job --resolve"),
         (["--config-name=x"], "--config-name is refused: the configuration is mtl's own and takes no other name"),
         (["-cd", "x"], "-cd is refused: the configuration is mtl's own and takes no other folder"),

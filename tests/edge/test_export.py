@@ -123,7 +123,7 @@ def test_a_layer_without_counterpart_is_named(trained: Train) -> None:
 
 def test_what_stays_on_a_client_is_exported_for_that_client(trained: Train, tmp_path: Path) -> None:
     run_dir = trained("mode=local")
-    with pytest.raises(ValueError, match=r"must have one trunk for all, or a client be named"):
+    with pytest.raises(ValueError, match=r"has one trunk for each client: the argument client must name one"):
         export_run(run_dir, out=tmp_path / "model.onnx")
     with pytest.raises(ValueError, match=r"client must be in \[0, 1\], got 7"):
         export_run(run_dir, ExportOptions(client=7), out=tmp_path / "model.onnx")

@@ -356,7 +356,7 @@ def test_a_width_that_nobody_trains_is_told(class_folders: Path, caplog: pytest.
     config = small(class_folders, *MIXED[:3], "partition.num_clients=4", "widths=levels", "widths.shares=[0,0,4]")
     data = build_data(config)
     assert build_views(config, data, *build_start(config, data)).widths == [0.25] * 4
-    assert "no client trains the whole width: what of the model lies beyond 0.25 stays as it starts" in caplog.text
+    assert "no client trains the whole width: the channels beyond 0.25 of the width stay untrained" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mtl.report.runs import find_runs, read_run
+from mtl.report.runs import failed_runs, find_runs, read_run
 
 
 def write_metrics(folder: Path, text: str) -> Path:
@@ -29,6 +29,15 @@ def test_a_folder_of_runs_is_searched_but_not_the_runs_themselves(tmp_path: Path
     assert find_runs([other, tmp_path / "sweep", a]) == [other, a, b]
     with pytest.raises(ValueError, match=f"got {tmp_path / 'none'}"):
         find_runs([tmp_path / "none"])
+
+
+def test_failed_runs_are_named_with_the_first_line_of_their_error(tmp_path: Path) -> None:
+    for name in ("fine", "broken"):
+        write_metrics(tmp_path / name, "round,metric,value\n")
+    (tmp_path / "broken" / "error.txt").write_text("ValueError: no images\n\nTraceback\n")
+    assert failed_runs([tmp_path]) == {tmp_path / "broken": "ValueError: no images"}
+    assert "the run failed: ValueError: no images" in read_run(tmp_path / "broken").notes
+    assert not any("failed" in note for note in read_run(tmp_path / "fine").notes)
 
 
 def test_a_config_that_is_no_mapping_is_an_error(tmp_path: Path) -> None:

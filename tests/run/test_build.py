@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 
 from mtl.run.build import data_fingerprint, files_fingerprint
-from mtl.run.directory import fingerprint
+from mtl.run.identity import fingerprint
 from tests.conftest import make_federation
 
 

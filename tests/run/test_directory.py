@@ -1,6 +1,7 @@
 """Whose a run directory is, who works in it, and what a later start may differ by."""
 
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from mtl.run.directory import fingerprint, locked, open_run_directory, update_config
+from mtl.run.directory import holder, locked, open_run_directory, progress, update_config
+from mtl.run.identity import fingerprint
 
 
 def begun(run_dir: Path, config: dict[str, Any]) -> Path:
@@ -65,6 +67,32 @@ with locked(Path({str(run_dir)!r})):
     with locked(run_dir), pytest.raises(ValueError, match="in use"), locked(run_dir):
         pass
     assert open_run_directory(run_dir, {"seed": 0}, resume=False) is None
+
+
+def test_whose_a_folder_is_can_be_asked_without_taking_it(tmp_path: Path) -> None:
+    assert holder(tmp_path / "none") is None
+    with locked(tmp_path / "run"):
+        assert str(holder(tmp_path / "run")).startswith(f"process {os.getpid()} on ")
+    assert holder(tmp_path / "run") is None
+
+
+def test_what_a_failed_start_leaves_is_no_foreign_file(tmp_path: Path) -> None:
+    for name in ("log.txt", "error.txt"):
+        (tmp_path / name).write_text("why")
+    with locked(tmp_path):
+        assert open_run_directory(tmp_path, {"seed": 0}, resume=False) is None
+
+
+def test_a_run_is_done_once_it_has_a_summary_of_all_its_rounds(tmp_path: Path) -> None:
+    config = {"seed": 0, "rounds": 2, "schedule": {"shape": "constant"}}
+    assert progress(tmp_path, config) == "new"
+    run_dir = begun(tmp_path / "run", config)
+    assert progress(run_dir, config) == "interrupted"
+    (run_dir / "summary.json").write_text('{"fit/rounds": 2}')
+    assert progress(run_dir, config | {"name": "other"}) == "done"
+    assert progress(run_dir, config | {"rounds": 3}) == "interrupted"
+    update_config(run_dir, config | {"rounds": 3})
+    assert progress(run_dir, config | {"rounds": 3}) == "interrupted"
 
 
 def test_a_folder_of_other_files_is_not_even_locked(tmp_path: Path) -> None:
