@@ -3,7 +3,6 @@
 import functools
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mtl.run.members import DEFAULTS, PARTIAL, WHOLE
 from mtl.run.named_experiments import experiment_files
 from mtl.run.options import convert, nearest
-from mtl.run.settings import OPTIONS, top_level
+from mtl.run.settings import OPTIONS, top_level, top_level_keys
 
 CONFIG_NAME = "train"
 # Makes the names of runs unique that start in the same second, as an array of jobs does.
@@ -70,7 +69,7 @@ WORDS = ("weights", "best_by", "objective", "start", "name")
 
 def check_name(key: str) -> None:
     """Raise ValueError where the configuration has no key of this name at the top."""
-    keys = [option.name for option in fields(top_level()) if option.name not in ("defaults", "hydra")]
+    keys = top_level_keys()
     if key not in keys:
         hint = nearest(key, [*keys, "experiment"])
         raise ValueError(f"unknown option {key}{hint}; the configuration has the keys {', '.join(keys)}")

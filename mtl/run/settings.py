@@ -1,7 +1,7 @@
 """The keys at the top of the configuration and the groups of options without members, with their defaults."""
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hydra_zen import ZenField, builds, make_config
@@ -104,7 +104,6 @@ OPTIONS: dict[str, type] = {
 }
 
 
-@functools.cache
 def top_level() -> Any:
     """The dataclass of all keys at the top, with their defaults."""
     return make_config(
@@ -147,3 +146,9 @@ def top_level() -> Any:
             "help": {"app_name": "mtl train"},
         },
     )
+
+
+@functools.cache
+def top_level_keys() -> tuple[str, ...]:
+    """Return the names of all keys at the top that are options of a run."""
+    return tuple(option.name for option in fields(top_level()) if option.name not in ("defaults", "hydra"))

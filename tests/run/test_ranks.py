@@ -115,6 +115,7 @@ def test_two_ranks_agree_with_one_and_say_the_same_and_a_file_named_as_a_module_
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     build_data(small(class_folders, *RICH))  # decoded once, which is logged
     caplog.set_level(logging.INFO)
+    caplog.clear()
     one = train(small(class_folders, *RICH), tmp_path / "one")
     messages = [(record.name, record.levelname, record.message) for record in caplog.records if record.name.startswith("mtl")]
     caplog.clear()
