@@ -16,6 +16,7 @@ from mtl.data.splits import Split
 
 # The files that take longest, first: two processes that share the files then end together.
 LONGEST = (
+    "cli/test_sweep.py",
     "cli/test_cli.py",
     "run/test_train.py",
     "report/test_figures.py",
@@ -25,6 +26,9 @@ LONGEST = (
     "federation/test_peers.py",
     "report/test_page.py",
     "test_transfer.py",
+    "run/test_fit.py",
+    "test_contributing.py",
+    "cli/test_search.py",
     "federation/test_views.py",
     "learning/test_detection.py",
     "edge/test_face_export.py",

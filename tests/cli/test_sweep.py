@@ -193,7 +193,9 @@ def test_the_configurations_of_all_jobs_are_one_yaml_stream(
     assert not (tmp_path / "grid").exists()
 
 
-@pytest.mark.parametrize(("number", "launcher"), [(signal.SIGINT, []), (signal.SIGTERM, JOBLIB)])
+@pytest.mark.parametrize(
+    ("number", "launcher"), [(signal.SIGINT, []), pytest.param(signal.SIGTERM, JOBLIB, marks=pytest.mark.slow)]
+)
 def test_a_stopped_sweep_goes_on_with_the_command_that_it_says(
     class_folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], number: signal.Signals, launcher: list[str]
 ) -> None:
@@ -225,6 +227,7 @@ def test_an_interrupted_job_ends_in_the_numbers_of_one_that_was_not(class_folder
     assert without_time(json.loads(cut.read_text())) == without_time(json.loads(whole.read_text()))
 
 
+@pytest.mark.slow
 def test_processes_of_joblib_share_the_jobs_and_their_table(
     class_folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
