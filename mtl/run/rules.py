@@ -9,12 +9,16 @@ from typing import Any
 from hydra_zen import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from mtl.balancing.weighting import Equal
 from mtl.federation.algorithms.local_sgd import LocalSGD
+from mtl.federation.server_steps.distil_ensemble import DistilEnsemble
+from mtl.federation.server_steps.spread_heads import SpreadHeads
 from mtl.losses.by_kind import ByKind
 from mtl.models.heads import FixedCodes
 from mtl.models.peers import peers
 from mtl.run.build import resolve_keep
 from mtl.run.config import check_keys
+from mtl.run.objects import given
 from mtl.run.options import check_options
 from mtl.run.tracking import WANDB_MODES
 
@@ -65,7 +69,7 @@ def _processes(config: DictConfig) -> Iterator[str]:
 
 
 def _client(config: DictConfig) -> Iterator[str]:
-    if _is(config.client, LocalSGD):
+    if isinstance(instantiate(config.client), LocalSGD):
         return
     if config.mode == "detection":
         yield f"mode=detection trains by AdamW with the options of client=sgd, got client {_member(config.client)}"
@@ -148,7 +152,7 @@ def _teacher(config: DictConfig) -> Iterator[str]:
         yield f"{needs} engine.backend=loop, or auto, which takes it; got {config.engine.backend}"
     if config.transfer.cache:
         yield f"{needs} the images: transfer.cache must be false, got true"
-    if _member(config.balancer) != "Equal" or config.balance.conflict:
+    if not isinstance(instantiate(config.balancer), Equal) or config.balance.conflict:
         yield (
             "a teacher (distil.teacher, transfer.distance, transfer.angle) needs balancer=equal, without balance.conflict: its "
             "loss belongs to no task"
@@ -169,7 +173,7 @@ def _features(config: DictConfig) -> Iterator[str]:
             "transfer.cache=true needs pictures that never change: augmentation=none and mirror=false, got "
             f"augmentation that {'changes' if changes else 'keeps'} them and mirror={str(config.mirror).lower()}"
         )
-    if _member(config.server) == "feddf":
+    if _has_step(config, "feddf", DistilEnsemble):
         yield "server=feddf needs images that are not features: transfer.cache must be false, got true"
 
 
@@ -177,9 +181,9 @@ def _server(config: DictConfig) -> Iterator[str]:
     keep = resolve_keep(config)
     if config.mode in POOLED:
         return
-    if _member(config.server) == "feddf" and keep != "nothing":
+    if _has_step(config, "feddf", DistilEnsemble) and keep != "nothing":
         yield f"server=feddf needs the clients' whole models: mode=federated and keep=nothing, got clients that keep {keep}"
-    if _member(config.server) == "fedaws" and (keep != "nothing" or _is(config.heads, FixedCodes)):
+    if _has_step(config, "fedaws", SpreadHeads) and (keep != "nothing" or _is(config.heads, FixedCodes)):
         yield "server=fedaws needs heads that the clients send: heads=cosine or linear, and keep=nothing"
 
 
@@ -204,6 +208,13 @@ def _member(node: Any) -> str:
 def _is(node: Any, target: Any) -> bool:
     """Whether the chosen member of a group builds `target`."""
     return str(node._target_) == f"{target.__module__}.{target.__qualname__}"
+
+
+def _has_step(config: DictConfig, member: str, step: type) -> bool:
+    """Whether the server has a step, by the name of its member or as an object; to build a member may take its data."""
+    if _is(config.server, given):
+        return any(isinstance(options, step) for options in instantiate(config.server).options)
+    return _member(config.server) == member
 
 
 def _remembers_gradients(config: DictConfig) -> str | None:

@@ -1,7 +1,17 @@
 """Options that exclude each other are refused before data are read."""
 
-import pytest
+from pathlib import Path
+from typing import Any
 
+import pytest
+import torch
+from omegaconf import DictConfig
+
+import mtl
+from mtl.balancing.weighting import Equal
+from mtl.federation.algorithms.local_sgd import LocalSGD
+from mtl.federation.server_steps.distil_ensemble import feddf
+from mtl.federation.server_steps.spread_heads import fedaws
 from mtl.run import train as run_train
 from mtl.run.config import compose
 from mtl.run.rules import check_rules
@@ -60,7 +70,9 @@ SOURCE = ["transfer=instances", "transfer.source=runs/a", "weights=runs/a"]
         (["server=fedaws", "heads=codes"], "needs heads that the clients send: heads=cosine or linear, and keep=nothing"),
     ],
 )
-def test_a_rule_is_told_before_data_are_read(words: list[str], message: str, tmp_path, monkeypatch) -> None:
+def test_a_rule_is_told_before_data_are_read(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(run_train, "build_data", None)
     with pytest.raises(Exception, match=message):
         train(compose(words), tmp_path / "run")
@@ -70,3 +82,25 @@ def test_a_rule_is_told_before_data_are_read(words: list[str], message: str, tmp
 @pytest.mark.parametrize("words", [[], PEERS, LEVELS, CACHE, ["server=fedaws"], ["mode=detection"], ["distil.teacher=a"]])
 def test_what_goes_together_passes(words: list[str]) -> None:
     check_rules(compose(words))
+
+
+def pictures(**choices: Any) -> DictConfig:
+    images = torch.arange(40, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 16, 16)
+    return mtl.configure(images, torch.arange(40) % 4, clients=2, **choices)
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"server": feddf(), "keep": "heads"}, "mode=federated and keep=nothing, got clients that keep heads"),
+        ({"server": fedaws(), "keep": "heads"}, "server=fedaws needs heads that the clients send"),
+    ],
+)
+def test_a_rule_reaches_objects_too(choices: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_rules(pictures(**choices))
+
+
+def test_objects_that_a_rule_admits_by_name_pass() -> None:
+    check_rules(pictures(client=LocalSGD(0.01), transfer={"decay": 0.5}))
+    check_rules(pictures(balancer=Equal(), distil={"teacher": "a"}))

@@ -51,7 +51,9 @@ class SpreadHeads:
             raise ValueError(f"server.nearest must be null or >= 1, got {self.nearest}")
 
     def bind(self, context: StepContext) -> "SpreadHeads":
-        """See `StepOptions`."""
+        """See `StepOptions`. Raises ValueError where the heads have no `weight`, as heads of your own may not."""
+        if WEIGHT not in context.layout.sent(context.params):
+            raise ValueError("server=fedaws needs heads that the clients send: heads=cosine or linear, and keep=nothing")
         return self
 
     def collect(self, orders: Orders) -> Collector:
