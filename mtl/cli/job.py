@@ -82,7 +82,7 @@ def run_job(
             print(f"run directory: {run_dir} (done already)")
             record(SKIPPED)
             return objective(json.loads((run_dir / "summary.json").read_text(encoding="utf-8")))
-        with logged(run_dir, own=True):
+        with logged(run_dir, owns_folder=True):
             value = train(config, run_dir)
         remove_error(run_dir)
     except InUse as error:  # it came first
@@ -98,7 +98,7 @@ def run_job(
     except NoObjective as error:
         raise _refusal(error, run_dir) from error
     except Exception as error:  # noqa: BLE001 the next job does not depend on this one
-        record(FAILED, _tell_failure(error, run_dir, keys))
+        record(FAILED, _report_failure(error, run_dir, keys))
         return math.nan
     record(DONE)
     return value
@@ -119,7 +119,7 @@ def _refusal(error: NoObjective, run_dir: Path) -> SearchRefused:
     return SearchRefused(str(error))
 
 
-def _tell_failure(error: Exception, run_dir: Path, keys: list[str]) -> str:
+def _report_failure(error: Exception, run_dir: Path, keys: list[str]) -> str:
     """Print why a job failed, write it to `error.txt`, and return it."""
     context = HydraConfig.get()
     words = " ".join(word for word in context.overrides.task if word.partition("=")[0] in keys)

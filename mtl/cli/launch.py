@@ -22,7 +22,7 @@ from mtl.cli.run_log import is_first_rank, logged, remove_error, write_error
 from mtl.cli.run_sweep import run_sweep
 from mtl.cli.sweep import make_plan, show_configs, show_plan
 from mtl.cli.terminal import fail
-from mtl.cli.words import OWN, SWEEPS, check_booleans, readable, split_flags
+from mtl.cli.words import SWEEP_FLAGS, SWEEPS, check_booleans, readable, split_flags
 from mtl.metrics.scores import Summary
 from mtl.run.config import CONFIG_NAME, check_name, register
 from mtl.run.environment import COMMAND
@@ -85,7 +85,7 @@ def _sweep(flags: list[str], words: list[str]) -> int:
     if "--dry-run" in flags:
         show_plan(plan)
         return 0
-    return run_sweep(plan, lambda: _hydra([flag for flag in flags if flag not in OWN], plan.words))
+    return run_sweep(plan, lambda: _hydra([flag for flag in flags if flag not in SWEEP_FLAGS], plan.words))
 
 
 def _end(error: BaseException, words: list[str], run_dir: Path | None = None) -> int:
@@ -113,7 +113,7 @@ def _run(config: DictConfig) -> float | None:
         if context.mode == RunMode.MULTIRUN:
             return run_job(config, run_dir, _train, functools.partial(_objective, config, run_dir))
         try:
-            with logged(run_dir, own=False):
+            with logged(run_dir, owns_folder=False):
                 value = _train(config, run_dir)
         except Exception as error:
             # What is wrong with the words says nothing about the run that the folder holds.

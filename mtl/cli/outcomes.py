@@ -82,7 +82,7 @@ class Records:
             shutil.rmtree(self.path)
 
 
-def tell(folder: Path, outcomes: Mapping[int, Outcome], planned: Sequence[str] | None) -> int:
+def print_outcomes(folder: Path, outcomes: Mapping[int, Outcome], planned: Sequence[str] | None) -> int:
     """Print the table that a sweep ends with.
 
     Args:

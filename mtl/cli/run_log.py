@@ -25,12 +25,12 @@ class RunLog(logging.Handler):
 
     Args:
         run_dir: the run directory.
-        own: whether the folder is the run's whatever it holds; else it is once it has a `config.yaml`.
+        owns_folder: write at once; else once the folder has a `config.yaml`, which makes it a run's.
     """
 
-    def __init__(self, run_dir: Path, *, own: bool) -> None:
+    def __init__(self, run_dir: Path, *, owns_folder: bool) -> None:
         super().__init__()
-        self.run_dir, self.own = run_dir, own
+        self.run_dir, self.owns_folder = run_dir, owns_folder
         self._waiting: list[str] = []
         self.setFormatter(logging.Formatter(FORMAT))
 
@@ -44,19 +44,19 @@ class RunLog(logging.Handler):
 
     def write(self) -> None:
         """Write what waits, if the folder is the run's by now."""
-        if self.own or (self.run_dir / "config.yaml").exists():
+        if self.owns_folder or (self.run_dir / "config.yaml").exists():
             with (self.run_dir / LOG).open("a", encoding="utf-8") as file:
                 file.writelines(self._waiting)
             self._waiting.clear()
 
 
 @contextlib.contextmanager
-def logged(run_dir: Path, *, own: bool) -> Iterator[None]:
-    """Write what the first rank logs in the block to `log.txt`. own: see `RunLog`."""
+def logged(run_dir: Path, *, owns_folder: bool) -> Iterator[None]:
+    """Write what the first rank logs in the block to `log.txt`. owns_folder: see `RunLog`."""
     if not is_first_rank():
         yield
         return
-    handler = RunLog(run_dir, own=own)
+    handler = RunLog(run_dir, owns_folder=owns_folder)
     logging.getLogger().addHandler(handler)
     try:
         yield
@@ -67,9 +67,9 @@ def logged(run_dir: Path, *, own: bool) -> Iterator[None]:
 
 
 def write_error(run_dir: Path, error: Exception) -> str:
-    """Write `error.txt`, with the traceback of what is no error of the user's; returns the message.
+    """Write `error.txt`, with a traceback unless the user can mend the error; return the message.
 
-    A finished run that the failed one would have changed has not failed, and gets none.
+    The folder of a finished run gets no `error.txt`: that run has not failed.
     """
     expected = isinstance(error, EXPECTED)
     message = explain(error, [], run_dir) if expected else f"{type(error).__name__}: {error}"

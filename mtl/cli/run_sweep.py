@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 from mtl.cli.job import RUNNING, SweepStopped
-from mtl.cli.outcomes import SKIPPED, Outcome, Records, tell
+from mtl.cli.outcomes import SKIPPED, Outcome, Records, print_outcomes
 from mtl.cli.run_log import is_first_rank
 from mtl.cli.sweep import Plan
 
@@ -29,7 +29,7 @@ def run_sweep(plan: Plan, start: Callable[[], None]) -> int:
     """
     records, planned = Records(plan.folder, plan.token), None if plan.jobs is None else [job.run_dir.name for job in plan.jobs]
     if plan.jobs and all(job.state == "done" for job in plan.jobs):
-        tell(plan.folder, {job.number: Outcome(job.number, job.run_dir.name, SKIPPED) for job in plan.jobs}, planned)
+        print_outcomes(plan.folder, {job.number: Outcome(job.number, job.run_dir.name, SKIPPED) for job in plan.jobs}, planned)
         return 0
     RUNNING.add(plan.token)
     broken: Exception | None = None
@@ -44,7 +44,7 @@ def run_sweep(plan: Plan, start: Callable[[], None]) -> int:
         RUNNING.discard(plan.token)
         stopped, outcomes = records.stopped, records.read()
         records.remove()
-    failed = tell(plan.folder, outcomes, planned) if is_first_rank() and (outcomes or not broken) else 0
+    failed = print_outcomes(plan.folder, outcomes, planned) if is_first_rank() and (outcomes or not broken) else 0
     if broken is not None and not stopped:
         raise broken
     if stopped:

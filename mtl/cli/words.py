@@ -11,9 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 from mtl.run.options import nearest
 
 SWEEPS = ("-m", "--multirun")
-OWN = ("--dry-run", "--yes")  # of a sweep, which Hydra does not know
+SWEEP_FLAGS = ("--dry-run", "--yes")  # of a sweep, which Hydra does not know
 # Flags that mean something for `mtl train`: without a value, and with one of these (None: any).
-PLAIN = (*SWEEPS, *OWN, "-r", "--run", "--resolve", "--hydra-help")
+PLAIN = (*SWEEPS, *SWEEP_FLAGS, "-r", "--run", "--resolve", "--hydra-help")
 VALUED: dict[str, tuple[str, ...] | None] = {
     "--cfg": ("job", "hydra", "all"),
     "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
@@ -74,7 +74,7 @@ def split_flags(words: Sequence[str]) -> tuple[list[str], list[str]]:
     sweep = next((flag for flag in SWEEPS if flag in flags), None)
     if sweep and flags.get("--cfg", ["job"])[-1] != "job":
         raise ValueError(f"of a sweep, --cfg job prints the configurations: write --cfg job, or leave out {sweep}")
-    for flag in OWN:
+    for flag in SWEEP_FLAGS:
         if flag in flags and not sweep:
             raise ValueError(f"{flag} belongs to a sweep: write -m {flag}")
     for flag in ("--resolve", "--package"):

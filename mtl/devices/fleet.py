@@ -26,7 +26,7 @@ class Fleet:
         deadline: modelled seconds after which a round ends, None for never
         wait_for: a round ends when so many clients have come back, None for all of the cohort; late clients are left out of the
             aggregation; with a larger `sampling.cohort` the cohort is over-selected
-        memory: what becomes of a client whose device has too little memory for a training step: refuse (an error), skip (it is never
+        memory: what happens to a client whose device has too little memory for a training step: refuse (an error), skip (it is never
             drawn) or shrink (it trains the largest of `widths.levels`, or of the trunks of trunk=peers, that fits)
     """
 

@@ -80,7 +80,8 @@ class CentralisedLearning(Learner):
         self._batches = plan_batches(data.clients, [0], self.work, seed=self.training_options.seed, round=round)
         progress = torch.tensor([round / self.num_rounds], device=self.device)
         self._counts = TaskCounts(data.positives.to(progress), data.negatives.to(progress), progress)
-        self._rate = torch.tensor(self.algorithm.learning_rate * self.schedule.factor(round, self.num_rounds), device=self.device)
+        self._learning_rate = self.algorithm.learning_rate * self.schedule.factor(round, self.num_rounds)
+        self._rate = torch.tensor(self._learning_rate, device=self.device)
         self._sums = torch.zeros(2, len(self.loss_names), device=self.device)
         self._conflict: Tensor | None = None
 
@@ -107,11 +108,10 @@ class CentralisedLearning(Learner):
             return
         samples = self.work.num_samples(self.federated_data.clients.size(0))
         self.account["samples"] += samples
-        rate = self.algorithm.learning_rate * self.schedule.factor(self.current_epoch, self.num_rounds)
         finite = torch.stack([parameter.isfinite().all() for parameter in self.model.parameters()]).all()
         trained = torch.ones(len(self.loss_names), dtype=torch.bool)
         check = functools.partial(_check, finite, self.current_epoch + 1)
-        self.finish_round(self._sums / samples, trained, rate, check, self._conflict)
+        self.finish_round(self._sums / samples, trained, self._learning_rate, check, self._conflict)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the state of the optimiser and of the balancer."""
@@ -125,10 +125,8 @@ class CentralisedLearning(Learner):
             raise CheckpointError(
                 "a checkpoint must hold optimizer_state, got none: an earlier version of mtl wrote it; train again"
             )
-        self.optimizer_state, self.memory = (
-            memory_on(self.device, checkpoint["optimizer_state"]),
-            memory_on(self.device, checkpoint["balancer"]),
-        )
+        self.optimizer_state = memory_on(self.device, checkpoint["optimizer_state"])
+        self.memory = memory_on(self.device, checkpoint["balancer"])
 
     def training_cost(self) -> TrainingCost:
         """See `Learner`."""

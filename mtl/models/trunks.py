@@ -4,7 +4,7 @@ Each is a chain of layers under torchvision's names that ends in the mean over a
 that no layer depends on the size of the images. `width=None` takes that mean as the features; a number adds a linear embedding of that
 width, whose directions can serve cosine heads: the mean itself mostly follows a ReLU and has no negative numbers.
 
-Where the images do not have three channels, the first convolution is made for theirs; `weights` says what becomes of published ones.
+Where the images do not have three channels, the first convolution is made for theirs; `weights` says what happens to published ones.
 Nearly all have BatchNorm: see `norm`.
 """
 

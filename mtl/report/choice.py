@@ -1,4 +1,4 @@
-"""Choose among configurations by a validation metric: the mean over the runs of each, and the test numbers of the same runs beside it."""
+"""Choose among configurations by a validation metric: the mean over the runs of each, next to their test numbers."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -126,5 +126,5 @@ def _count(number: int, what: str) -> str:
 
 
 def _test_title(column: Column) -> str:
-    """A title that tells a test number from the validation number beside it."""
+    """A title that tells a test number from the validation number next to it."""
     return f"Test {column.title}" if column.metric.startswith("test/") else column.title

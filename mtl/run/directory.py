@@ -20,7 +20,7 @@ from mtl.run.identity import REPORTING, differences, identity, identity_with_fil
 logger = logging.getLogger(__name__)
 LOCK = ".lock"
 LOG, ERROR = "log.txt", "error.txt"  # what was logged; why the run failed, as long as it has not succeeded
-OWN = (LOCK, LOG, ERROR)  # what a start that failed leaves behind
+LEFTOVERS = (LOCK, LOG, ERROR)  # what a start that failed leaves behind
 PATIENCE = 5  # times that a lock is tried, .02 s apart: `holder` takes it for an instant
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
@@ -177,7 +177,7 @@ def _why_rounds(differing: list[str], config: Mapping[str, Any]) -> str:
 def _refuse_foreign(run_dir: Path) -> None:
     if not run_dir.exists() or (run_dir / "config.yaml").exists():
         return
-    names = sorted(path.name for path in run_dir.iterdir() if path.name not in OWN)
+    names = sorted(path.name for path in run_dir.iterdir() if path.name not in LEFTOVERS)
     if names:
         raise ValueError(f"output_dir {run_dir} must be a new, an empty or a run's folder, and it holds {', '.join(names[:3])}")
 
