@@ -85,7 +85,7 @@ def draw_holdings(group: Group) -> Drawing:
     boxes = [[(x, y), (x + 1, y), (x + 1, y + 1), (x, y + 1), (x, y)] for x, y in corners]
     axes.add_collection(LineCollection(boxes, colors=RED, linewidths=1.0, clip_on=False))
     axes.set_aspect("auto")
-    axes.set_title("Positive labels of each client; outlined where trained")
+    axes.set_title("Positive labels; outlined where trained")
     return figure
 
 
@@ -98,7 +98,7 @@ def _draw_binned_holdings(positives: Array, trained: Array) -> Figure:
     extent = (-0.5, num_tasks - 0.5, num_clients - 0.5, -0.5)
     _draw_cells(left, labels, _count_norm(labels), "positive labels, summed", extent=extent)
     _draw_cells(right, share, Normalize(0, share.max() or 1), "cells that are trained, %", extent=extent)
-    left.set(title="Positive labels of each client", ylabel=f"clients (in {labels.shape[0]} bins)")
+    left.set(title="Positive labels", ylabel=f"clients (in {labels.shape[0]} bins)")
     right.set(title="Trained")
     for axes in (left, right):
         axes.set_aspect("auto")
