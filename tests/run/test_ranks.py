@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from omegaconf import OmegaConf
 
-from mtl.base.types import Diverged, Interrupted
+from mtl.base.types import Diverged, Interrupted, NoObjective
 from mtl.federation.ranks import Ranks, split_work
 from mtl.learning.checkpoints import read_checkpoint
 from mtl.run import group
 from mtl.run.build import build_data
 from mtl.run.group import environment
-from mtl.run.spawn import RankLog, _Logs, _reason, inside_rank, run_ranks
+from mtl.run.spawn import RAISED, RankLog, _Logs, _reason, inside_rank, run_ranks
 from mtl.run.train import train
 from tests.run.test_train import numbers, small, without_time
 
@@ -258,6 +258,18 @@ def test_what_a_rank_finds_wrong_is_raised(class_folders: Path, tmp_path: Path) 
     with pytest.raises(Diverged, match=r"client \d is not finite in round \d"):
         train(small(class_folders, *wild), tmp_path / "run")
     assert not ranks_alive()
+
+
+@pytest.mark.slow
+def test_a_refused_objective_is_raised_by_ranks(class_folders: Path, tmp_path: Path) -> None:
+    with pytest.raises(NoObjective, match=r"objective must be null or one of val/rank1, .*, got test/rank1"):
+        train(small(class_folders, "objective=test/rank1", "trainer.devices=2"), tmp_path / "other")
+
+
+@pytest.mark.parametrize("kind", RAISED)
+def test_an_error_of_a_rank_keeps_its_kind(kind: str) -> None:
+    error = RAISED[kind]("said")
+    assert next(name for name, raised in RAISED.items() if isinstance(error, raised)) == kind
 
 
 def test_ranks_that_cannot_be_are_refused(class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
