@@ -23,6 +23,7 @@ from mtl.federation.population.views import Views, ViewsBackend
 from mtl.federation.round import State, run_round
 from mtl.federation.schedule import Schedule
 from mtl.federation.server_steps.distil_ensemble import DistilEnsemble, Ensemble, feddf
+from mtl.learning.checkpoints import read_checkpoint
 from mtl.losses.bce import BCE
 from mtl.models.cnn import Trunk
 from mtl.models.heads import LinearHeads
@@ -222,6 +223,15 @@ def test_a_resumed_run_ends_as_one_never_interrupted(class_folders: Path, tmp_pa
     config.resume = True
     assert without_time(train(config, tmp_path / "cut")) == without_time(summary)
     assert numbers(tmp_path / "cut") == numbers(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_ranks_learn_the_same_lessons(class_folders: Path, tmp_path: Path) -> None:
+    for name, words in (("one", []), ("two", ["trainer.devices=2"])):
+        train(small(class_folders, *LESSONS, *words), tmp_path / name)
+    one, two = (read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt")["state_dict"] for name in ("one", "two"))
+    for name, value in one.items():
+        assert torch.allclose(two[name], value, rtol=1e-4, atol=1e-5), name
 
 
 def test_what_does_not_go_with_it_is_refused(class_folders: Path, tmp_path: Path) -> None:
