@@ -14,8 +14,9 @@ from typing import Any, TextIO
 
 import yaml
 
-from mtl.base.files import atomic_write, naming
-from mtl.run.identity import REPORTING, differences, identity, identity_with_files, needs_rounds
+from mtl.base.files import atomic_write, naming, read_yaml
+from mtl.base.same_run import REPORTING, identity_with_files
+from mtl.run.identity import differences, identity, needs_rounds
 
 logger = logging.getLogger(__name__)
 LOCK = ".lock"
@@ -189,7 +190,7 @@ def _has_rounds(metrics: Path) -> bool:
 def read_saved(path: Path) -> dict[str, Any]:
     """Read the configuration of a run. Raises ValueError where the file is damaged."""
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = read_yaml(path)
     except yaml.YAMLError:
         config = None
     if not isinstance(config, dict):
