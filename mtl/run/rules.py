@@ -20,7 +20,7 @@ from mtl.run.build import resolve_keep
 from mtl.run.config import check_keys
 from mtl.run.objects import given
 from mtl.run.options import check_options
-from mtl.run.tracking import WANDB_MODES
+from mtl.run.wandb_run import WANDB_MODES
 
 MODES = ("federated", "centralised", "local", "single_task", "detection")
 POOLED = ("centralised", "detection")
