@@ -22,9 +22,9 @@ from mtl.cli.run_log import is_first_rank, logged, remove_error, write_error
 from mtl.cli.run_sweep import run_sweep
 from mtl.cli.sweep import make_plan, show_configs, show_plan
 from mtl.cli.terminal import fail
-from mtl.cli.words import SWEEP_FLAGS, SWEEPS, check_booleans, readable, split_flags
+from mtl.cli.words import SWEEPS, check_booleans, readable, split_flags
 from mtl.metrics.scores import Summary
-from mtl.run.config import CONFIG_NAME, check_name, register
+from mtl.run.config import CONFIG_NAME, check_name, hydra_with_groups, register
 from mtl.run.environment import COMMAND
 from mtl.run.named_experiments import experiments_folder
 from mtl.run.objective import objective_value, require_validation
@@ -52,9 +52,7 @@ def launch(words: list[str]) -> int:
         if name in broken:
             return fail(broken[name])
     try:
-        if sweep:
-            return _sweep(flags, words)
-        _hydra(flags, words)
+        return _sweep(flags, words) if sweep else _single(flags, words)
     except SystemExit as end:  # Hydra's own flags, as --help, end this way
         return end.code if isinstance(end.code, int) else 0
     except BrokenPipeError:
@@ -65,13 +63,17 @@ def launch(words: list[str]) -> int:
         return _end(failed.error, words, failed.run_dir)
     except EXPECTED as error:
         return _end(error, words)
+
+
+def _single(flags: list[str], words: list[str]) -> int:
+    """Start one run, or let Hydra print what its flags say; returns the exit code."""
+    if set(flags) - {"-r", "--run"}:
+        sys.argv = ["mtl train", *flags, *words]
+        hydra.main(version_base="1.3", config_path=None, config_name=CONFIG_NAME)(_run)()
+    else:
+        with hydra_with_groups(experiments_folder()) as running:
+            running.run(CONFIG_NAME, _run, words)
     return 0
-
-
-def _hydra(flags: list[str], words: list[str]) -> None:
-    """Let Hydra make the configuration of a run, or of each of a sweep, and call `_run`."""
-    sys.argv = ["mtl train", *flags, *words]
-    hydra.main(version_base="1.3", config_path=None, config_name=CONFIG_NAME)(_run)()
 
 
 def _sweep(flags: list[str], words: list[str]) -> int:
@@ -85,7 +87,7 @@ def _sweep(flags: list[str], words: list[str]) -> int:
     if "--dry-run" in flags:
         show_plan(plan)
         return 0
-    return run_sweep(plan, lambda: _hydra([flag for flag in flags if flag not in SWEEP_FLAGS], plan.words))
+    return run_sweep(plan, _run)
 
 
 def _end(error: BaseException, words: list[str], run_dir: Path | None = None) -> int:

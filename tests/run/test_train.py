@@ -1,8 +1,6 @@
 """Whole runs on small pictures: through the configuration, Lightning and the run directory."""
 
-import copy
 import csv
-import functools
 import json
 import shutil
 from pathlib import Path
@@ -26,11 +24,11 @@ from mtl.learning.checkpoints import CheckpointError, read_checkpoint
 from mtl.models.cnn import ImageShape, Trunk
 from mtl.models.norm import Norm
 from mtl.run.build import build_data
-from mtl.run.config import compose
 from mtl.run.directory import locked
 from mtl.run.learners import build_learner
 from mtl.run.members import DEFAULTS, PARTIAL, WHOLE
 from mtl.run.train import train
+from tests.composing import compose
 
 SMALL = [
     "data=folder",
@@ -52,13 +50,9 @@ SMALL = [
 ]
 
 
-composed_once = functools.cache(lambda *words: compose(words))
-
-
 def small(root: Path, *overrides: str) -> DictConfig:
-    """A configuration that a test may change. Composing takes as long as ten rounds, and copying next to nothing."""
-    config = copy.deepcopy(composed_once(*SMALL, "data.root=.", *overrides))
-    config.data.root = str(root)
+    config = compose([*SMALL, "data.root=.", *overrides])
+    config.data.root = str(root)  # as it stands, whatever letters it has
     return config
 
 
