@@ -121,9 +121,10 @@ class CentralisedLearning(Learner):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the state of the optimiser and of the balancer; raises `CheckpointError` where it is missing."""
         super().on_load_checkpoint(checkpoint)
-        if "optimizer_state" not in checkpoint:
+        if checkpoint.get("optimizer_state", {}).keys() != self.optimizer_state.keys():
             raise CheckpointError(
-                "a checkpoint must hold optimizer_state, got none: an earlier version of mtl wrote it; train again"
+                "a checkpoint must hold the state of the client's optimiser, got that of another or none: an earlier version of mtl "
+                "wrote it; train again"
             )
         self.optimizer_state = memory_on(self.device, checkpoint["optimizer_state"])
         self.memory = memory_on(self.device, checkpoint["balancer"])

@@ -12,8 +12,7 @@ from omegaconf import DictConfig
 from mtl.balancing.weighting import Equal
 from mtl.data.client_batches import LocalWork
 from mtl.data.federated_data import FederatedData
-from mtl.federation.algorithms.local_adamw import LocalAdamW
-from mtl.federation.algorithms.local_sgd import LocalSGD
+from mtl.federation.algorithms.contract import ClientAlgorithm
 from mtl.federation.clients.auto import make_backend
 from mtl.federation.clients.balance import make_balance
 from mtl.federation.clients.bank import Bank
@@ -50,7 +49,7 @@ class Parts:
     data: FederatedData
     model: MultiTaskModel
     objective: Objective
-    client: LocalSGD
+    client: ClientAlgorithm
     work: LocalWork
     schedule: Schedule
     transfer: Transfer
@@ -129,12 +128,8 @@ def build_centralised(config: DictConfig, parts: Parts) -> tuple[Learner, int]:
 
 
 def build_detection(config: DictConfig, parts: Parts) -> tuple[Learner, int]:
-    """Build centralised training with scenes in every step and AdamW.
-
-    The focal loss of a map whose cells are nearly all empty starts too steep for plain SGD; CenterNet uses Adam.
-    """
+    """Build centralised training with scenes in every step."""
     training, steps = _pooled_training(config, parts)
-    training = replace(training, algorithm=LocalAdamW(**vars(parts.client)))
     names = ("scenes", "detection", "scene_augmentation")
     scenes = SceneTraining(*(instantiate(config[name]) for name in names))
     options = _pooled_options(config, parts)

@@ -37,6 +37,7 @@ from mtl.devices.widths import Widths
 from mtl.edge.distil import Distilling
 from mtl.edge.prune import Pruning
 from mtl.faces.finder import DetectionOptions
+from mtl.federation.algorithms.local_adam import LocalAdam, LocalAdamW
 from mtl.federation.algorithms.local_sgd import LocalSGD
 from mtl.federation.population.sampling import Sampling
 from mtl.federation.schedule import Schedule
@@ -98,7 +99,11 @@ WHOLE: dict[str, dict[str, Any]] = {
         "imagenet": (Normalise, {"mean": [0.485, 0.456, 0.406], "deviation": [0.229, 0.224, 0.225]}),
     },
     "work": {"steps": (LocalWork, {"steps": 8}), "epochs": LocalWork},
-    "client": {"sgd": (LocalSGD, {"zen_exclude": ["scales"]})},
+    "client": {
+        "sgd": (LocalSGD, {"zen_exclude": ["scales", "stacked"]}),
+        "adam": (LocalAdam, {"zen_exclude": ["scales", "stacked"]}),
+        "adamw": (LocalAdamW, {"zen_exclude": ["scales", "stacked"]}),
+    },
     "transfer": {
         "none": Transfer,
         "parameters": (Transfer, {"decay": 0.38}),

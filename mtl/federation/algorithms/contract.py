@@ -9,14 +9,14 @@ from mtl.base.types import Params
 
 
 class ClientAlgorithm(Protocol):
-    """The optimiser of a client: init -> step -> final. Every operation is elementwise, so that it serves one client or a stack of them."""
+    """The optimiser of a client: init -> step -> final. Operations are elementwise or by client, so that it serves a stack too."""
 
     @property
     def learning_rate(self) -> float:
         """The trunk's learning rate at the start of the schedule."""
 
     def init(self, params: Params) -> Params:
-        """The optimiser's state before the first step. A parameter's entries begin with its name."""
+        """The optimiser's state before the first step. Entries with the shape of a parameter begin with its name."""
 
     def step(self, params: Params, grads: Params, state: Params, learning_rate: Tensor) -> tuple[Params, Params]:
         """Take one step in place.
@@ -33,6 +33,9 @@ class ClientAlgorithm(Protocol):
 
     def groups(self, params: Iterable[str]) -> dict[float, list[str]]:
         """The names of parameters by the factor of their learning rate."""
+
+    def for_stack(self) -> "ClientAlgorithm":
+        """The same for parameters with a first axis of clients."""
 
     def without_decay(self) -> "ClientAlgorithm":
         """The same without weight decay."""
