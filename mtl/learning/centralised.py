@@ -49,7 +49,7 @@ class CentralisedLearning(Learner):
         self.automatic_optimization = False
         self.training_options, self.frozen, self.schedule, self.num_rounds = training, frozen, schedule, num_rounds
         self.model = training.model.to(memory_format=torch.channels_last)
-        self.objective, self.algorithm, self.work = training.objective, training.algorithm, training.work
+        self.objective, self.algorithm, self.work = training.objective, training.optimizer, training.work
         self.step = self.make_step()
         params = self.model.params()
         self.optimizer_state = self.algorithm.init(params)
