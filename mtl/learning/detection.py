@@ -201,7 +201,7 @@ class DetectionLearning(CentralisedLearning):
             keys = torch.zeros(len(model.dropouts), 2, dtype=torch.int32)
             return self._centre_losses(model, self._finder(model), keys, images, no_boxes, no_boxes[..., 0] > 0).tasks.sum()
 
-        return training_cost(self.model, self.objective, self.algorithm, self.work, self.federated_data, extra_loss=scene_loss)
+        return training_cost(self.model, self.objective, self.optimizer, self.work, self.federated_data, extra_loss=scene_loss)
 
     def costs(self) -> dict[str, float]:
         """See `Learner`; flops_scene is of one search for faces in a scene of the run's size."""

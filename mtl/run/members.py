@@ -37,11 +37,12 @@ from mtl.devices.widths import Widths
 from mtl.edge.distil import Distilling
 from mtl.edge.prune import Pruning
 from mtl.faces.finder import DetectionOptions
+from mtl.federation.algorithms.fedavg import fedavg
 from mtl.federation.algorithms.local_adam import LocalAdam, LocalAdamW
 from mtl.federation.algorithms.local_sgd import LocalSGD
 from mtl.federation.population.sampling import Sampling
 from mtl.federation.schedule import Schedule
-from mtl.federation.server import fedavg
+from mtl.federation.server import mean
 from mtl.federation.server_steps.distil_ensemble import feddf
 from mtl.federation.server_steps.spread_heads import fedaws
 from mtl.losses.asymmetric import Asymmetric
@@ -153,13 +154,13 @@ WHOLE: dict[str, dict[str, Any]] = {
         "phones": (Fleet, {"mix": {"phone_low": 0.3, "phone_mid": 0.5, "phone_high": 0.2}}),
     },
     "widths": {"whole": Widths, "levels": (Widths, {"levels": [1.0, 0.5, 0.25]})},
+    "algorithm": {"fedavg": fedavg, "fedavgm": (fedavg, {"momentum": 0.9})},
     "server": {
-        "fedavg": fedavg,
-        "fedavgm": (fedavg, {"momentum": 0.9}),
+        "mean": mean,
         "fedaws": fedaws,
         "feddf": feddf,
         # Another with balancer@server.balancer=NAME.
-        "conflict_averse": (fedavg, {"balancer": MISSING, "hydra_defaults": ["_self_", {"/balancer@balancer": "cagrad"}]}),
+        "conflict_averse": (mean, {"balancer": MISSING, "hydra_defaults": ["_self_", {"/balancer@balancer": "cagrad"}]}),
     },
     # Nothing without distil.teacher; the weights are those of RepDistiller.
     "distil": {
@@ -270,7 +271,8 @@ DEFAULTS = {
     "sampling": "all",
     "fleet": "none",
     "widths": "whole",
-    "server": "fedavg",
+    "algorithm": "fedavg",
+    "server": "mean",
     "distil": "soft",
     "prune": "nothing",
     "scenes": "orl_scenes",

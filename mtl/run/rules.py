@@ -28,7 +28,18 @@ POOLED = ("centralised", "detection")
 PRECISIONS = ("32-true", "bf16-mixed")
 # Groups whose members can be built without data and model.
 PLAIN = (
-    *("augmentation", "normalise", "scene_augmentation", "detection", "work", "client", "transfer", "balancer", "schedule"),
+    *(
+        "augmentation",
+        "normalise",
+        "scene_augmentation",
+        "detection",
+        "work",
+        "client",
+        "transfer",
+        "balancer",
+        "schedule",
+        "algorithm",
+    ),
     *("sampling", "fleet", "widths", "distil", "prune"),
 )
 AT_LEAST_ONE = (
