@@ -38,6 +38,7 @@ from mtl.edge.distil import Distilling
 from mtl.edge.prune import Pruning
 from mtl.faces.finder import DetectionOptions
 from mtl.federation.algorithms.fedavg import fedavg
+from mtl.federation.algorithms.fedopt import FedAdagrad, FedAdam, FedYogi
 from mtl.federation.algorithms.local_adam import LocalAdam, LocalAdamW
 from mtl.federation.algorithms.local_sgd import LocalSGD
 from mtl.federation.population.sampling import Sampling
@@ -154,7 +155,13 @@ WHOLE: dict[str, dict[str, Any]] = {
         "phones": (Fleet, {"mix": {"phone_low": 0.3, "phone_mid": 0.5, "phone_high": 0.2}}),
     },
     "widths": {"whole": Widths, "levels": (Widths, {"levels": [1.0, 0.5, 0.25]})},
-    "algorithm": {"fedavg": fedavg, "fedavgm": (fedavg, {"momentum": 0.9})},
+    "algorithm": {
+        "fedavg": fedavg,
+        "fedavgm": (fedavg, {"momentum": 0.9}),
+        "fedadagrad": FedAdagrad,
+        "fedadam": FedAdam,
+        "fedyogi": FedYogi,
+    },
     "server": {
         "mean": mean,
         "fedaws": fedaws,
