@@ -74,7 +74,19 @@ def imported(name: str, folder: Path) -> ModuleType:
 
 def test_every_kind_of_component_has_an_example() -> None:
     groups = {example.group for example in EXAMPLES.values()}
-    named = ["loss", "balancer", "trunk", "heads", "architecture", "data", "partition", "sampling", "client", "server"]
+    named = [
+        "loss",
+        "balancer",
+        "trunk",
+        "heads",
+        "architecture",
+        "data",
+        "partition",
+        "sampling",
+        "client",
+        "algorithm",
+        "server",
+    ]
     assert groups == {*named, ""}
     assert all((ROOT / example.file).parent.is_dir() for example in EXAMPLES.values())
 

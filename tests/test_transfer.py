@@ -13,6 +13,7 @@ from experiments.transfer_table import transfer_name
 from mtl.data.client_batches import LocalWork
 from mtl.data.transforms import Normalise
 from mtl.edge.distil import angles, distances
+from mtl.federation.algorithms.fedavg import fedavg
 from mtl.federation.algorithms.local_sgd import LocalSGD
 from mtl.federation.clients.contract import Training
 from mtl.federation.clients.loop import LoopBackend
@@ -21,7 +22,6 @@ from mtl.federation.layout import is_head
 from mtl.federation.objective import Objective
 from mtl.federation.round import State, run_round
 from mtl.federation.schedule import Schedule
-from mtl.federation.server import fedavg
 from mtl.learning.checkpoints import read_checkpoint
 from mtl.losses.pairs import TaskCounts
 from mtl.models.transfer import Transfer
@@ -45,8 +45,8 @@ def rounds_of(make: Any, keep: str, transfer: Transfer, *, rounds: int = 4) -> t
     client = LocalSGD(learning_rate=0.02, scales=transfer.scales(model))
     training = Training(model, Objective(FACES, Normalise()), client, LocalWork(batch_size=3), 0)
     frozen = transfer.schedule(model)
-    server = fedavg(momentum=0.5)
-    federation = build_federation(data, training, make, schedule=Schedule(), server=server, keep=keep, frozen=frozen)
+    algorithm = fedavg(momentum=0.5)
+    federation = build_federation(data, training, make, schedule=Schedule(), algorithm=algorithm, keep=keep, frozen=frozen)
     states = [initial_state(federation)]
     sent, received = [], []
     for r in range(rounds):
@@ -105,7 +105,7 @@ def test_a_resumed_run_unfreezes_as_one_never_interrupted(class_folders: Path, t
         "transfer=parameters",
         "transfer.unfreeze_every=2",
         "rounds=6",
-        "server=fedavgm",
+        "algorithm=fedavgm",
         *TWO_STAGES,
     )
     whole = train(config, tmp_path / "whole")

@@ -14,6 +14,7 @@ from mtl.base.types import Params
 from mtl.data.client_batches import LocalWork
 from mtl.data.federated_data import FederatedData
 from mtl.devices.widths import narrow
+from mtl.federation.algorithms.fedavg import fedavg
 from mtl.federation.algorithms.local_sgd import LocalSGD
 from mtl.federation.clients.contract import Backend, Block, CohortJob, Training
 from mtl.federation.clients.loop import LoopBackend
@@ -142,7 +143,8 @@ def rounds(make: Callable[[Training], Backend], data: FederatedData, model: Mult
         make if views.all_whole else lambda training: ViewsBackend(views, training, make),
         schedule=Schedule(),
         sampling=Sampling(dropout=0.3),
-        server=feddf(momentum=0.5),
+        server=feddf(),
+        algorithm=fedavg(momentum=0.5),
         views=views,
         steps=(Ensemble(options, models, OBJECTIVE, LocalSGD(), IMAGES, seed=0),),
     )
@@ -209,7 +211,7 @@ LESSONS = [
     "server=feddf",
     "server.steps=3",
     "server.num_images=20",
-    "server.momentum=.5",
+    "algorithm.momentum=.5",
     "sampling.dropout=0.3",
     "trunk=classic_cnn",
 ]

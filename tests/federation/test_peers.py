@@ -176,7 +176,7 @@ MIXED = [
     "server=feddf",
     "server.steps=3",
     "server.num_images=20",
-    "server.momentum=.5",
+    "algorithm.momentum=.5",
     "sampling.dropout=0.3",
 ]
 PLAIN = [word for word in SMALL if not word.startswith("trunk.")]

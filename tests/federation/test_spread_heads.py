@@ -20,7 +20,7 @@ from mtl.federation.clients.stacked import StackedBackend
 from mtl.federation.inference import Inference
 from mtl.federation.objective import Objective
 from mtl.federation.round import run_round
-from mtl.federation.server import Server, fedavg
+from mtl.federation.server import Server, mean
 from mtl.federation.server_steps.spread_heads import fedaws, spread_loss, spread_out
 from mtl.losses.hinge import Hinge
 from mtl.metrics.scores import rank1
@@ -141,9 +141,9 @@ def outcome(head: str, server: Server) -> tuple[float, float]:
 
 
 def test_naive_averaging_collapses_and_fedaws_and_fixed_codes_do_not() -> None:
-    naive, naive_cosine = outcome("cosine", fedavg())
+    naive, naive_cosine = outcome("cosine", mean())
     spread, spread_cosine = outcome("cosine", fedaws())
-    codes, codes_cosine = outcome("codes", fedavg())
+    codes, codes_cosine = outcome("codes", mean())
     # Beyond the loss's own margin: with the threshold that it trains for, everybody is everybody.
     assert naive_cosine > 0.9
     for accuracy, cosine in ((spread, spread_cosine), (codes, codes_cosine)):

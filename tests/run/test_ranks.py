@@ -104,7 +104,7 @@ def test_a_script_inside_an_allocation_of_several_tasks_trains_alone(
     assert train(small(class_folders, "rounds=1"), tmp_path / "run")["test/auroc"] is not None
 
 
-RICH = ["server=fedavgm", "keep=heads", "sampling.dropout=0.3", "partition=iid", "partition.num_clients=3", "assignment=all"]
+RICH = ["algorithm=fedavgm", "keep=heads", "sampling.dropout=0.3", "partition=iid", "partition.num_clients=3", "assignment=all"]
 
 
 def test_two_ranks_agree_with_one_and_say_the_same_and_a_file_named_as_a_module_of_python_stops_neither(
