@@ -67,8 +67,10 @@ def main(words: list[str]) -> int:
         if code == 130:
             print(f"this goes on with the study:\n  {shlex.join(['mtl', 'study', *words])}", file=sys.stderr)
             return code
+    from mtl.report.table_files import rich_table
+
     for table in study.tables():
-        _print_table(table)
+        console().print(rich_table(table))
     files = study.write(options.out)
     print(f"written: {files[0].parent}/{{{','.join(file.name for file in files)}}}")
     return _end(study)
@@ -129,10 +131,3 @@ def _show_jobs(study: "Study") -> None:
         print(f"missing data: {line}")
     for words in study.grid.sweeps(jobs):
         print(shlex.join(["mtl", "train", "-m", *words]))
-
-
-def _print_table(table: object) -> None:
-    from mtl.report.table_files import TextTable, rich_table
-
-    assert isinstance(table, TextTable)
-    console().print(rich_table(table))

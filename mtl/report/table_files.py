@@ -86,7 +86,7 @@ def latex(table: TextTable, label: str) -> str:
 
     Args:
         table: the table.
-        label: what `\\ref` calls it.
+        label: its name for references.
     """
     lines = [
         r"% needs \usepackage{booktabs}",

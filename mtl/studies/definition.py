@@ -17,7 +17,8 @@
     then: {words: [verify, "{run}"], makes: verification-lfw.json}     # a command of mtl for each run that is done
     quick: {words: [rounds=2], seeds: 2}       # the study at reduced size, with so many seeds of each row
 
-`stated` and `cells` have an entry for each column, null where nothing is stated.
+In words, {0 x 40} stands for forty zeros with commas between. `stated` and `cells` have an entry for each column, null where nothing is
+stated.
 """
 
 from collections.abc import Mapping

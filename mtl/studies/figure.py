@@ -1,5 +1,6 @@
 """The figure of a study: its rows as points with their spread, next to stated and published numbers."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,10 +10,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from mtl.base.files import atomic_write
-from mtl.report.style import BLUE, GREY, ORANGE, Look, Prefixed, figure_style, name_rows, save_figure
+from mtl.report.style import BLUE, GREY, ORANGE, Look, Prefixed, figure_style, save_figure
 from mtl.studies.definition import Definition, StudyColumn
 from mtl.studies.results import RowResult
 
+LINE = 46  # letters of a name on one line
 OFFSET = 0.22  # of the stated value, below the measured one
 LOOKS: dict[str, Look] = {
     "mean ± sd": {"color": BLUE, "marker": "o", "markersize": 4, "linestyle": "-"},
@@ -46,8 +48,9 @@ def draw_study(definition: Definition, results: Sequence[RowResult], *, quick: b
         axes.xaxis.set_major_locator(MaxNLocator(5))
         if column.unit is not None:
             axes.xaxis.set_major_formatter(Prefixed(column.unit))
-    name_rows(panels[0], names, length=58)
-    for axes in panels[1:]:
+    panels[0].set_yticks(range(len(names)), [textwrap.fill(name, LINE) for name in names], size=6.5)
+    panels[0].set_ylim(len(names) - 0.4, -0.6)
+    for axes in panels:
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x")
         axes.spines["left"].set_visible(False)

@@ -23,6 +23,8 @@ from mtl.studies.definition import Definition, StudyRow
 DONE = "done"
 PLAIN = re.compile(r"([\w./@+]+)=([\w.+-]+)")  # an option with a value that a sweep can list
 
+REPEATED = re.compile(r"\{(\S+) x (\d+)\}")
+
 
 @dataclass(frozen=True)
 class Job:
@@ -99,9 +101,10 @@ class Grid:
         return self.folder / "sources" / name
 
     def fill(self, words: Sequence[str], run_dir: Path | None = None) -> tuple[str, ...]:
-        """`words` with {data}, the names of the sources and {run} replaced."""
+        """`words` with {data}, the names of the sources, {run} and repeated values such as {0 x 40} replaced."""
         places = self._places if run_dir is None else {**self._places, "{run}": str(run_dir)}
-        return tuple(functools.reduce(lambda word, place: word.replace(*place), places.items(), word) for word in words)
+        filled = (functools.reduce(lambda word, place: word.replace(*place), places.items(), word) for word in words)
+        return tuple(REPEATED.sub(lambda match: ",".join([match[1]] * int(match[2])), word) for word in filled)
 
     def words_of(self, row: StudyRow) -> tuple[str, ...]:
         """The words of a row's runs but for the seed, without the user's."""

@@ -132,7 +132,7 @@ class Study:
         texts = {
             "table.md": "\n".join(map(markdown, tables)),
             "table.tex": "\n".join(latex(table, label + f"-{place}" * (place > 0)) for place, table in enumerate(tables)),
-            "table.csv": csv_text(*numbers(self.definition, results)),
+            "table.csv": csv_text(*numbers(self.definition, results, quick=self.quick)),
             "runs.csv": csv_text(header, [[row[name] for name in header] for row in rows]),
         }
         for name, text in texts.items():

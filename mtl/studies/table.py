@@ -104,29 +104,36 @@ def verdict_table(found: Sequence[Verdict]) -> TextTable:
     return TextTable("Stated values", ("run", "column", "stated", "measured", "verdict"), tuple(rows), (note,))
 
 
-def numbers(definition: Definition, results: Sequence[RowResult]) -> tuple[list[str], list[list[object]]]:
-    """The table for a spreadsheet: heads, and a line for each row, with numbers as they are printed, without prefixes of units."""
-    header = ["run", "n", "missing seeds"]
-    for column in definition.columns:
-        header += [f"{column.title}{part}" for part in ("", " sd", " low", " high", " stated", " stated sd")]
+def numbers(definition: Definition, results: Sequence[RowResult], *, quick: bool) -> tuple[list[str], list[list[object]]]:
+    """The table for a spreadsheet: heads, and a line for each row, with numbers as they are printed, without prefixes of units.
+
+    `low` and `high` are the ends of Student's interval of the mean, 95 %. Stated and published numbers are not those of `quick`.
+    """
+    parts = ("", " sd", " low", " high", *(() if quick else (" stated", " stated sd")))
+    header = ["run", "n", "missing seeds", *(f"{column.title}{part}" for column in definition.columns for part in parts)]
     lines: list[list[object]] = []
     for result in results:
         line: list[object] = [result.row.name, len(result.jobs) - len(result.missing), " ".join(map(str, result.missing))]
         for column in definition.columns:
             cell, scale = result.cells[column.title], column.scale
-            low, high = t_interval(list(cell.values.values())) or (None, None)
-            stated = (cell.stated.mean, cell.stated.deviation) if cell.stated is not None else (None, None)
-            shown = (None, None) if cell.spread is None else (_shown(column, cell.spread), cell.spread.deviation)
-            line += [None if value is None else value * scale for value in (*shown, low, high, *stated)]
+            interval = (t_interval(list(cell.values.values())) if column.show == "mean" else None) or (None, None)
+            shown: tuple[float | None, float | None] = (None, None)
+            if cell.spread is not None:
+                shown = (_shown(column, cell.spread), cell.spread.deviation if column.show == "mean" else None)
+            values = (*shown, *interval, *(() if quick else _pair(cell.stated)))
+            line += [None if value is None else value * scale for value in values]
         lines.append(line)
-    for row in definition.published:
+    for row in () if quick else definition.published:
         line = [f"{row.name} ({row.source})", None, None]
         for column in definition.columns:
-            known = row.cells.get(column.title)
-            line += [known.mean * column.scale, known.deviation and known.deviation * column.scale] if known else [None, None]
-            line += [None] * 4
+            values = (*_pair(row.cells.get(column.title)), *[None] * 4)
+            line += [None if value is None else value * column.scale for value in values]
         lines.append(line)
     return header, lines
+
+
+def _pair(stated: Stated | None) -> tuple[float | None, float | None]:
+    return (None, None) if stated is None else (stated.mean, stated.deviation)
 
 
 def _shown(column: StudyColumn, spread: Spread) -> float:
