@@ -80,5 +80,5 @@ def test_a_users_own_study_replaces_that_of_the_package(tmp_path: Path, monkeypa
     assert read_definition(study_file("mine")).title == "A study"
     assert study_file("orl") == folder / "orl.yaml"
     assert read_definition(study_file("detect")).hours < 1
-    with pytest.raises(ValueError, match="no study 'orll'; did you mean orl?"):
+    with pytest.raises(ValueError, match=r"no study 'orll'; did you mean orl\?"):
         study_file("orll")
