@@ -40,9 +40,9 @@ def compare_with(baseline: str, column: StudyColumn, results: Sequence[RowResult
     """Compare every other complete row with the baseline; none where the baseline itself is incomplete."""
     cells = {result.row.name: result.cells[column.title] for result in results}
     base = cells[baseline]
-    if not base.is_complete:
+    if not base.values or not base.is_complete:
         return []
-    rows = [name for name, cell in cells.items() if name != baseline and cell.is_complete]
+    rows = [name for name, cell in cells.items() if name != baseline and cell.values and cell.is_complete]
     raw = [_compare(name, column.title, cells[name], base) for name in rows]
     t_values, flips = (_holm([getattr(one, test) for one in raw]) for test in ("t", "flip"))
     return [

@@ -81,6 +81,7 @@ class StudyRow:
         seeds: of its runs.
         stated: by title of a column.
         values: replace `{NAME}` in the metrics of the columns.
+        only: titles of the columns that mean something for its runs, None for all.
     """
 
     name: str
@@ -88,6 +89,7 @@ class StudyRow:
     seeds: tuple[int, ...]
     stated: Mapping[str, Stated] = field(default_factory=dict)
     values: Mapping[str, str] = field(default_factory=dict)
+    only: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

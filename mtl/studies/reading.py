@@ -102,13 +102,16 @@ def _row(content: Any, columns: Sequence[StudyColumn], words: tuple[str, ...], s
     entry = _mapping(content, "rows")
     name = str(entry.get("name", ""))
     where = f"rows.{name}"
-    _known(entry, ("name", "words", "seeds", "stated", "values"), ("name",), where)
+    _known(entry, ("name", "words", "seeds", "stated", "values", "only"), ("name",), where)
+    only = tuple(map(str, _list(entry["only"], f"{where}.only"))) if "only" in entry else None
+    _among(only or (), [column.title for column in columns], f"{where}.only")
     return StudyRow(
         name,
         (*words, *_words(entry.get("words", []), f"{where}.words")),
         _seeds(entry["seeds"], f"{where}.seeds") if "seeds" in entry else seeds,
         _cells(entry.get("stated", []), columns, f"{where}.stated"),
         {key: str(value) for key, value in _mapping(entry.get("values", {}), f"{where}.values").items()},
+        only,
     )
 
 

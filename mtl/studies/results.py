@@ -23,7 +23,7 @@ class Cell:
 
     Attributes:
         values: by seed, in the unit of the metric; runs that are missing, or that do not define it, have none.
-        expected: number of seeds of the row.
+        expected: number of seeds of the row, 0 where the column means nothing for its runs.
         stated: the number that the study states, None where it states none.
         error: of a single run, where the column names one.
     """
@@ -97,6 +97,8 @@ class _Runs:
 
 
 def _cell(row: StudyRow, column: StudyColumn, runs: Mapping[int, Run], base: Mapping[str, float | None]) -> Cell:
+    if row.only is not None and column.title not in row.only:
+        return Cell({}, 0, None)
     values = {seed: _value(column.metric, row, column, run, base) for seed, run in runs.items()}
     known = {seed: value for seed, value in values.items() if value is not None}
     error = None

@@ -48,7 +48,8 @@ def main_table(
                 entries.append(Entry(f"[{cell.stated.text}]"))
                 brackets = True
                 continue
-            text = UNKNOWN if cell.spread is None else column.writer.write(cell.spread)
+            unknown = UNKNOWN if cell.expected else ""
+            text = unknown if cell.spread is None else column.writer.write(cell.spread)
             entries.append(Entry(text, EMPHASIS.get(marked[column.title].get(result.row.name, ""), "")))
         rows.append(tuple(entries))
     for row in () if quick else definition.published:
@@ -56,7 +57,10 @@ def main_table(
         rows.append((Entry(f"{row.name} ({row.source})"), Entry(""), *map(Entry, cells)))
     title = f"QUICK, at reduced size, not the study itself: {definition.title}" if quick else definition.title
     header = ("run", "n", *(column.title for column in definition.columns))
-    notes = _legend(rows, brackets) + _missing(results) + ([] if quick else list(definition.notes))
+    legend = _legend(rows, brackets)
+    if not any(column.error for column in definition.columns):  # the notes say what ± is there
+        legend.insert(0, "Mean ± sample standard deviation over n seeds.")
+    notes = legend + _missing(results) + ([] if quick else list(definition.notes))
     return TextTable(title, header, tuple(rows), tuple(notes))
 
 
@@ -147,7 +151,7 @@ def _count(result: RowResult) -> str:
 
 def _legend(rows: Iterable[Sequence[Entry]], brackets: bool) -> list[str]:
     emphases = {entry.emphasis for row in rows for entry in row}
-    notes = ["Mean ± sample standard deviation over n seeds."]
+    notes = []
     if STRONG in emphases:
         told = "underlined (in Markdown in italics): not told from it by a t test at the level of .05, after Holm's correction"
         notes.append("Bold: the best of a column" + (f"; {told}." if WEAK in emphases else "."))
