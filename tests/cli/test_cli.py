@@ -59,7 +59,7 @@ def test_help_needs_neither_torch_nor_lightning() -> None:
 def test_an_unknown_command_lists_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trian"]) == 2
     assert (
-        "unknown command 'trian'; choose from train, experiments, report, verify, enrol, recognise, export, latency, compress"
+        "unknown command 'trian'; choose from train, experiments, study, report, verify, enrol, recognise, export, latency, compress"
         in capsys.readouterr().err
     )
 
