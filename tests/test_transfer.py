@@ -27,7 +27,6 @@ from mtl.report.page import write_report
 from mtl.run.build import build_data
 from mtl.run.load import build_start, load_run
 from mtl.run.train import train
-from tests.composing import compose
 from tests.conftest import make_images
 from tests.federation.small_federations import build_federation, initial_state
 from tests.federation.test_backends import FACES, assert_close, model_of, uneven
