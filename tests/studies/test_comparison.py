@@ -74,4 +74,4 @@ def test_one_seed_tells_nothing_apart() -> None:
 
 
 def test_equal_means_are_all_best() -> None:
-    assert marks(COLUMN, [result("a", BASE), result("b", BASE), result("c", NEAR)])["b"] == "best"
+    assert marks(COLUMN, [result("a", ABOVE), result("b", ABOVE), result("c", NEAR)])["b"] == "best"
