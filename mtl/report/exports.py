@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mtl.report.choice import choose
 from mtl.report.groups import Group, read_groups
-from mtl.report.table_files import Entry, TextTable, csv_text, latex, write_text
+from mtl.report.table_files import Entry, TextTable, csv_text, latex, save_text
 from mtl.report.tables import columns_of, comparison_rows
 
 TITLE = "Runs that differ only in their seed: mean ± sample standard deviation over n"
@@ -26,7 +26,7 @@ def write_latex(groups: Sequence[Group], path: Path) -> None:
     columns = columns_of(groups)
     rows = tuple((Entry(row.name), Entry(str(row.num_runs)), *map(Entry, row.cells)) for row in comparison_rows(groups, columns))
     table = TextTable(TITLE, ("run", "n", *(column.title for column in columns)), rows)
-    write_text(path, latex(table, f"tab:{path.stem}"))
+    save_text(path, latex(table, f"tab:{path.stem}"))
 
 
 def write_csv(groups: Sequence[Group], path: Path) -> None:
@@ -38,7 +38,7 @@ def write_csv(groups: Sequence[Group], path: Path) -> None:
         spreads = [group.spread(metric) for metric in metrics]
         pairs = [(None, None) if spread is None else (spread.mean, spread.deviation) for spread in spreads]
         rows.append([group.name, len(group.runs), *(value for pair in pairs for value in pair)])
-    write_text(path, csv_text(header, rows))
+    save_text(path, csv_text(header, rows))
 
 
 def write_frame(groups: Sequence[Group], path: Path) -> None:
@@ -49,4 +49,4 @@ def write_frame(groups: Sequence[Group], path: Path) -> None:
         for run in group.runs
         for metric, value in run.summary.items()
     ]
-    write_text(path, csv_text(("group", "run", "seed", "metric", "value"), rows))
+    save_text(path, csv_text(("group", "run", "seed", "metric", "value"), rows))

@@ -121,7 +121,7 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return text.getvalue()
 
 
-def write_text(path: Path, text: str) -> None:
+def save_text(path: Path, text: str) -> None:
     """Write a whole file, in UTF-8; the folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:

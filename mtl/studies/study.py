@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtl.report.table_files import TextTable, csv_text, latex, markdown, write_text
+from mtl.report.table_files import TextTable, csv_text, latex, markdown, save_text
 from mtl.studies.comparison import Comparison, compare_with, marks, warnings
 from mtl.studies.data_needed import missing_data
 from mtl.studies.figure import write_figure
@@ -136,7 +136,7 @@ class Study:
             "runs.csv": csv_text(header, [[row[name] for name in header] for row in rows]),
         }
         for name, text in texts.items():
-            write_text(folder / name, text)
+            save_text(folder / name, text)
         return [*(folder / name for name in texts), *write_figure(self.definition, results, folder, quick=self.quick)]
 
     def _comparisons(self, results: Sequence[RowResult]) -> list[Comparison]:

@@ -184,6 +184,20 @@ def test_killed_twice_and_extended_it_ends_in_the_numbers_of_an_uninterrupted_st
     )
 
 
+@pytest.mark.slow
+def test_two_processes_share_a_study(study_yaml: Path) -> None:
+    processes = [
+        subprocess.Popen([sys.executable, "-m", "mtl", *command(study_yaml)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    errors = [process.communicate()[1].decode() for process in processes]
+    assert 0 in [process.returncode for process in processes], errors
+    made = {path: path.stat().st_mtime_ns for path in (study_yaml.parent / "runs").glob("*/summary.json")}
+    assert len(made) == 7
+    assert main(command(study_yaml)) == 0
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+
+
 def wait_for_lines(folder: Path, process: "subprocess.Popen[bytes]", part: int) -> None:
     """Until a run is in the middle: some rounds are logged, and it is not the last of the study."""
     end = time.monotonic() + 240
