@@ -26,6 +26,7 @@ from mtl.cli.terminal import console
 from mtl.cli.words import check_booleans, quote, readable
 from mtl.run.config import CONFIG_NAME
 from mtl.run.directory import ERROR, progress
+from mtl.run.experiment_keys import member_words
 from mtl.run.rules import check_rules
 
 MANY = 500  # jobs that start without --yes
@@ -96,7 +97,7 @@ def make_plan(words: Sequence[str], *, many: bool = False) -> Plan:
 def _make_plan(words: list[str], many: bool) -> Plan:
     hydra = GlobalHydra.instance().hydra
     assert hydra is not None
-    master = hydra.compose_config(CONFIG_NAME, words, RunMode.MULTIRUN, with_log_configuration=False)
+    master = hydra.compose_config(CONFIG_NAME, [*words, *member_words(words)], RunMode.MULTIRUN, with_log_configuration=False)
     params = [f"{key}={value}" for key, value in (master.hydra.sweeper.get("params") or {}).items()]
     arguments = [*params, *OmegaConf.to_container(master.hydra.overrides.task)]  # type: ignore[misc]
     sizes = _sizes(arguments)

@@ -15,6 +15,7 @@ from hydra_zen import ZenStore, builds
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mtl.run.experiment_keys import join_experiments, member_words, split_experiment
 from mtl.run.members import DEFAULTS, PARTIAL, WHOLE
 from mtl.run.named_experiments import experiment_files
 from mtl.run.options import convert, nearest
@@ -35,6 +36,7 @@ def register(experiments: Path | None = None) -> Mapping[str, str]:
     Returns:
         By name, the errors of experiments that cannot be read.
     """
+    named = join_experiments()
     store = ZenStore("mtl", overwrite_ok=True)
     for groups, partial in ((WHOLE, False), (PARTIAL, True)):
         for group, members in groups.items():
@@ -50,6 +52,8 @@ def register(experiments: Path | None = None) -> Mapping[str, str]:
             ConfigStore.instance().store(group="experiment", name=name, node=_read_experiment(path), package="_global_")
         except (ValueError, OSError) as error:
             broken[name] = f"{path} cannot be used: {error}"
+    for name in named:
+        split_experiment(name)
     return broken
 
 
@@ -99,6 +103,6 @@ def compose(overrides: Sequence[str] = (), *, experiments: Path | None = None) -
     hydra_state, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
     try:
         with initialize(version_base="1.3", config_path=None):
-            return hydra.compose(CONFIG_NAME, overrides=list(overrides))
+            return hydra.compose(CONFIG_NAME, overrides=[*overrides, *member_words(overrides)])
     finally:
         GlobalHydra.instance().hydra = hydra_state
