@@ -6,13 +6,12 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
 
 import torch
 
 logger = logging.getLogger(__name__)
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-HELD: dict[str, TextIO] = {}  # the locked file of this process's GPU; the lock ends with the process
+HELD: dict[str, int] = {}  # this process's GPU, with the descriptor of a file that is locked until the process ends
 
 
 def visible_gpus() -> list[str]:
@@ -48,17 +47,17 @@ def take_gpu(gpus: Sequence[str], job: int) -> None:
     logger.info("job %d trains on GPU %s", job, *HELD)
 
 
-def _lock(gpu: str) -> TextIO | None:
+def _lock(gpu: str) -> int | None:
     """Lock a GPU against other processes of this user on this machine; None where another has it."""
     if sys.platform == "win32":  # has no flock
         return None
     import fcntl
 
     path = Path(tempfile.gettempdir(), f"mtl-{os.getuid()}-gpu-{gpu.replace('/', '-')}.lock")
-    file = path.open("a", encoding="utf-8")
+    file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.close()
+        os.close(file)
         return None
     return file

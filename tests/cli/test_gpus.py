@@ -1,6 +1,7 @@
 """One GPU a job: which GPU a process takes. No GPU is needed, as nothing is computed on it."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,22 +12,31 @@ from tests.cli.test_sweep import JOBLIB, sweep
 
 
 @pytest.fixture
-def other_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Process":
+def other_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Iterator[Process]":
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv(gpus.VISIBLE, "3,5,GPU-8f")
-    return Process(monkeypatch)
+    process = Process(monkeypatch)
+    yield process
+    process.close()
 
 
 class Process:
     """Makes this process one that has not taken a GPU yet; a lock is of an open file, so what it took before stays taken."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.monkeypatch, self.earlier = monkeypatch, list[dict[str, object]]()
+        self.monkeypatch, self.earlier = monkeypatch, list[dict[str, int]]()
+
+    def start(self) -> None:
+        self.earlier.append({})
+        self.monkeypatch.setattr(gpus, "HELD", self.earlier[-1])
+
+    def close(self) -> None:
+        for held in self.earlier:
+            for descriptor in held.values():
+                os.close(descriptor)
 
     def takes(self, job: int, visible: list[str]) -> str:
-        held: dict[str, object] = {}
-        self.earlier.append(held)
-        self.monkeypatch.setattr(gpus, "HELD", held)
+        self.start()
         gpus.take_gpu(visible, job)
         return os.environ[gpus.VISIBLE]
 
@@ -42,7 +52,7 @@ def test_processes_take_the_gpu_of_their_job_and_never_the_same_while_others_are
     assert other_process.takes(2, visible) == "GPU-8f"  # shared, as none is free
 
 
-def test_without_gpus_the_option_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, class_folders: Path) -> None:
+def test_without_gpus_the_option_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(gpus.VISIBLE, "")
     with pytest.raises(ValueError, match="--gpu-per-job gives each job a GPU, and none is visible"):
         gpus.visible_gpus()
@@ -55,7 +65,7 @@ def test_a_job_says_its_gpu_and_several_devices_are_refused(
     words = sweep(class_folders, folder, "--gpu-per-job", "seed=0")
     assert main([*words, "trainer.devices=2"]) == 2
     assert "--gpu-per-job gives each job one GPU: trainer.devices must be 1, got 2" in capfd.readouterr().err
-    other_process.monkeypatch.setattr(gpus, "HELD", {})
+    other_process.start()
     assert main(words) == 0
     assert "job 0 trains on GPU 3" in next(folder.glob("*/log.txt")).read_text()
 
