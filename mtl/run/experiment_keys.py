@@ -6,6 +6,7 @@ interpolation in its list of defaults), in a single run as in each job of a swee
 that a wrong one is an error. Another member gets those that it has, if their values are of its types.
 """
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -101,18 +102,18 @@ def split_experiment(name: str) -> list[str]:
     for included in _included(whole):
         split_experiment(included)
     store = ConfigStore.instance().store
-    # Hydra changes what it stores.
-    store(group=f"hydra/{ROOM}/{_code(name)}", name="whole", node=whole.copy(), package="_global_")
+    # As a text, since Hydra copies its whole store whenever it composes, and nodes take long.
+    store(group=f"hydra/{ROOM}/{_code(name)}", name="whole", node={"code": _whole_code(name)})
     for place, parts in places.items():
         group, _, package = place.partition("@")
         room = f"hydra/{ROOM}/{_code(name)}/{_code(place)}"
         store(group=room, name=NOTHING, node={}, package="_global_")
-        # Most members take the same: Hydra copies its whole store whenever it composes.
         for variant, taken in {_variant_name(taken): taken for taken in _taken(place, parts)}.items():
             node = OmegaConf.create()
             for part in taken:
                 OmegaConf.update(node, package or group, part.keys, merge=True)
-            node.defaults = [*(dict(entry) for part in taken for entry in part.defaults), "_self_"]
+            if inside := [dict(entry) for part in taken for entry in part.defaults]:
+                node.defaults = [*inside, "_self_"]
             store(group=room, name=variant, node=node, package="_global_")
     rest = whole.copy()
     inside = [dict(entry) for parts in places.values() for part in parts for entry in part.defaults]
@@ -128,16 +129,21 @@ def join_experiments() -> list[str]:
     """Undo `split_experiment` for all; returns their names."""
     names = [_text(code) for code in _room()]
     for name in names:
-        ConfigStore.instance().store(group="experiment", name=name, node=_whole(name), package="_global_")
+        ConfigStore.instance().store(group="experiment", name=name, node=_whole(name).copy(), package="_global_")
     _room().clear()
     return names
 
 
 def _parts(name: str) -> dict[str, list[Part]]:
     """What an experiment, and those that it includes, set under each group; a group inside of another is named as Hydra names it."""
+    return _parts_of(tuple(map(_whole_code, (*_included(_whole(name)), name))))
+
+
+@functools.cache
+def _parts_of(codes: tuple[str, ...]) -> dict[str, list[Part]]:
     parts, said = dict[str, list[Part]](), dict[str, str]()
-    for one in (*_included(_whole(name)), name):
-        _add_parts(_whole(one), parts, said)
+    for code in codes:
+        _add_parts(_parse(code), parts, said)
     return parts
 
 
@@ -240,9 +246,20 @@ def _flat(values: Iterable[Any]) -> Iterator[Any]:
 
 def _whole(name: str) -> DictConfig:
     """An experiment as its file has it."""
+    return _parse(_whole_code(name))
+
+
+def _whole_code(name: str) -> str:
     if _code(name) in _room():
-        return _node(f"hydra/{ROOM}/{_code(name)}/whole")
-    return _node(f"experiment/{name}")
+        return str(_node(f"hydra/{ROOM}/{_code(name)}/whole").code)
+    return _code(OmegaConf.to_yaml(_node(f"experiment/{name}")))
+
+
+@functools.cache
+def _parse(code: str) -> DictConfig:
+    node = OmegaConf.create(_text(code))
+    assert isinstance(node, DictConfig)
+    return node
 
 
 def _node(path: str) -> DictConfig:
@@ -260,7 +277,7 @@ def _room() -> dict[str, Any]:
 
 
 def _code(text: str) -> str:
-    """A name that Hydra's grammar takes, whatever the file is called."""
+    """A text in letters that Hydra's grammar takes."""
     return f"x{text.encode().hex()}"
 
 
