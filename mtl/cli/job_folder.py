@@ -31,10 +31,13 @@ class Sweep(Callback):
         keys: what is swept.
         twins: numbers of the jobs that would train the run of an earlier one.
         token: name of the folder of the sweep's records, None where no sweep runs.
+        gpus: GPUs of which each process takes one, none where all see all.
     """
 
-    def __init__(self, keys: Sequence[str] = (), twins: Sequence[int] = (), token: str | None = None) -> None:
-        self.keys, self.twins, self.token = tuple(keys), tuple(twins), token
+    def __init__(
+        self, keys: Sequence[str] = (), twins: Sequence[int] = (), token: str | None = None, gpus: Sequence[str] = ()
+    ) -> None:
+        self.keys, self.twins, self.token, self.gpus = tuple(keys), tuple(twins), token, tuple(gpus)
 
 
 def task_config(config: DictConfig) -> DictConfig:

@@ -25,6 +25,7 @@ from mtl.cli.terminal import console
 from mtl.cli.words import check_booleans, quote, readable
 from mtl.run.config import CONFIG_NAME, hydra_with_groups
 from mtl.run.directory import ERROR, progress
+from mtl.run.experiment_keys import member_words
 from mtl.run.named_experiments import experiments_folder
 from mtl.run.rules import check_rules
 
@@ -94,7 +95,8 @@ def make_plan(words: Sequence[str], *, many: bool = False) -> Plan:
 
 
 def _make_plan(hydra: Hydra, words: list[str], many: bool) -> Plan:
-    master = hydra.compose_config(CONFIG_NAME, [*words, MODE], RunMode.MULTIRUN, with_log_configuration=False)
+    every = [*words, *member_words(words), MODE]
+    master = hydra.compose_config(CONFIG_NAME, every, RunMode.MULTIRUN, with_log_configuration=False)
     params = [f"{key}={value}" for key, value in (master.hydra.sweeper.get("params") or {}).items()]
     arguments = [*params, *OmegaConf.to_container(master.hydra.overrides.task)]  # type: ignore[misc]
     sizes = _sizes(arguments)

@@ -18,6 +18,7 @@ from hydra_zen import ZenStore, builds
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from mtl.run.experiment_keys import join_experiments, member_words, split_experiment
 from mtl.run.members import DEFAULTS, PARTIAL, WHOLE
 from mtl.run.named_experiments import experiment_files
 from mtl.run.options import convert, nearest
@@ -40,6 +41,7 @@ def register(experiments: Path | None = None) -> Mapping[str, str]:
     """
     # Hydra copies its sources for every configuration. The store, which it does not change, is by far the largest part of them.
     ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
+    named = join_experiments()
     store = ZenStore("mtl", overwrite_ok=True)
     for groups, partial in ((WHOLE, False), (PARTIAL, True)):
         for group, members in groups.items():
@@ -55,6 +57,8 @@ def register(experiments: Path | None = None) -> Mapping[str, str]:
             ConfigStore.instance().store(group="experiment", name=name, node=_read_experiment(path), package="_global_")
         except (ValueError, OSError) as error:
             broken[name] = f"{path} cannot be used: {error}"
+    for name in named:
+        split_experiment(name)
     return broken
 
 
@@ -118,7 +122,7 @@ def compose(overrides: Sequence[str] = (), *, experiments: Path | None = None) -
         experiments: a folder of named experiments, in addition to those of the package.
     """
     with hydra_with_groups(experiments) as hydra:
-        config = hydra.compose_config(CONFIG_NAME, list(overrides), RunMode.RUN, from_shell=False)
+        config = hydra.compose_config(CONFIG_NAME, [*overrides, *member_words(overrides)], RunMode.RUN, from_shell=False)
     with open_dict(config):
         del config["hydra"]
     return config

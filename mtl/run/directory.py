@@ -15,6 +15,7 @@ from typing import Any, TextIO
 import yaml
 
 from mtl.base.files import atomic_write, naming
+from mtl.base.types import InUse
 from mtl.run.identity import REPORTING, differences, identity, identity_with_files, needs_rounds
 
 logger = logging.getLogger(__name__)
@@ -23,10 +24,6 @@ LOG, ERROR = "log.txt", "error.txt"  # what was logged; why the run failed, as l
 LEFTOVERS = (LOCK, LOG, ERROR)  # what a start that failed leaves behind
 PATIENCE = 5  # times that a lock is tried, .02 s apart: `holder` takes it for an instant
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
-
-
-class InUse(ValueError):
-    """Another process works in the run directory."""
 
 
 @contextlib.contextmanager

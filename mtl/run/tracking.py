@@ -240,8 +240,9 @@ def _has_account() -> bool:
 
 
 def _wandb_id(run_dir: Path) -> str:
-    """The id of the run at W&B, which stays the same after a resume."""
+    """The id of the run at W&B, which stays the same after a resume; `wandb agent` says that of a run of its sweep."""
     file = run_dir / "wandb.json"
     if not file.exists():
-        write_json(file, {"id": secrets.token_hex(4)})
+        of_agent = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+        write_json(file, {"id": of_agent or secrets.token_hex(4)})
     return str(json.loads(file.read_text(encoding="utf-8"))["id"])

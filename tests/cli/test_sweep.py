@@ -180,6 +180,21 @@ def test_a_job_of_another_process_is_left_to_it(class_folders: Path, tmp_path: P
     assert not (taken / "summary.json").exists()
 
 
+@pytest.mark.slow
+def test_a_job_that_another_process_takes_first_is_left_to_it_by_ranks_too(
+    class_folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = sweep(class_folders, tmp_path / "grid", "trainer.devices=2", "seed=0")
+    assert main(words) == 0
+    (summary,) = (tmp_path / "grid").glob("*/summary.json")
+    summary.unlink()
+    capfd.readouterr()
+    monkeypatch.setattr("mtl.cli.job.holder", lambda _: None)  # the other process came between this look and the start
+    with locked(summary.parent):
+        assert main(words) == 0
+    assert outcomes(capfd.readouterr().out) == ["in use"]
+
+
 def test_a_dry_run_prints_the_jobs_and_makes_nothing(
     class_folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
