@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from mtl.federation.algorithms.local_adamw import LocalAdamW
 from omegaconf import DictConfig
 
 import mtl
 from mtl.balancing.cagrad import CAGrad
 from mtl.balancing.weighting import Equal
 from mtl.federation.algorithms.fednova import fednova
+from mtl.federation.algorithms.local_adam import LocalAdamW
 from mtl.federation.algorithms.local_sgd import LocalSGD
 from mtl.federation.algorithms.scaffold import scaffold
 from mtl.federation.server import mean
