@@ -16,6 +16,7 @@ import yaml
 
 from mtl.base.files import atomic_write, naming, read_yaml
 from mtl.base.same_run import REPORTING, ROUNDING, identity_with_files
+from mtl.base.types import InUse
 from mtl.run.identity import differences, identity, needs_rounds
 
 logger = logging.getLogger(__name__)
@@ -25,10 +26,6 @@ RECORD = "wandb.json"  # the id at W&B, and whether the record there still lacks
 LEFTOVERS = (LOCK, LOG, ERROR)  # what a start that failed leaves behind
 PATIENCE = 5  # times that a lock is tried, .02 s apart: `holder` takes it for an instant
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
-
-
-class InUse(ValueError):
-    """Another process works in the run directory."""
 
 
 @contextlib.contextmanager

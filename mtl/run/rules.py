@@ -10,13 +10,16 @@ from hydra_zen import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from mtl.balancing.weighting import Equal
-from mtl.federation.algorithms.local_sgd import LocalSGD
+from mtl.federation.aggregators.weighted_mean import WeightedMean
+from mtl.federation.algorithms.contract import ClientAlgorithm
+from mtl.federation.algorithms.local_optimizer import LocalOptimizer
+from mtl.federation.algorithms.scaffold import ControlledAtReceived
 from mtl.federation.server_steps.distil_ensemble import DistilEnsemble
 from mtl.federation.server_steps.spread_heads import SpreadHeads
 from mtl.losses.by_kind import ByKind
 from mtl.models.heads import FixedCodes
 from mtl.models.peers import peers
-from mtl.run.build import resolve_keep
+from mtl.run.build import build_algorithm, resolve_keep
 from mtl.run.config import check_keys
 from mtl.run.objects import given
 from mtl.run.options import check_options
@@ -28,7 +31,18 @@ POOLED = ("centralised", "detection")
 PRECISIONS = ("32-true", "bf16-mixed")
 # Groups whose members can be built without data and model.
 PLAIN = (
-    *("augmentation", "normalise", "scene_augmentation", "detection", "work", "client", "transfer", "balancer", "schedule"),
+    *(
+        "augmentation",
+        "normalise",
+        "scene_augmentation",
+        "detection",
+        "work",
+        "client",
+        "transfer",
+        "balancer",
+        "schedule",
+        "algorithm",
+    ),
     *("sampling", "fleet", "widths", "distil", "prune"),
 )
 AT_LEAST_ONE = (
@@ -57,6 +71,8 @@ def _choices(config: DictConfig) -> Iterator[str]:
     for name, allowed in choices.items():
         if (value := OmegaConf.select(config, name)) not in allowed:
             yield f"{name} must be one of {', '.join(allowed)}, got {value}"
+    if not isinstance(config.write_report, bool) and config.write_report != "auto":
+        yield f"write_report must be auto, true or false, got {config.write_report}"
     for name in AT_LEAST_ONE:
         if (value := OmegaConf.select(config, name)) is not None and value < 1:
             yield f"{name} must be >= 1, got {value}"
@@ -69,12 +85,34 @@ def _processes(config: DictConfig) -> Iterator[str]:
 
 
 def _client(config: DictConfig) -> Iterator[str]:
-    if isinstance(instantiate(config.client), LocalSGD):
+    if config.transfer.decay != 1 and not isinstance(instantiate(config.client), LocalOptimizer):
+        yield (
+            "transfer.decay needs a client whose learning rate it can scale by parameter (sgd, adam, adamw), got client "
+            f"{_member(config.client)}"
+        )
+
+
+def _algorithm(config: DictConfig) -> Iterator[str]:
+    """Federated algorithms other than FedAvg."""
+    algorithm, optimizer = build_algorithm(config), instantiate(config.client)
+    server, name = algorithm.server, f"algorithm={_member(config.algorithm)}"
+    if type(algorithm.client) is ClientAlgorithm and not server.needs_mean:
         return
-    if config.mode == "detection":
-        yield f"mode=detection trains by AdamW with the options of client=sgd, got client {_member(config.client)}"
-    if config.transfer.decay != 1:
-        yield f"transfer.decay needs client=sgd, whose learning rate it scales by parameter, got client {_member(config.client)}"
+    if config.mode != "federated" or config.keep == "all":
+        yield f"{name} needs mode=federated and keep=nothing or heads, got mode={config.mode} keep={config.keep}"
+    if isinstance(algorithm.client, ControlledAtReceived) and config.keep == "heads":
+        yield f"{name} algorithm.option=I needs keep=nothing, as it computes gradients at the received model; got heads"
+    if server.needs_sgd and not getattr(optimizer, "is_sgd", False):
+        yield f"{name} reads gradients out of the updates of SGD: client must be sgd, got {_member(config.client)}"
+    elif server.needs_sgd and optimizer.clip is not None:
+        yield f"{name} reads gradients out of the updates, which clipping changes: client.clip must be null, got {optimizer.clip}"
+    if not server.needs_mean:
+        return
+    aggregator = _aggregator(config)
+    if aggregator is not None and not isinstance(aggregator, WeightedMean):
+        yield f"{name} needs the weighted mean of the updates: server.balancer must be null, got {type(aggregator).__name__}"
+    if len(config.widths.levels) > 1 or _is(config.trunk, peers):
+        yield f"{name} needs clients that train the whole model: widths=whole, and not trunk=peers"
 
 
 def _views(config: DictConfig) -> Iterator[str]:
@@ -191,6 +229,7 @@ RULES: tuple[Callable[[DictConfig], Iterator[str]], ...] = (
     _choices,
     _processes,
     _client,
+    _algorithm,
     _views,
     _start,
     _source,
@@ -215,6 +254,13 @@ def _has_step(config: DictConfig, member: str, step: type) -> bool:
     if _is(config.server, given):
         return any(isinstance(options, step) for options in instantiate(config.server).options)
     return _member(config.server) == member
+
+
+def _aggregator(config: DictConfig) -> Any:
+    """The server's aggregator; None where it is the mean, as in all members without a balancer."""
+    if _is(config.server, given):
+        return instantiate(config.server).aggregator
+    return instantiate(config.server.balancer)
 
 
 def _remembers_gradients(config: DictConfig) -> str | None:

@@ -146,7 +146,7 @@ def top_level() -> Any:
             "run": {"dir": "${output_dir}"},
             "sweep": {"dir": "${output_dir}", "subdir": "${run_folder:}"},
             "output_subdir": None,
-            "callbacks": {"sweep": {"_target_": "mtl.cli.job_folder.Sweep", "keys": [], "twins": [], "token": None}},
+            "callbacks": {"sweep": {"_target_": "mtl.cli.job_folder.Sweep", "keys": [], "twins": [], "token": None, "gpus": []}},
             "help": {"app_name": "mtl train"},
         },
     )
