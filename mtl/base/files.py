@@ -46,7 +46,12 @@ def write_json(path: Path, content: Any) -> None:
 
 def read_yaml(path: Path) -> Any:
     """Read a YAML file; raises `yaml.YAMLError` or UnicodeDecodeError where it is damaged."""
-    return yaml.load(path.read_text(encoding="utf-8"), YAML_LOADER)
+    return parse_yaml(path.read_text(encoding="utf-8"))
+
+
+def parse_yaml(text: str) -> Any:
+    """Read YAML; raises `yaml.YAMLError`."""
+    return yaml.load(text, YAML_LOADER)
 
 
 def write_arrays(path: Path, **arrays: Any) -> None:

@@ -145,7 +145,8 @@ def read_metrics(path: Path) -> tuple[dict[str, dict[int, float]], int]:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     for line in lines:
         # A line without its end is torn even where it parses: 0.4 may have been 0.4123.
-        fields = next(csv.reader([line])) if line.endswith("\n") else []
+        whole, quoted = line.endswith("\n"), '"' in line
+        fields = (next(csv.reader([line])) if quoted else line.rstrip("\r\n").split(",")) if whole else []
         if fields == ["round", "metric", "value"] or line.isspace():
             continue
         try:

@@ -4,6 +4,7 @@ Only `config.yaml` is required. Any other file may be missing or torn: what can 
 could not, so that a table never shows an absent number as a zero.
 """
 
+import functools
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from mtl.base.files import read_yaml
+from mtl.base.files import parse_yaml
 from mtl.report.run_files import (
     Conflict,
     Detections,
@@ -182,9 +183,13 @@ def read_run(path: Path, *, arrays: bool = True) -> Run:
     )
 
 
+# The page and the table of a report read the same files one after the other.
+_parse = functools.lru_cache(maxsize=1024)(parse_yaml)
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = read_yaml(path)
+        config = _parse(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ValueError(f"{path} must be a YAML mapping, got {type(error).__name__}: {error}") from error
     if not isinstance(config, dict):
