@@ -63,12 +63,12 @@ RUNS: dict[str, str] = {
     "keep_all": f"{LINEAR} keep=all {CLIENTS} balancer=dwa",
     "platt": f"{LINEAR} fusion=platt partition=shards partition.num_clients=3 assignment=overlapping engine.backend=vmap",
     # Servers.
-    "fedavgm": f"{PLAIN} server=fedavgm server.weighting=clients server.learning_rate=.7 partition=quantity_skew assignment=all",
+    "fedavgm": f"{PLAIN} algorithm=fedavgm server.weighting=clients algorithm.learning_rate=.7 partition=quantity_skew assignment=all",
     "fedaws": f"{PLAIN} server=fedaws heads=linear loss=bce",
-    "feddf": f"{PICTURES} {CLASSIC} server=feddf server.steps=3 server.num_images=20 server.momentum=.5 sampling.dropout=.3",
+    "feddf": f"{PICTURES} {CLASSIC} server=feddf server.steps=3 server.num_images=20 algorithm.momentum=.5 sampling.dropout=.3",
     "feddf_images": f"{LINEAR} {CLIENTS} server=feddf +data@server.images=folder server.images.root=<others> "
     "server.images.image_size=[16,16] server.images.grey=true server.steps=3 server.num_images=20 engine.backend=vmap",
-    "conflict_averse": f"{PLAIN} server=conflict_averse server.momentum=.5 {CLIENTS}",
+    "conflict_averse": f"{PLAIN} server=conflict_averse algorithm.momentum=.5 {CLIENTS}",
     "server_upgrad": f"{PLAIN} server=conflict_averse balancer@server.balancer=upgrad {CLIENTS} engine.backend=vmap keep=heads",
     # Clients, schedules, who takes part.
     "client_options": f"{PLAIN} client.momentum=0 client.weight_decay=.01 client.head_scale=1 schedule=linear schedule.warmup=1",
@@ -80,7 +80,7 @@ RUNS: dict[str, str] = {
     "fleet_shrinks": f"{PICTURES} {CLASSIC} {CLIENTS} fleet=mix fleet.mix={{large:1,little:3}} fleet.memory=shrink widths=levels "
     f"widths.levels=[1,.5] fleet.profiles={{large:{{{DEVICE},memory_bytes:200000}},little:{{{DEVICE},memory_bytes:72000}}}}",
     "widths": f"{PICTURES} {CLASSIC} widths=levels widths.shares=[1,1,1] partition=iid partition.num_clients=3 assignment=all "
-    "server=fedavgm sampling.dropout=.3",
+    "algorithm=fedavgm sampling.dropout=.3",
     "widths_stacked": f"{PLAIN} {CLIENTS} widths=levels widths.levels=[1,.5] widths.shares=[2,2] widths.scale=false keep=heads "
     "balancer=famo engine.backend=vmap trunk.groups=2",
     "peers": f"{PICTURES} {TRUNKS} trunk.shares={{plain:1,light:2}} partition.num_clients=3 server=feddf server.steps=3 "
@@ -122,7 +122,7 @@ RUNS: dict[str, str] = {
     "features_stacked": f"{PICTURES} {DEEPER} weights=<deeper> transfer=features transfer.cache=true augmentation=none mirror=false "
     "engine.backend=vmap engine.block=2",
     "deeper": f"{PICTURES} {DEEPER} data.root=<others>",
-    "unfreezing": f"{PICTURES} {DEEPER} weights=<deeper> transfer=parameters transfer.unfreeze_every=1 server=fedavgm",
+    "unfreezing": f"{PICTURES} {DEEPER} weights=<deeper> transfer=parameters transfer.unfreeze_every=1 algorithm=fedavgm",
     "relations": f"{PICTURES} {DEEPER} weights=<deeper> transfer=relations",
     "instances": f"{PICTURES} {DEEPER} weights=<deeper> transfer=instances transfer.source=<deeper> transfer.ratio=.5 "
     "transfer.disjoint=true keep=heads engine.backend=vmap",

@@ -6,13 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
 
-from experiments.transfer_table import transfer_name
 from mtl.data.client_batches import LocalWork
 from mtl.data.transforms import Normalise
 from mtl.edge.distil import angles, distances
+from mtl.federation.algorithms.fedavg import fedavg
 from mtl.federation.algorithms.local_sgd import LocalSGD
 from mtl.federation.clients.contract import Training
 from mtl.federation.clients.loop import LoopBackend
@@ -21,13 +20,11 @@ from mtl.federation.layout import is_head
 from mtl.federation.objective import Objective
 from mtl.federation.round import State, run_round
 from mtl.federation.schedule import Schedule
-from mtl.federation.server import fedavg
 from mtl.learning.checkpoints import read_checkpoint
 from mtl.losses.pairs import TaskCounts
 from mtl.models.transfer import Transfer
 from mtl.report.page import write_report
 from mtl.run.build import build_data
-from mtl.run.config import compose
 from mtl.run.load import build_start, load_run
 from mtl.run.train import train
 from tests.conftest import make_images
@@ -45,8 +42,8 @@ def rounds_of(make: Any, keep: str, transfer: Transfer, *, rounds: int = 4) -> t
     client = LocalSGD(learning_rate=0.02, scales=transfer.scales(model))
     training = Training(model, Objective(FACES, Normalise()), client, LocalWork(batch_size=3), 0)
     frozen = transfer.schedule(model)
-    server = fedavg(momentum=0.5)
-    federation = build_federation(data, training, make, schedule=Schedule(), server=server, keep=keep, frozen=frozen)
+    algorithm = fedavg(momentum=0.5)
+    federation = build_federation(data, training, make, schedule=Schedule(), algorithm=algorithm, keep=keep, frozen=frozen)
     states = [initial_state(federation)]
     sent, received = [], []
     for r in range(rounds):
@@ -105,7 +102,7 @@ def test_a_resumed_run_unfreezes_as_one_never_interrupted(class_folders: Path, t
         "transfer=parameters",
         "transfer.unfreeze_every=2",
         "rounds=6",
-        "server=fedavgm",
+        "algorithm=fedavgm",
         *TWO_STAGES,
     )
     whole = train(config, tmp_path / "whole")
@@ -337,18 +334,3 @@ def test_what_transfer_lacks_is_said(
     with pytest.raises(Exception, match=message):
         train(small(class_folders, *weights, *words), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("overrides", "name"),
-    [
-        (["weights=null"], "none"),
-        (["transfer=none"], "the start alone"),
-        *(([f"transfer={kind}"], kind) for kind in ("parameters", "features", "relations")),
-        ([*ALONG, "transfer.source=y"], "instances"),
-        ([*ALONG, "transfer.source=y", "transfer.trained=1"], "instances, features"),
-    ],
-)
-def test_each_kind_of_transfer_has_its_row(overrides: list[str], name: str) -> None:
-    config = compose([*([] if "weights=null" in overrides else ["weights=x"]), *overrides])
-    assert transfer_name(OmegaConf.to_container(config)) == name  # type: ignore[arg-type]

@@ -25,9 +25,9 @@ from mtl.cli.run_log import is_first_rank, logged, remove_error, write_error
 from mtl.cli.run_sweep import run_sweep
 from mtl.cli.sweep import Plan, make_plan, show_configs, show_plan
 from mtl.cli.terminal import fail
-from mtl.cli.words import GPU_PER_JOB, SWEEP_FLAGS, SWEEPS, check_booleans, quote, readable, split_flags
+from mtl.cli.words import GPU_PER_JOB, SWEEPS, check_booleans, quote, readable, split_flags
 from mtl.metrics.scores import Summary
-from mtl.run.config import CONFIG_NAME, check_name, register
+from mtl.run.config import CONFIG_NAME, check_name, hydra_with_groups, register
 from mtl.run.environment import COMMAND
 from mtl.run.experiment_keys import left_out, member_words
 from mtl.run.named_experiments import experiments_folder
@@ -58,9 +58,7 @@ def launch(words: list[str]) -> int:
         if name in broken:
             return fail(broken[name])
     try:
-        if sweep:
-            return _sweep(flags, words)
-        _hydra(flags, words)
+        return _sweep(flags, words) if sweep else _single(flags, words)
     except SystemExit as end:  # Hydra's own flags, as --help, end this way
         return end.code if isinstance(end.code, int) else 0
     except BrokenPipeError:
@@ -71,13 +69,18 @@ def launch(words: list[str]) -> int:
         return _end(failed.error, words, failed.run_dir)
     except EXPECTED as error:
         return _end(error, words)
+
+
+def _single(flags: list[str], words: list[str]) -> int:
+    """Start one run, or let Hydra print what its flags say; returns the exit code."""
+    words = [*words, *member_words(words)]
+    if set(flags) - {"-r", "--run"}:
+        sys.argv = ["mtl train", *flags, *words]
+        hydra.main(version_base="1.3", config_path=None, config_name=CONFIG_NAME)(_run)()
+    else:
+        with hydra_with_groups(experiments_folder()) as running:
+            running.run(CONFIG_NAME, _run, words)
     return 0
-
-
-def _hydra(flags: list[str], words: list[str]) -> None:
-    """Let Hydra make the configuration of a run, or of each of a sweep, and call `_run`."""
-    sys.argv = ["mtl train", *flags, *words, *member_words(words)]
-    hydra.main(version_base="1.3", config_path=None, config_name=CONFIG_NAME)(_run)()
 
 
 def _sweep(flags: list[str], words: list[str]) -> int:
@@ -91,11 +94,10 @@ def _sweep(flags: list[str], words: list[str]) -> int:
     if "--dry-run" in flags:
         show_plan(plan)
         return 0
-    words = [*plan.words]
     if GPU_PER_JOB in flags:
-        words.append(f"hydra.callbacks.sweep.gpus=[{','.join(map(quote, _gpus(plan)))}]")
-        plan = replace(plan, user_words=[GPU_PER_JOB, *plan.user_words])
-    return run_sweep(plan, lambda: _hydra([flag for flag in flags if flag not in SWEEP_FLAGS], words))
+        word = f"hydra.callbacks.sweep.gpus=[{','.join(map(quote, _gpus(plan)))}]"
+        plan = replace(plan, words=[*plan.words, word], user_words=[GPU_PER_JOB, *plan.user_words])
+    return run_sweep(plan, _run)
 
 
 def _gpus(plan: Plan) -> list[str]:

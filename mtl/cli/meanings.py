@@ -23,7 +23,8 @@ GROUPS = {
     "sampling": "which clients take part in a round",
     "fleet": "which device each client is, for modelled time, energy and memory",
     "widths": "whether some clients train a narrower model",
-    "server": "how the server makes a new model of the clients' updates",
+    "algorithm": "the federated algorithm: what clients do besides their optimiser's steps, and how the server moves the model",
+    "server": "how the clients' updates become one, and what the server does after that",
     "distil": "how a smaller model learns from a trained one; acts only where distil.teacher is given",
     "prune": "whether weights or channels of the model are removed",
     "scenes": "pictures with faces and their boxes; for mode=detection and data=scene_faces",
@@ -107,9 +108,12 @@ PRESETS = {
         "whole": "All clients train the whole model.",
         "levels": "Clients train the whole, half or a quarter of the channels of every hidden layer (HeteroFL, Diao et al. 2021).",
     },
-    "server": {
-        "fedavg": "FedAvg (McMahan et al. 2017): the weighted mean of the clients' updates.",
+    "algorithm": {
+        "fedavg": "FedAvg (McMahan et al. 2017): the model moves by the mean of the clients' updates.",
         "fedavgm": "FedAvgM (Hsu et al. 2019): FedAvg with momentum at the server.",
+    },
+    "server": {
+        "mean": "The weighted mean of the clients' updates.",
         "conflict_averse": "Clients' updates are combined by a balancer, CAGrad unless another is chosen.",
     },
     "distil": {

@@ -20,6 +20,7 @@ class Cohort:
         clients: the K of them whose updates arrive.
         tasks: bool [K, T], the subtasks that each of these trains.
         sizes: training images of each, K numbers.
+        steps: local steps of each, K numbers.
         samples: float64 [K], images that each sees in the round; an image counts as often as it is seen.
         seconds: modelled duration of the round, 0 without a fleet.
         joules: modelled energy of the round, 0 without a fleet.
@@ -30,6 +31,7 @@ class Cohort:
     clients: list[int]
     tasks: Tensor
     sizes: list[int]
+    steps: list[int]
     samples: Tensor
     seconds: float = 0.0
     joules: float = 0.0
@@ -49,6 +51,7 @@ class Orders:
         views: the part of the model that each client trains.
         slots: the slots that a client without state of its own starts from.
         travelling: the parameters that are sent to the clients and back in this round.
+        broadcast: further slots that are sent to the clients.
         frozen: names of the parameters that are not trained in this round.
         learning_rate: the clients' learning rate in this round.
         progress: share of the run's training that is done, 0 to 1.
@@ -59,6 +62,7 @@ class Orders:
     views: Views
     slots: Slots
     travelling: Params
+    broadcast: Slots
     frozen: frozenset[str]
     learning_rate: float
     progress: float

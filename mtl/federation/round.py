@@ -10,6 +10,7 @@ from torch import Tensor
 from mtl.base.types import Diverged, Params, Slots
 from mtl.data.federated_data import FederatedData
 from mtl.federation.aggregators.contract import Update
+from mtl.federation.algorithms.contract import RECEIVED
 from mtl.federation.clients.bank import Bank, ClientStates
 from mtl.federation.clients.contract import Backend, Block, CohortJob, Training
 from mtl.federation.collectors import Collector, Conflict, Report, all_sums, mean_losses
@@ -88,13 +89,15 @@ class Federation:
     def orders(self, state: State, cohort: Cohort) -> Orders:
         """Return what the server sends to a cohort, and how the cohort trains."""
         round, training = cohort.round, self.training
+        travelling = self.layout.travelling(state.params, round)
         return Orders(
             cohort=cohort,
             views=self.population.views,
-            slots=training.slots(state.params, self.data.num_tasks),
-            travelling=self.layout.travelling(state.params, round),
+            slots=training.slots(state.params, self.data.num_tasks, self.layout),
+            travelling=travelling,
+            broadcast=self.server.algorithm.broadcast(state.server, travelling),
             frozen=self.layout.frozen(round),
-            learning_rate=training.algorithm.learning_rate * self.schedule.factor(round, self.num_rounds),
+            learning_rate=training.optimizer.learning_rate * self.schedule.factor(round, self.num_rounds),
             progress=round / self.num_rounds,
             seed=training.seed,
         )
@@ -102,7 +105,7 @@ class Federation:
     def collectors(self, orders: Orders, bank: Bank) -> Collected:
         """Return the empty collectors of one round."""
         return Collected(
-            update=self.server.aggregator.collect(orders),
+            update=self.server.collect(orders),
             report=Report(orders),
             client_states=ClientStates(bank.client_slots(orders.slots), orders.cohort.tasks),
             steps=[step.collect(orders) for step in self.server.steps],
@@ -111,11 +114,13 @@ class Federation:
 
     def train(self, orders: Orders, bank: Bank, ranks: Ranks) -> Iterator[tuple[Block, Tensor]]:
         """Train this rank's share of the cohort; yield blocks of clients with their positions in the cohort, int64 [K]."""
-        cohort = orders.cohort
+        cohort, slots = orders.cohort, orders.slots | orders.broadcast
+        if RECEIVED in self.training.client.reads:
+            slots = slots | {RECEIVED: orders.travelling}
         job = CohortJob(
             clients=[cohort.clients[place] for place in ranks.share(cohort.samples.tolist())],
             round=cohort.round,
-            start=lambda clients: bank.load(clients, orders.slots),
+            start=lambda clients: bank.load(clients, slots),
             learning_rate=orders.learning_rate,
             progress=orders.progress,
             frozen=orders.frozen,
@@ -135,8 +140,8 @@ class RoundLog:
         finite: bool [K], whether loss and update of each client are finite; on the compute device.
         learning_rate: the clients' learning rate.
         num_samples: images seen by all clients.
-        bytes_up: bytes that the clients sent.
-        bytes_down: bytes that were sent to the clients.
+        up: bytes that the clients sent, by slot.
+        down: bytes that were sent to the clients, by slot.
         samples_of_views: see `Views.samples`.
         extra: results of further collectors, by name.
     """
@@ -147,15 +152,27 @@ class RoundLog:
     finite: Tensor
     learning_rate: float
     num_samples: int
-    bytes_up: int
-    bytes_down: int
+    up: dict[str, int]
+    down: dict[str, int]
     samples_of_views: dict[str, int]
     extra: dict[str, Tensor]
+
+    @property
+    def bytes_up(self) -> int:
+        """Bytes that the clients sent."""
+        return sum(self.up.values())
+
+    @property
+    def bytes_down(self) -> int:
+        """Bytes that were sent to the clients."""
+        return sum(self.down.values())
 
     @classmethod
     def of(cls, fed: Federation, orders: Orders, collected: Collected) -> "RoundLog":
         """Return the log of a round from its collectors, which must be summed over the ranks."""
-        cohort, views, assignment = orders.cohort, orders.views, fed.data.assignment
+        cohort, views, assignment, travelling = orders.cohort, orders.views, fed.data.assignment, orders.travelling
+        up: Slots = {"params": travelling} | dict.fromkeys(fed.training.client.sends, travelling)
+        down = {"params": travelling} | orders.broadcast
         return cls(
             cohort=cohort,
             losses=mean_losses(collected.report.losses, cohort.tasks, cohort.samples),
@@ -163,8 +180,8 @@ class RoundLog:
             finite=collected.report.health.isfinite(),
             learning_rate=orders.learning_rate,
             num_samples=int(cohort.samples.sum()),
-            bytes_up=views.message_bytes(orders.travelling, assignment, cohort.clients),
-            bytes_down=views.message_bytes(orders.travelling, assignment, cohort.drawn),
+            up={slot: views.message_bytes(sent, assignment, cohort.clients) for slot, sent in up.items()},
+            down={slot: views.message_bytes(sent, assignment, cohort.drawn) for slot, sent in down.items()},
             samples_of_views=views.samples(cohort.clients, [int(count) for count in cohort.samples.tolist()]),
             extra={name: collector.pairs for name, collector in collected.extra.items()},
         )

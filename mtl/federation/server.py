@@ -1,7 +1,7 @@
 """The server: it aggregates the updates, applies them with its algorithm, and then runs its server steps."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -12,7 +12,8 @@ from mtl.base.types import Params, Slots
 from mtl.federation.aggregators.conflict_averse import ConflictAverse
 from mtl.federation.aggregators.contract import Aggregator, Update
 from mtl.federation.aggregators.weighted_mean import WeightedMean
-from mtl.federation.algorithms.contract import ClientAlgorithm
+from mtl.federation.algorithms.algorithm import ServerAlgorithm
+from mtl.federation.algorithms.contract import Optimizer
 from mtl.federation.algorithms.fedavg import FedAvg
 from mtl.federation.collectors import Collector
 from mtl.federation.layout import Layout
@@ -22,38 +23,32 @@ from mtl.federation.population.views import Views
 
 
 @dataclass(frozen=True)
-class StepContext:
-    """What a server step may read of a run before the first round.
+class RunContext:
+    """What the server may read of a run before the first round.
 
     Attributes:
         views: the parts of the model that the clients train.
         layout: which parameters travel.
         params: parameters of the global model.
         objective: the clients' objective.
-        algorithm: the clients' algorithm.
+        optimizer: the clients' optimiser.
         image_shape: (c, height, width) of stored images.
         pixels: type of stored images.
         seed: seed of the run.
+        sizes: training images of each client, C numbers.
+        assignment: bool [C, T], the subtasks that each client trains.
     """
 
     views: Views
     layout: Layout
     params: Params
     objective: Objective
-    algorithm: ClientAlgorithm
+    optimizer: Optimizer
     image_shape: tuple[int, int, int]
     pixels: torch.dtype
     seed: int
-
-
-class ServerAlgorithm(Protocol):
-    """How the direction that the aggregator makes moves the global model."""
-
-    def init(self, params: Params, layout: Layout) -> Slots:
-        """The state before the first round; its slot `params` is the global model."""
-
-    def apply(self, state: Slots, travelling: Params, update: Update) -> Slots:
-        """The state after a round; what was given is left as it is. travelling: the parameters that were sent in it."""
+    sizes: Sequence[int]
+    assignment: Tensor
 
 
 class ServerStep(Protocol):
@@ -79,7 +74,7 @@ class ServerStep(Protocol):
 class StepOptions(Protocol):
     """The options of a server step, before the run is known."""
 
-    def bind(self, context: StepContext) -> ServerStep:
+    def bind(self, context: RunContext) -> ServerStep:
         """Return the step for one run.
 
         Raises:
@@ -92,24 +87,33 @@ class Server:
     """Aggregator, algorithm and server steps, which run in this order at the end of a round.
 
     Attributes:
-        algorithm: applies the aggregated update to the global model.
         aggregator: turns the clients' updates into one.
         options: options of the server steps, in order.
+        algorithm: applies the aggregated update to the global model.
         steps: the steps that `bind` makes of the options.
     """
 
-    algorithm: ServerAlgorithm
     aggregator: Aggregator
     options: Sequence[StepOptions] = ()
+    algorithm: ServerAlgorithm = field(default_factory=FedAvg)
     steps: Sequence[ServerStep] = ()
 
-    def bind(self, context: StepContext) -> "Server":
-        """Return the server with its steps made for one run."""
-        return replace(self, steps=tuple(options.bind(context) for options in self.options))
+    def bind(self, context: RunContext) -> "Server":
+        """Return the server for one run, with its steps.
+
+        Raises:
+            ValueError: the algorithm or a step cannot work in this run.
+        """
+        algorithm = self.algorithm.bind(context, self.aggregator)
+        return replace(self, algorithm=algorithm, steps=tuple(options.bind(context) for options in self.options))
 
     def init(self, params: Params, layout: Layout) -> Slots:
         """Return the server's slots before the first round."""
         return self.algorithm.init(params, layout)
+
+    def collect(self, orders: Orders) -> Update:
+        """Return an empty collector for what the clients of one round send."""
+        return self.algorithm.collect(orders, self.aggregator)
 
     def finish(self, state: Slots, orders: Orders, update: Update, collected: Sequence[Collector]) -> Slots:
         """Return the server's slots after a round.
@@ -117,7 +121,7 @@ class Server:
         Args:
             state: the slots before it.
             orders: of the round.
-            update: the collected updates, summed over the ranks.
+            update: what `collect` returned, summed over the ranks.
             collected: the collector of each step, summed over the ranks.
         """
         state = self.algorithm.apply(state, orders.travelling, update)
@@ -127,19 +131,12 @@ class Server:
         return state | {"params": params}
 
 
-def fedavg(
-    learning_rate: float = 1.0,
-    momentum: float = 0.0,
-    weighting: str = "samples",
-    balancer: Balancer | None = None,
-) -> Server:
-    """FedAvg: the weighted mean of the clients' updates (McMahan et al. 2017).
+def mean(weighting: str = "samples", balancer: Balancer | None = None) -> Server:
+    """The weighted mean of the clients' updates.
 
     Args:
-        learning_rate: factor of the mean update
-        momentum: momentum over the rounds
         weighting: what a client counts by: samples (its training images) or clients (all the same)
         balancer: a balancer without state that combines the clients' updates, None for their mean
     """
-    mean = WeightedMean(weighting)
-    return Server(FedAvg(learning_rate, momentum), mean if balancer is None else ConflictAverse(balancer, mean))
+    weighted = WeightedMean(weighting)
+    return Server(weighted if balancer is None else ConflictAverse(balancer, weighted))

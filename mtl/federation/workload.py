@@ -19,7 +19,7 @@ from mtl.base.types import Params
 from mtl.data.client_batches import LocalWork
 from mtl.data.federated_data import FederatedData
 from mtl.devices.ledger import Workload
-from mtl.federation.algorithms.contract import ClientAlgorithm
+from mtl.federation.algorithms.contract import Optimizer
 from mtl.federation.layout import Layout
 from mtl.federation.message import client_bytes
 from mtl.federation.objective import Objective
@@ -79,7 +79,7 @@ class TrainingCost:
 def training_cost(
     model: MultiTaskModel,
     objective: Objective,
-    algorithm: ClientAlgorithm,
+    optimizer: Optimizer,
     work: LocalWork,
     data: FederatedData,
     *,
@@ -91,7 +91,7 @@ def training_cost(
     Args:
         model: the model.
         objective: from images to losses.
-        algorithm: the client algorithm, whose state takes memory.
+        optimizer: the clients' optimiser, whose state takes memory.
         work: batches of a client.
         data: gives the shape of the images and the number of subtasks.
         extra_loss: a further loss of every step, which does not depend on the number of images.
@@ -111,7 +111,7 @@ def training_cost(
         return total if extra_loss is None else total + extra_loss(module)
 
     params = {name: torch.empty_like(value, device="meta") for name, value in model.params().items()}
-    state = algorithm.init(params)
+    state = optimizer.init(params)
 
     def state_bytes(assignment: Tensor) -> Tensor:
         return 2 * client_bytes(params, assignment) + client_bytes(state, assignment)

@@ -105,7 +105,7 @@ class FederatedLearning(Learner):
         training, views = self.federation.training, self.federation.population.views
         model = self.model if views.all_whole else views.levels[0].model
         return training_cost(
-            model, training.objective, training.algorithm, training.work, self.federated_data, image_shape=self.image_shape
+            model, training.objective, training.optimizer, training.work, self.federated_data, image_shape=self.image_shape
         )
 
     def costs(self) -> dict[str, float]:
@@ -115,7 +115,7 @@ class FederatedLearning(Learner):
             return costs
         training, total = self.federation.training, 0.0
         for level, samples in zip(views.levels, views.account_names, strict=True):
-            cost = training_cost(level.model, training.objective, training.algorithm, training.work, self.federated_data)
+            cost = training_cost(level.model, training.objective, training.optimizer, training.work, self.federated_data)
             summary = cost.summary(self.federated_data.num_tasks)
             costs |= {f"{name}_{level.name}": value for name, value in summary.items()}
             total += summary["flops_training"] * self.account[samples]
@@ -164,7 +164,7 @@ class FederatedLearning(Learner):
         if checkpoint["server_state"].keys() != self.server_state.keys():
             raise CheckpointError(
                 f"a checkpoint must hold the server's slots {', '.join(self.server_state)}, got "
-                f"{', '.join(checkpoint['server_state']) or 'none'}: an earlier version of mtl wrote it; train again"
+                f"{', '.join(checkpoint['server_state']) or 'none'}: another algorithm or an earlier version of mtl wrote it; train again"
             )
         self.server_state = checkpoint["server_state"]
         self.bank.load_state_dict(checkpoint["bank"])

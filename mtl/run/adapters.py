@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from mtl.balancing.contract import Balancer
 from mtl.base.types import ImageData
-from mtl.federation.aggregators.weighted_mean import WeightedMean
+from mtl.federation.algorithms.algorithm import Algorithm, ServerAlgorithm
+from mtl.federation.algorithms.contract import ClientAlgorithm
 from mtl.federation.algorithms.fedavg import FedAvg
 from mtl.federation.server import Server
 from mtl.losses.pairs import PairLoss, TaskCounts
@@ -19,7 +20,7 @@ from mtl.models.cnn import ImageShape, Trunk
 
 # The attributes that an object of a group must have, and its name in error messages.
 PARTS: dict[str, tuple[tuple[str, ...], str]] = {
-    "client": (("learning_rate", "init", "step", "final", "groups", "without_decay"), "a client algorithm"),
+    "client": (("learning_rate", "init", "step", "final", "groups", "for_stack", "without_decay"), "an optimiser"),
     "sampling": (("draw", "outcome", "write", "modelled"), "a sampling"),
     "schedule": (("factor",), "a schedule"),
     "work": (("batch_size", "num_steps", "num_samples"), "a LocalWork"),
@@ -38,7 +39,7 @@ BUILT = {
     "heads": "an nn.Module, features [B, h] to logits [B, T], or a function (width, num_tasks) -> nn.Module",
     "loss": "a PairLoss, or a function (num_tasks) -> PairLoss",
 }
-OBJECT_GROUPS = ("data", "balancer", "server", *PARTS, *CALLED, *BUILT)
+OBJECT_GROUPS = ("data", "balancer", "algorithm", "server", *PARTS, *CALLED, *BUILT)
 
 
 def adapt(group: str, value: Any) -> Any:
@@ -68,6 +69,8 @@ def adapt(group: str, value: Any) -> Any:
         if not callable(value):
             raise _wrong(group, CALLED[group], value)
         return value
+    if group == "algorithm":
+        return make_algorithm(value)
     if group == "server":
         return make_server(value)
     classes = {"data": (ImageData, "an ImageData"), "balancer": (Balancer, "a Balancer such as MGDA()")}
@@ -81,19 +84,32 @@ def adapt(group: str, value: Any) -> Any:
     return value
 
 
-def make_server(value: Any) -> Server:
-    """Return a server; an algorithm or an aggregator alone is completed with that of FedAvg.
+def make_algorithm(value: Any) -> Algorithm:
+    """Return an algorithm; one half alone is completed with the other of FedAvg.
 
     Raises:
         ValueError: it is none of these.
     """
+    if isinstance(value, Algorithm):
+        return value
+    if isinstance(value, ServerAlgorithm):
+        return Algorithm(value)
+    if isinstance(value, ClientAlgorithm):
+        return Algorithm(FedAvg(), value)
+    raise _wrong("algorithm", "an Algorithm, a ServerAlgorithm or a ClientAlgorithm", value)
+
+
+def make_server(value: Any) -> Server:
+    """Return a server; an aggregator alone has no server steps.
+
+    Raises:
+        ValueError: it is neither.
+    """
     if isinstance(value, Server):
         return value
-    if hasattr(value, "init") and hasattr(value, "apply") and not isinstance(value, type):
-        return Server(value, WeightedMean())
-    if hasattr(value, "collect") and not isinstance(value, type):
-        return Server(FedAvg(), value)
-    raise _wrong("server", "a Server, a server algorithm with init and apply, or an aggregator with collect", value)
+    if hasattr(value, "collect") and not isinstance(value, type | ServerAlgorithm):
+        return Server(value)
+    raise _wrong("server", "a Server, or an aggregator with collect", value)
 
 
 def make_trunk(value: Any, image_shape: ImageShape) -> Trunk:

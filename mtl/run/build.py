@@ -17,6 +17,7 @@ from mtl.data.instances import add_instances
 from mtl.devices.fleet import deal_out, training_memory
 from mtl.devices.ledger import Workload
 from mtl.devices.widths import Level, narrow
+from mtl.federation.algorithms.algorithm import Algorithm
 from mtl.federation.layout import Layout
 from mtl.federation.objective import Objective
 from mtl.federation.population.views import Views, largest_that_fit
@@ -164,12 +165,18 @@ def build_views(config: DictConfig, data: FederatedData, model: MultiTaskModel, 
 
 def build_workloads(config: DictConfig, data: FederatedData, levels: Sequence[Level], objective: Objective) -> list[Workload]:
     """Return, for each level, the work of a round on each client if all clients were at that level."""
-    algorithm, work = instantiate(config.client), instantiate(config.work)
-    costs = [training_cost(level.model, objective, algorithm, work, data) for level in levels]
+    optimizer, work = instantiate(config.client), instantiate(config.work)
+    costs = [training_cost(level.model, objective, optimizer, work, data) for level in levels]
     return [
         client_workload(cost, level.model.params(), layout=Layout(resolve_keep(config)), work=work, data=data)
         for cost, level in zip(costs, levels, strict=True)
     ]
+
+
+def build_algorithm(config: DictConfig) -> Algorithm:
+    """Build the federated algorithm; a server half alone has FedAvg's clients."""
+    algorithm = instantiate(config.algorithm)
+    return algorithm if isinstance(algorithm, Algorithm) else Algorithm(algorithm)
 
 
 def resolve_keep(config: DictConfig) -> str:

@@ -12,8 +12,7 @@ from omegaconf import DictConfig
 from mtl.balancing.weighting import Equal
 from mtl.data.client_batches import LocalWork
 from mtl.data.federated_data import FederatedData
-from mtl.federation.algorithms.local_adamw import LocalAdamW
-from mtl.federation.algorithms.local_sgd import LocalSGD
+from mtl.federation.algorithms.contract import Optimizer
 from mtl.federation.clients.auto import make_backend
 from mtl.federation.clients.balance import make_balance
 from mtl.federation.clients.bank import Bank
@@ -30,14 +29,14 @@ from mtl.federation.population.views import Views, ViewsBackend
 from mtl.federation.ranks import Ranks
 from mtl.federation.round import Federation
 from mtl.federation.schedule import Schedule
-from mtl.federation.server import StepContext
+from mtl.federation.server import RunContext
 from mtl.learning.centralised import CentralisedLearning
 from mtl.learning.detection import DetectionLearning, SceneTraining
 from mtl.learning.federated import FederatedLearning
 from mtl.learning.learner import Learner, Reporting
 from mtl.models.multi_task_model import MultiTaskModel
 from mtl.models.transfer import Transfer
-from mtl.run.build import build_views, build_workloads, resolve_keep
+from mtl.run.build import build_algorithm, build_views, build_workloads, resolve_keep
 from mtl.run.load import build_start
 
 logger = logging.getLogger(__name__)
@@ -50,7 +49,7 @@ class Parts:
     data: FederatedData
     model: MultiTaskModel
     objective: Objective
-    client: LocalSGD
+    client: Optimizer
     work: LocalWork
     schedule: Schedule
     transfer: Transfer
@@ -129,12 +128,8 @@ def build_centralised(config: DictConfig, parts: Parts) -> tuple[Learner, int]:
 
 
 def build_detection(config: DictConfig, parts: Parts) -> tuple[Learner, int]:
-    """Build centralised training with scenes in every step and AdamW.
-
-    The focal loss of a map whose cells are nearly all empty starts too steep for plain SGD; CenterNet uses Adam.
-    """
+    """Build centralised training with scenes in every step."""
     training, steps = _pooled_training(config, parts)
-    training = replace(training, algorithm=LocalAdamW(**vars(parts.client)))
     names = ("scenes", "detection", "scene_augmentation")
     scenes = SceneTraining(*(instantiate(config[name]) for name in names))
     options = _pooled_options(config, parts)
@@ -153,7 +148,8 @@ def build_federated(config: DictConfig, parts: Parts, run_dir: Path) -> tuple[Le
     """Build clients and a server, or, in mode `local`, clients that send nothing."""
     steps, returns = (0, 0) if isinstance(instantiate(config.balancer), Equal) else _count_steps(config, parts)
     rule = _build_rule(config, parts.model, steps_per_round=steps / max(returns, 1), num_rounds=returns / parts.data.num_clients)
-    training = Training(parts.model, parts.objective, parts.client, parts.work, config.seed, rule)
+    client = build_algorithm(config).client
+    training = Training(parts.model, parts.objective, parts.client, parts.work, config.seed, rule, client)
     return _federated(config, parts, training, run_dir), 1
 
 
@@ -165,29 +161,32 @@ def _federated(config: DictConfig, parts: Parts, training: Training, run_dir: Pa
         name = engine.backend if training.objective.distil is None else "loop"
         return make_backend(name, training, num_rounds=config.rounds, block=engine.block, compile=engine.compile)
 
-    context = StepContext(
+    context = RunContext(
         views=parts.views,
         layout=layout,
         params=model.params(),
         objective=parts.objective,
-        algorithm=parts.client,
+        optimizer=parts.client,
         image_shape=data.image_shape,
         pixels=data.images.dtype,
         seed=config.seed,
+        sizes=data.clients.sizes,
+        assignment=data.assignment,
     )
+    server = replace(instantiate(config.server), algorithm=build_algorithm(config).server)
     federation = Federation(
         data=data,
         training=training,
         backend=backend(training) if parts.views.all_whole else ViewsBackend(parts.views, training, backend),
         schedule=parts.schedule,
         population=Population(parts.sampling, parts.views, training.work, config.seed),
-        server=instantiate(config.server).bind(context),
+        server=server.bind(context),
         layout=layout,
         num_rounds=config.rounds,
     )
     bank = Bank(
         layout,
-        training.slots(model.params(), data.num_tasks),
+        training.slots(model.params(), data.num_tasks, layout),
         data.assignment,
         folder=run_dir / "bank",
         memory=engine.bank_memory,

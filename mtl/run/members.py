@@ -37,10 +37,13 @@ from mtl.devices.widths import Widths
 from mtl.edge.distil import Distilling
 from mtl.edge.prune import Pruning
 from mtl.faces.finder import DetectionOptions
+from mtl.federation.algorithms.fedavg import fedavg
+from mtl.federation.algorithms.fedopt import FedAdagrad, FedAdam, FedYogi
+from mtl.federation.algorithms.local_adam import LocalAdam, LocalAdamW
 from mtl.federation.algorithms.local_sgd import LocalSGD
 from mtl.federation.population.sampling import Sampling
 from mtl.federation.schedule import Schedule
-from mtl.federation.server import fedavg
+from mtl.federation.server import mean
 from mtl.federation.server_steps.distil_ensemble import feddf
 from mtl.federation.server_steps.spread_heads import fedaws
 from mtl.losses.asymmetric import Asymmetric
@@ -98,7 +101,11 @@ WHOLE: dict[str, dict[str, Any]] = {
         "imagenet": (Normalise, {"mean": [0.485, 0.456, 0.406], "deviation": [0.229, 0.224, 0.225]}),
     },
     "work": {"steps": (LocalWork, {"steps": 8}), "epochs": LocalWork},
-    "client": {"sgd": (LocalSGD, {"zen_exclude": ["scales"]})},
+    "client": {
+        "sgd": (LocalSGD, {"zen_exclude": ["scales", "stacked"]}),
+        "adam": (LocalAdam, {"zen_exclude": ["scales", "stacked"]}),
+        "adamw": (LocalAdamW, {"zen_exclude": ["scales", "stacked"]}),
+    },
     "transfer": {
         "none": Transfer,
         "parameters": (Transfer, {"decay": 0.38}),
@@ -148,13 +155,19 @@ WHOLE: dict[str, dict[str, Any]] = {
         "phones": (Fleet, {"mix": {"phone_low": 0.3, "phone_mid": 0.5, "phone_high": 0.2}}),
     },
     "widths": {"whole": Widths, "levels": (Widths, {"levels": [1.0, 0.5, 0.25]})},
-    "server": {
+    "algorithm": {
         "fedavg": fedavg,
         "fedavgm": (fedavg, {"momentum": 0.9}),
+        "fedadagrad": FedAdagrad,
+        "fedadam": FedAdam,
+        "fedyogi": FedYogi,
+    },
+    "server": {
+        "mean": mean,
         "fedaws": fedaws,
         "feddf": feddf,
         # Another with balancer@server.balancer=NAME.
-        "conflict_averse": (fedavg, {"balancer": MISSING, "hydra_defaults": ["_self_", {"/balancer@balancer": "cagrad"}]}),
+        "conflict_averse": (mean, {"balancer": MISSING, "hydra_defaults": ["_self_", {"/balancer@balancer": "cagrad"}]}),
     },
     # Nothing without distil.teacher; the weights are those of RepDistiller.
     "distil": {
@@ -265,7 +278,8 @@ DEFAULTS = {
     "sampling": "all",
     "fleet": "none",
     "widths": "whole",
-    "server": "fedavg",
+    "algorithm": "fedavg",
+    "server": "mean",
     "distil": "soft",
     "prune": "nothing",
     "scenes": "orl_scenes",

@@ -10,7 +10,7 @@ from hydra_zen import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from mtl.balancing.weighting import Equal
-from mtl.federation.algorithms.local_sgd import LocalSGD
+from mtl.federation.algorithms.local_optimizer import LocalOptimizer
 from mtl.federation.server_steps.distil_ensemble import DistilEnsemble
 from mtl.federation.server_steps.spread_heads import SpreadHeads
 from mtl.losses.by_kind import ByKind
@@ -28,7 +28,18 @@ POOLED = ("centralised", "detection")
 PRECISIONS = ("32-true", "bf16-mixed")
 # Groups whose members can be built without data and model.
 PLAIN = (
-    *("augmentation", "normalise", "scene_augmentation", "detection", "work", "client", "transfer", "balancer", "schedule"),
+    *(
+        "augmentation",
+        "normalise",
+        "scene_augmentation",
+        "detection",
+        "work",
+        "client",
+        "transfer",
+        "balancer",
+        "schedule",
+        "algorithm",
+    ),
     *("sampling", "fleet", "widths", "distil", "prune"),
 )
 AT_LEAST_ONE = (
@@ -69,12 +80,11 @@ def _processes(config: DictConfig) -> Iterator[str]:
 
 
 def _client(config: DictConfig) -> Iterator[str]:
-    if isinstance(instantiate(config.client), LocalSGD):
-        return
-    if config.mode == "detection":
-        yield f"mode=detection trains by AdamW with the options of client=sgd, got client {_member(config.client)}"
-    if config.transfer.decay != 1:
-        yield f"transfer.decay needs client=sgd, whose learning rate it scales by parameter, got client {_member(config.client)}"
+    if config.transfer.decay != 1 and not isinstance(instantiate(config.client), LocalOptimizer):
+        yield (
+            "transfer.decay needs a client whose learning rate it can scale by parameter (sgd, adam, adamw), got client "
+            f"{_member(config.client)}"
+        )
 
 
 def _views(config: DictConfig) -> Iterator[str]:

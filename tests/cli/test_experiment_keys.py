@@ -104,7 +104,7 @@ def test_a_group_inside_of_a_member_is_one_too() -> None:
     assert "weight" not in config.loss.classes
     assert config.loss.attributes.positive_weight == "balanced"
     assert compose(["+experiment=faces_together"]).loss.classes.weight == 6.0
-    plain = compose(["+experiment=orl_peers", "trunk=lenet", "server=fedavg"])
+    plain = compose(["+experiment=orl_peers", "trunk=lenet", "server=mean"])
     assert plain.trunk == compose(["trunk=lenet"]).trunk
     other = compose(["+experiment=orl_peers", "trunk@trunk.trunks.plain=lenet"])
     assert other.trunk.trunks.plain == compose(["trunk=lenet"]).trunk

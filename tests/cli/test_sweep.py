@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from omegaconf import DictConfig
 
 from mtl.cli.job_folder import folder_name, readable_name
 from mtl.cli.main import main
@@ -63,6 +65,19 @@ def test_a_sweep_trains_each_configuration_once_however_its_grid_grows(
     config = yaml.safe_load(next(folder.glob("mode=local_seed=0-*/config.yaml")).read_text())
     assert (config["name"], config["tracking"]["group"]) == ("mode=local_seed=0", "grid")
     assert not list(folder.glob(".*"))
+
+
+def test_hydra_composes_each_job_once(class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    composed: list[str] = []
+    real = ConfigLoaderImpl.load_sweep_config
+
+    def load(loader: ConfigLoaderImpl, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        composed.append(sweep_overrides[-2])
+        return real(loader, master_config, sweep_overrides)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", load)
+    assert main(sweep(class_folders, tmp_path / "grid", "seed=0,1")) == 0
+    assert composed == ["seed=0", "seed=1"]
 
 
 def test_what_the_user_sweeps_makes_runs_of_its_own_where_the_identity_does_not(

@@ -1,6 +1,7 @@
 """Small federations, their initial states and orders, for tests."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import cast
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from mtl.base.types import Params
 from mtl.data.federated_data import FederatedData
+from mtl.federation.algorithms.algorithm import Algorithm
 from mtl.federation.clients.bank import Bank
 from mtl.federation.clients.contract import Backend, Training
 from mtl.federation.layout import Frozen, Layout, never_frozen
@@ -18,7 +20,7 @@ from mtl.federation.population.sampling import Draws, Sampling
 from mtl.federation.population.views import Views
 from mtl.federation.round import Federation, State
 from mtl.federation.schedule import Schedule
-from mtl.federation.server import Server, ServerStep, StepContext, fedavg
+from mtl.federation.server import RunContext, Server, ServerStep, mean
 from mtl.models.multi_task_model import MultiTaskModel
 from tests.conftest import clone
 
@@ -31,6 +33,7 @@ def build_federation(
     schedule: Schedule | None = None,
     sampling: Draws | None = None,
     server: Server | None = None,
+    algorithm: Algorithm | None = None,
     keep: str = "nothing",
     frozen: Frozen = never_frozen,
     views: Views | None = None,
@@ -39,10 +42,23 @@ def build_federation(
 ) -> Federation:
     """Return a federation with defaults; `steps` replace those that the server's options make."""
     views = views or Views.whole(training.model, data.num_clients)
-    layout, server = Layout(keep, frozen), server or fedavg()
+    layout, server = Layout(keep, frozen), server or mean()
+    if algorithm is not None:
+        training, server = replace(training, client=algorithm.client), replace(server, algorithm=algorithm.server)
     params, shape = training.model.params(), data.image_shape
-    context = StepContext(views, layout, params, training.objective, training.algorithm, shape, data.images.dtype, training.seed)
-    server = server.bind(context) if steps is None else Server(server.algorithm, server.aggregator, server.options, steps)
+    context = RunContext(
+        views=views,
+        layout=layout,
+        params=params,
+        objective=training.objective,
+        optimizer=training.optimizer,
+        image_shape=shape,
+        pixels=data.images.dtype,
+        seed=training.seed,
+        sizes=data.clients.sizes,
+        assignment=data.assignment,
+    )
+    server = server.bind(context) if steps is None else replace(replace(server, options=()).bind(context), steps=steps)
     return Federation(
         data=data,
         training=training,
@@ -58,7 +74,7 @@ def build_federation(
 def initial_state(fed: Federation, params: Params | None = None) -> State:
     """Return the state before the first round."""
     start = clone(fed.training.model.params() if params is None else params)
-    bank = Bank(fed.layout, fed.training.slots(start, fed.data.num_tasks), fed.data.assignment)
+    bank = Bank(fed.layout, fed.training.slots(start, fed.data.num_tasks, fed.layout), fed.data.assignment)
     return State(fed.server.init(start, fed.layout), bank)
 
 
@@ -71,10 +87,11 @@ def make_orders(params: Params, tasks: Tensor, sizes: list[int], views: Views | 
     """Return orders for all clients. `tasks` is bool [K, T]; `sizes` are the training images of each."""
     clients = list(range(len(sizes)))
     return Orders(
-        cohort=Cohort(0, clients, clients, tasks, sizes, torch.tensor(sizes, dtype=torch.float64)),
+        cohort=Cohort(0, clients, clients, tasks, sizes, [1] * len(sizes), torch.tensor(sizes, dtype=torch.float64)),
         views=views or Views.whole(model_with(params), len(sizes)),
         slots={"params": params},
         travelling=params,
+        broadcast={},
         frozen=frozenset(),
         learning_rate=0.1,
         progress=0.0,

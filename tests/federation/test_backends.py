@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mtl.base import compiling
-from mtl.base.types import Params
+from mtl.base.types import Slots
 from mtl.data.client_batches import CohortBatches, LocalWork
 from mtl.data.federated_data import FederatedData
 from mtl.data.ragged import Ragged
 from mtl.data.transforms import Augmentation, Normalise
+from mtl.federation.algorithms.fedavg import fedavg
 from mtl.federation.algorithms.local_sgd import LocalSGD
 from mtl.federation.clients.auto import AutoBackend, _stacked_seconds, make_backend
 from mtl.federation.clients.batches import chunks
@@ -29,7 +30,6 @@ from mtl.federation.objective import Objective
 from mtl.federation.population.sampling import Sampling
 from mtl.federation.round import State, run_round
 from mtl.federation.schedule import Schedule
-from mtl.federation.server import fedavg
 from mtl.losses.bce import BCE
 from mtl.losses.ldam import LDAM
 from mtl.losses.sphereface2 import SphereFace2
@@ -102,7 +102,7 @@ def three_rounds(
 ) -> State:
     training = Training(model, Objective(augmentation, Normalise()), client or LocalSGD(), work or LocalWork(batch_size=3), 0)
     fed = build_federation(
-        data, training, make, schedule=Schedule("cosine"), sampling=sampling, server=fedavg(momentum=0.5), keep=keep
+        data, training, make, schedule=Schedule("cosine"), sampling=sampling, algorithm=fedavg(momentum=0.5), keep=keep
     )
     state = initial_state(fed)
     for r in range(rounds):
@@ -281,10 +281,10 @@ def test_out_of_memory_splits_the_cohort_and_goes_on(caplog: pytest.LogCaptureFi
     expected = three_rounds(LOOP, data, model)
     step = StackedBackend._eager_step
 
-    def crowded(self: StackedBackend, params: Params, *rest: Tensor) -> None:
-        if len(params["heads.weight"]) > 2:
+    def crowded(self: StackedBackend, slots: Slots, *rest: Tensor) -> None:
+        if len(slots["params"]["heads.weight"]) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        step(self, params, *rest)  # type: ignore[arg-type]
+        step(self, slots, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(StackedBackend, "_eager_step", crowded)
     assert_close(three_rounds(STACKED, data, model), expected, 1e-5)

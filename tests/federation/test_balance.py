@@ -38,12 +38,12 @@ from mtl.federation.objective import Objective
 from mtl.federation.population.sampling import Sampling
 from mtl.federation.round import RoundLog, State, run_round
 from mtl.federation.schedule import Schedule
-from mtl.federation.server import Server, fedavg
+from mtl.federation.server import Server, mean
 from mtl.losses.pairs import TaskCounts
 from mtl.models.multi_task_model import MultiTaskModel
 from mtl.run.build import build_model
-from mtl.run.config import compose
 from mtl.run.members import WHOLE
+from tests.composing import compose
 from tests.federation.small_federations import build_federation, initial_state
 from tests.federation.test_backends import FACES, assert_close, model_of, uneven
 
@@ -242,9 +242,9 @@ def test_a_client_that_drops_out_forgets_what_its_balancer_learned() -> None:
 
 def test_a_server_that_weighs_all_clients_alike_is_fedavg() -> None:
     plain, _ = rounds(LoopBackend, Equal(), conflict=False)
-    balanced, _ = rounds(LoopBackend, Equal(), conflict=False, server=fedavg(balancer=Equal()))
+    balanced, _ = rounds(LoopBackend, Equal(), conflict=False, server=mean(balancer=Equal()))
     assert_close(plain, balanced, 1e-12)
-    other, _ = rounds(LoopBackend, Equal(), conflict=False, server=fedavg(balancer=MGDA()))
+    other, _ = rounds(LoopBackend, Equal(), conflict=False, server=mean(balancer=MGDA()))
     with pytest.raises(AssertionError):
         assert_close(plain, other, 1e-3)
 
@@ -252,7 +252,7 @@ def test_a_server_that_weighs_all_clients_alike_is_fedavg() -> None:
 def test_the_server_solves_a_conflict_of_two_clients_by_hand() -> None:
     """MGDA of (1, 0) and (0, 2): the shortest vector of the segment between them is (.8, .4)."""
     updates = {"trunk.a": torch.tensor([[1.0], [0.0]]), "trunk.b": torch.tensor([[0.0], [2.0]])}
-    aggregator = fedavg(balancer=MGDA()).aggregator
+    aggregator = mean(balancer=MGDA()).aggregator
     assert isinstance(aggregator, ConflictAverse)
     update = aggregator.combine(updates, torch.ones(2), torch.tensor([3.0, 3.0]), seed=0, round=0)
     assert update["trunk.a"].item() == pytest.approx(0.8)
@@ -262,7 +262,7 @@ def test_the_server_solves_a_conflict_of_two_clients_by_hand() -> None:
 @pytest.mark.parametrize("method", [UW(), FAMO(), MoCo(), Fixed((1.0, 2.0))], ids=lambda method: type(method).__name__)
 def test_the_server_refuses_a_balancer_that_remembers(method: Balancer) -> None:
     with pytest.raises(ValueError, match=r"server\.balancer must have no state"):
-        fedavg(balancer=method)
+        mean(balancer=method)
 
 
 def test_what_cannot_be_is_refused(federation) -> None:  # type: ignore[no-untyped-def]
@@ -306,8 +306,8 @@ def test_a_member_is_what_its_name_says() -> None:
 
 def test_the_server_takes_any_balancer_by_its_name() -> None:
     assert instantiate(compose(["server=conflict_averse"]).server).aggregator.balancer == CAGrad()
-    words = ["server=conflict_averse", "balancer@server.balancer=upgrad", "server.momentum=.5"]
-    assert instantiate(compose(words).server) == fedavg(momentum=0.5, balancer=UPGrad())
+    words = ["server=conflict_averse", "balancer@server.balancer=upgrad"]
+    assert instantiate(compose(words).server) == mean(balancer=UPGrad())
 
 
 def test_the_own_state_lies_beside_the_parameters(tmp_path: Path, federation) -> None:  # type: ignore[no-untyped-def]

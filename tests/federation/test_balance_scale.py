@@ -21,7 +21,7 @@ from mtl.federation.aggregators.conflict_averse import ConflictAverse
 from mtl.federation.clients.balance import Balance, make_balance
 from mtl.federation.clients.lengths import LEAST
 from mtl.federation.layout import is_head, shared
-from mtl.federation.server import fedavg
+from mtl.federation.server import mean
 from tests.federation.test_backends import model_of
 from tests.federation.test_balance import COSINE, LINEAR, OBJECTIVE, a_batch, one_by_one
 
@@ -175,7 +175,7 @@ def test_a_server_stays_finite_where_updates_cancel(method: str, kind: str) -> N
 
     choices = {one.__name__: one for one in (IMTLG, ConFIG, AlignedMTL, UPGrad, MGDA, CAGrad)}
     update = torch.randn(100_000, generator=torch.Generator().manual_seed(0)) * (kind == "opposite")
-    aggregator = fedavg(balancer=choices[method]()).aggregator
+    aggregator = mean(balancer=choices[method]()).aggregator
     assert isinstance(aggregator, ConflictAverse)
     direction = aggregator.combine(
         {"trunk.a": torch.stack([update, -update])}, torch.ones(2), torch.tensor([3.0, 3.0]), seed=0, round=0

@@ -14,6 +14,7 @@ from mtl.base.types import Params
 from mtl.data.client_batches import LocalWork
 from mtl.data.federated_data import FederatedData
 from mtl.devices.widths import narrow
+from mtl.federation.algorithms.fedavg import fedavg
 from mtl.federation.algorithms.local_sgd import LocalSGD
 from mtl.federation.clients.contract import Backend, Block, CohortJob, Training
 from mtl.federation.clients.loop import LoopBackend
@@ -28,8 +29,8 @@ from mtl.losses.bce import BCE
 from mtl.models.cnn import Trunk
 from mtl.models.heads import LinearHeads
 from mtl.models.multi_task_model import MultiTaskModel
-from mtl.run.config import compose
 from mtl.run.train import train
+from tests.composing import compose
 from tests.conftest import clone, make_images
 from tests.federation.small_federations import build_federation, initial_state
 from tests.federation.test_backends import model_of, uneven
@@ -142,7 +143,8 @@ def rounds(make: Callable[[Training], Backend], data: FederatedData, model: Mult
         make if views.all_whole else lambda training: ViewsBackend(views, training, make),
         schedule=Schedule(),
         sampling=Sampling(dropout=0.3),
-        server=feddf(momentum=0.5),
+        server=feddf(),
+        algorithm=fedavg(momentum=0.5),
         views=views,
         steps=(Ensemble(options, models, OBJECTIVE, LocalSGD(), IMAGES, seed=0),),
     )
@@ -209,7 +211,7 @@ LESSONS = [
     "server=feddf",
     "server.steps=3",
     "server.num_images=20",
-    "server.momentum=.5",
+    "algorithm.momentum=.5",
     "sampling.dropout=0.3",
     "trunk=classic_cnn",
 ]

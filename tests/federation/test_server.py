@@ -1,13 +1,15 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from mtl.base.types import Params, Slots
 from mtl.federation.aggregators.contract import Update
-from mtl.federation.algorithms.fedavg import MOMENTUM
+from mtl.federation.algorithms.fedavg import MOMENTUM, FedAvg
 from mtl.federation.clients.contract import Block
 from mtl.federation.layout import Layout
 from mtl.federation.population.sampling import Sampling
-from mtl.federation.server import Server, fedavg
+from mtl.federation.server import Server, mean
 from tests.federation.small_federations import make_orders
 
 START: Params = {"trunk.w": torch.tensor([1.0, 2.0]), "heads.w": torch.tensor([[1.0], [2.0], [3.0]])}
@@ -37,7 +39,7 @@ def apply(server: Server, state: Slots, mean: Update) -> Slots:
     ("weighting", "trunk", "heads"), [("samples", [2.0, 5.0], [9.0, 7.0, 3.0]), ("clients", [3.0, 4.0], [9.0, 8.0, 3.0])]
 )
 def test_trunk_and_heads_by_hand(weighting: str, trunk: list[float], heads: list[float]) -> None:
-    server = fedavg(weighting=weighting)
+    server = mean(weighting)
     for as_one_block in (False, True):
         params = apply(server, server.init(START, Layout()), mean_of(server, as_one_block=as_one_block))["params"]
         assert params["trunk.w"].tolist() == trunk
@@ -45,13 +47,13 @@ def test_trunk_and_heads_by_hand(weighting: str, trunk: list[float], heads: list
 
 
 def test_order_of_clients_does_not_matter() -> None:
-    server = fedavg()
+    server = mean()
     one, other = mean_of(server).value(), mean_of(server, UPDATES[::-1]).value()
     assert all(torch.allclose(one[name], other[name]) for name in START)
 
 
 def test_server_momentum_by_hand_and_untrained_heads_stay() -> None:
-    server = fedavg(learning_rate=0.5, momentum=0.5, weighting="clients")
+    server = replace(mean("clients"), algorithm=FedAvg(learning_rate=0.5, momentum=0.5))
     state = apply(server, server.init(START, Layout()), mean_of(server))
     assert state["params"]["trunk.w"].tolist() == [2.0, 3.0]  # start + .5 x (2, 2)
     state = apply(server, state, mean_of(server, UPDATES[:1]))
@@ -66,7 +68,7 @@ def test_server_momentum_by_hand_and_untrained_heads_stay() -> None:
 
 
 def test_a_round_that_nobody_came_back_from_changes_nothing() -> None:
-    server = fedavg(momentum=0.9)
+    server = replace(mean(), algorithm=FedAvg(momentum=0.9))
     before = apply(server, server.init(START, Layout()), mean_of(server))
     after = apply(server, before, mean_of(server, []))
     for slot in ("params", MOMENTUM):
@@ -90,7 +92,7 @@ def test_dropout_keeps_the_stated_share_and_only_of_the_cohort() -> None:
 
 def test_wrong_options_are_refused() -> None:
     with pytest.raises(ValueError, match=r"server.weighting must be one of samples, clients, got size"):
-        fedavg(weighting="size")
+        mean(weighting="size")
     with pytest.raises(ValueError, match=r"sampling.cohort must be in \[1, 3\], the number of clients, got 4"):
         Sampling(cohort=4).draw(3, seed=0, round=0)
     with pytest.raises(ValueError, match=r"sampling.dropout must be in \[0, 1\), got 1.0"):

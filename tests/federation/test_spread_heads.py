@@ -20,15 +20,15 @@ from mtl.federation.clients.stacked import StackedBackend
 from mtl.federation.inference import Inference
 from mtl.federation.objective import Objective
 from mtl.federation.round import run_round
-from mtl.federation.server import Server, fedavg
+from mtl.federation.server import Server, mean
 from mtl.federation.server_steps.spread_heads import fedaws, spread_loss, spread_out
 from mtl.losses.hinge import Hinge
 from mtl.metrics.scores import rank1
 from mtl.models import cnn, heads
 from mtl.models.multi_task_model import MultiTaskModel
-from mtl.run.config import compose
 from mtl.run.rules import check_rules
 from mtl.run.train import train
+from tests.composing import compose
 from tests.conftest import make_federation
 from tests.federation.small_federations import build_federation, initial_state
 from tests.run.test_train import small
@@ -141,9 +141,9 @@ def outcome(head: str, server: Server) -> tuple[float, float]:
 
 
 def test_naive_averaging_collapses_and_fedaws_and_fixed_codes_do_not() -> None:
-    naive, naive_cosine = outcome("cosine", fedavg())
+    naive, naive_cosine = outcome("cosine", mean())
     spread, spread_cosine = outcome("cosine", fedaws())
-    codes, codes_cosine = outcome("codes", fedavg())
+    codes, codes_cosine = outcome("codes", mean())
     # Beyond the loss's own margin: with the threshold that it trains for, everybody is everybody.
     assert naive_cosine > 0.9
     for accuracy, cosine in ((spread, spread_cosine), (codes, codes_cosine)):

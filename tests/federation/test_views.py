@@ -18,7 +18,8 @@ from mtl.data.federated_data import FederatedData
 from mtl.devices.ledger import Workload
 from mtl.devices.widths import Level, narrow
 from mtl.federation.aggregators.weighted_mean import RunningMean
-from mtl.federation.algorithms.fedavg import MOMENTUM
+from mtl.federation.algorithms.algorithm import Algorithm
+from mtl.federation.algorithms.fedavg import MOMENTUM, fedavg
 from mtl.federation.algorithms.local_sgd import LocalSGD
 from mtl.federation.clients.auto import AutoBackend
 from mtl.federation.clients.bank import Bank
@@ -31,7 +32,7 @@ from mtl.federation.population.sampling import Sampling
 from mtl.federation.population.views import Views, ViewsBackend, largest_that_fit
 from mtl.federation.round import RoundLog, State, run_round
 from mtl.federation.schedule import Schedule
-from mtl.federation.server import Server, fedavg
+from mtl.federation.server import Server
 from mtl.learning.checkpoints import read_checkpoint
 from mtl.losses.bce import BCE
 from mtl.models import cnn, heads
@@ -61,12 +62,12 @@ def rounds(
     keep: str = "nothing",
     client: LocalSGD | None = None,
     server: Server | None = None,
+    algorithm: Algorithm | None = None,
     sampling: Sampling | None = None,
     augment: bool = True,
 ) -> tuple[State, list[RoundLog]]:
     objective = replace(OBJECTIVE, augmentation=FACES) if augment else OBJECTIVE
     training = Training(model, objective, client or LocalSGD(), LocalWork(batch_size=3), 0)
-    server = server or fedavg(momentum=0.5)
     federation = build_federation(
         data,
         training,
@@ -74,6 +75,7 @@ def rounds(
         schedule=Schedule(),
         sampling=sampling,
         server=server,
+        algorithm=algorithm or fedavg(momentum=0.5),
         keep=keep,
         views=views,
     )
@@ -91,7 +93,7 @@ def test_each_coordinate_is_the_mean_over_those_that_train_it_by_hand() -> None:
     model = MultiTaskModel(trunk, heads.LinearHeads(6, 4), BCE(4))
     views = views_of(model, data, [0, 1, 2])
     plain = LocalSGD(learning_rate=0.1, momentum=0.0, weight_decay=0.0, head_scale=1.0)
-    state, _ = rounds(LoopBackend, data, model, views, count=1, client=plain, server=fedavg(), augment=False)
+    state, _ = rounds(LoopBackend, data, model, views, count=1, client=plain, algorithm=fedavg(), augment=False)
     start, trained = model.params(), []
     for client, level in enumerate(views.levels):
         client_model = copy.deepcopy(level.model)
@@ -288,20 +290,25 @@ MIXED = [
     "widths.shares=[1,1,1]",
     "partition.num_clients=3",
 ]
-MORE = ["server=fedavgm", "partition=iid", "assignment=all", "sampling.dropout=0.3"]
+MORE = ["algorithm=fedavgm", "partition=iid", "assignment=all", "sampling.dropout=0.3"]
 
 
-def test_ranks_resume_and_accounts(class_folders: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_two_ranks_agree_with_one_on_several_widths(class_folders: Path, tmp_path: Path) -> None:
+    train(small(class_folders, *MIXED, *MORE), tmp_path / "one")
+    train(small(class_folders, *MIXED, *MORE, "trainer.devices=2"), tmp_path / "two")
+    one, two = (read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt")["state_dict"] for name in ("one", "two"))
+    for name, value in one.items():
+        assert torch.allclose(two[name], value, rtol=1e-5, atol=1e-6), name
+
+
+def test_an_interrupted_run_resumes_and_its_accounts_add_up(class_folders: Path, tmp_path: Path) -> None:
     config = small(class_folders, *MIXED, *MORE, "rounds=4")
     summary = train(config, tmp_path / "whole")
     kill_after(config, tmp_path / "cut", rounds=2)
     config.resume = True
     assert without_time(train(config, tmp_path / "cut")) == without_time(summary)
     assert numbers(tmp_path / "cut") == numbers(tmp_path / "whole")
-    train(small(class_folders, *MIXED, *MORE, "rounds=4", "trainer.devices=2"), tmp_path / "two")
-    one, two = (read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt")["state_dict"] for name in ("whole", "two"))
-    for name, value in one.items():
-        assert torch.allclose(two[name], value, rtol=1e-5, atol=1e-6), name
     seen = {ratio: summary[f"fit/samples_width_{ratio}"] or 0 for ratio in ("1", "0.5", "0.25")}
     assert sum(seen.values()) == summary["fit/samples"]
     assert summary["cost/flops_total"] == sum(n * (summary[f"cost/flops_training_width_{r}"] or 0) for r, n in seen.items())

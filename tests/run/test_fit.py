@@ -15,9 +15,10 @@ import mtl
 from mtl.balancing.mgda import MGDA
 from mtl.data.federated_data import FederatedData
 from mtl.federation.aggregators.weighted_mean import WeightedMean
-from mtl.federation.algorithms.fedavg import FedAvg
+from mtl.federation.algorithms.contract import ClientAlgorithm
+from mtl.federation.algorithms.fedavg import FedAvg, fedavg
 from mtl.federation.algorithms.local_sgd import LocalSGD
-from mtl.federation.server import fedavg
+from mtl.federation.server import mean
 from mtl.losses.bce import BCE
 from mtl.losses.pairs import PairLoss, TaskCounts
 from mtl.models.cnn import ImageShape, small_cnn
@@ -101,14 +102,15 @@ def test_objects_compute_what_their_names_compute(tmp_path: Path) -> None:
         output_dir=tmp_path / "named",
         **quick(loss="bce", client={"learning_rate": 0.02}),
         balancer="mgda",
-        server="fedavg",
+        server="mean",
     )
     objects = mtl.fit(
         FACES,
         output_dir=tmp_path / "objects",
         **quick(loss=BCE, client=LocalSGD(learning_rate=0.02)),
         balancer=MGDA(),
-        server=fedavg(),
+        server=mean(),
+        algorithm=fedavg(),
         trunk=small_cnn,
         heads=CosineHeads,
     )
@@ -133,10 +135,10 @@ def test_modules_as_heads_and_loss_train(tmp_path: Path) -> None:
     assert np.isfinite(run.summary["test/auroc"])
 
 
-@pytest.mark.parametrize("server", [FedAvg(), WeightedMean()])
-def test_a_server_algorithm_and_an_aggregator_get_their_other_half(tmp_path: Path, server: Any) -> None:
+@pytest.mark.parametrize("half", [{"algorithm": FedAvg()}, {"algorithm": ClientAlgorithm()}, {"server": WeightedMean()}])
+def test_half_an_algorithm_and_an_aggregator_are_completed(tmp_path: Path, half: dict[str, Any]) -> None:
     plain = mtl.fit(FACES, output_dir=tmp_path / "plain", **quick())
-    completed = mtl.fit(FACES, server=server, output_dir=tmp_path / "completed", **quick())
+    completed = mtl.fit(FACES, **half, output_dir=tmp_path / "completed", **quick())
     assert completed.summary["test/auroc"] == plain.summary["test/auroc"]
 
 
@@ -325,7 +327,7 @@ def test_data_that_do_not_fit_are_refused(images: Any, labels: Any, changed: dic
             {"client": torch.optim.SGD},
             "client must be a client algorithm, an object with learning_rate, init, .*, got the class SGD",
         ),
-        ({"server": object()}, "server must be a Server, a server algorithm .*, got an object of object"),
+        ({"server": object()}, "server must be a Server, or an aggregator with collect, got an object of object"),
         ({"fleet": object()}, "fleet must be a name or a mapping of options, got an object of object; objects are taken by data"),
         ({"round": 3}, "unknown option round; did you mean rounds?"),
         ({"rounds": "many"}, "rounds must be a whole number, got 'many'"),

@@ -104,7 +104,7 @@ def test_a_script_inside_an_allocation_of_several_tasks_trains_alone(
     assert train(small(class_folders, "rounds=1"), tmp_path / "run")["test/auroc"] is not None
 
 
-RICH = ["server=fedavgm", "keep=heads", "sampling.dropout=0.3", "partition=iid", "partition.num_clients=3", "assignment=all"]
+RICH = ["algorithm=fedavgm", "keep=heads", "sampling.dropout=0.3", "partition=iid", "partition.num_clients=3", "assignment=all"]
 
 
 def test_two_ranks_agree_with_one_and_say_the_same_and_a_file_named_as_a_module_of_python_stops_neither(
@@ -253,6 +253,7 @@ def test_what_ranks_log_is_logged_once_and_as_often_as_one_says_it(tmp_path: Pat
     assert {(record.name, record.levelname, record.lineno) for record in caplog.records} == {("mtl.somewhere", "WARNING", 3)}
 
 
+@pytest.mark.slow
 def test_what_a_rank_finds_wrong_is_raised(class_folders: Path, tmp_path: Path) -> None:
     wild = ["client.learning_rate=1e30", "schedule=constant", "loss=bce", "heads=linear", "trainer.devices=2"]
     with pytest.raises(Diverged, match=r"client \d is not finite in round \d"):

@@ -13,9 +13,9 @@ from mtl.federation.algorithms.local_sgd import LocalSGD
 from mtl.federation.server_steps.distil_ensemble import feddf
 from mtl.federation.server_steps.spread_heads import fedaws
 from mtl.run import train as run_train
-from mtl.run.config import compose
 from mtl.run.rules import check_rules
 from mtl.run.train import train
+from tests.composing import compose
 
 PEERS = [
     "trunk=peers",

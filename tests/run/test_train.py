@@ -1,8 +1,6 @@
 """Whole runs on small pictures: through the configuration, Lightning and the run directory."""
 
-import copy
 import csv
-import functools
 import json
 import shutil
 from pathlib import Path
@@ -26,11 +24,11 @@ from mtl.learning.checkpoints import CheckpointError, read_checkpoint
 from mtl.models.cnn import ImageShape, Trunk
 from mtl.models.norm import Norm
 from mtl.run.build import build_data
-from mtl.run.config import compose
 from mtl.run.directory import locked
 from mtl.run.learners import build_learner
 from mtl.run.members import DEFAULTS, PARTIAL, WHOLE
 from mtl.run.train import train
+from tests.composing import compose
 
 SMALL = [
     "data=folder",
@@ -52,13 +50,9 @@ SMALL = [
 ]
 
 
-composed_once = functools.cache(lambda *words: compose(words))
-
-
 def small(root: Path, *overrides: str) -> DictConfig:
-    """A configuration that a test may change. Composing takes as long as ten rounds, and copying next to nothing."""
-    config = copy.deepcopy(composed_once(*SMALL, "data.root=.", *overrides))
-    config.data.root = str(root)
+    config = compose([*SMALL, "data.root=.", *overrides])
+    config.data.root = str(root)  # as it stands, whatever letters it has
     return config
 
 
@@ -111,7 +105,7 @@ def test_the_modes_make_the_same_number_of_gradient_steps(class_folders: Path, t
     "overrides",
     [
         ["mode=federated"],
-        ["mode=federated", "server=fedavgm", "keep=heads", "sampling.dropout=0.4"],
+        ["mode=federated", "algorithm=fedavgm", "keep=heads", "sampling.dropout=0.4"],
         ["mode=federated", "trunk=classic_cnn", "fusion=platt"],
         ["mode=local"],
         ["mode=centralised"],
@@ -121,7 +115,7 @@ def test_the_modes_make_the_same_number_of_gradient_steps(class_folders: Path, t
         ["mode=federated", "balancer=famo", "balance.conflict=true", "balance.normalise=weights"],
         ["mode=centralised", "balancer=moco"],
         ["mode=centralised", "balancer=famo", "balance.conflict=true"],
-        ["mode=federated", "server=conflict_averse", "server.momentum=.5"],
+        ["mode=federated", "server=conflict_averse", "algorithm.momentum=.5"],
         ["mode=single_task"],
         ["mode=local", "engine.bank_memory=100"],
         ["mode=federated", "keep=heads", "engine.bank_memory=100", "sampling.dropout=0.4"],
@@ -502,7 +496,7 @@ def test_every_member_of_every_group_composes(group: str, member: str) -> None:
         ["partition=iid", "assignment=all", "loss=bce", "heads=linear", "loss.positive_weight=balanced"],
         ["partition=dirichlet", "partition.alpha=0.3", "assignment=overlapping", "fusion=platt"],
         ["partition=shards", "assignment=owner", "sampling=cohort", "sampling.cohort=1"],
-        ["partition=quantity_skew", "assignment=disjoint", "work=epochs", "server=fedavgm"],
+        ["partition=quantity_skew", "assignment=disjoint", "work=epochs", "algorithm=fedavgm"],
         ["partition=iid", "assignment=random", "assignment.tasks_per_client=4", "normalise=per_image", "augmentation=flip"],
         ["subtasks=groups", "+subtasks.mapping={low:[c0,c1],high:[c2,c3]}", "assignment=all", "reduction=known"],
     ],

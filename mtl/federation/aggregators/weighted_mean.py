@@ -6,6 +6,7 @@ over the clients k whose updates arrived. Shared parameters are averaged over al
 A head that no client trained keeps its value. Where clients train models of several widths (`views`), this holds for each coordinate.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -20,6 +21,7 @@ from mtl.federation.layout import is_head
 from mtl.federation.orders import Orders
 
 Weighting = Literal["samples", "clients"]
+Take = Callable[[Block, Tensor], Params]
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,42 @@ class WeightedMean:
 
     def weights(self, orders: Orders) -> Tensor:
         """Return the weights of the clients' updates, float64 [K] on the CPU."""
-        return torch.tensor(
-            [float(size) if self.weighting == "samples" else 1.0 for size in orders.cohort.sizes], dtype=torch.float64
-        )
+        return self._weigh(orders.cohort.sizes)
+
+    def total(self, sizes: Sequence[int], assignment: Tensor) -> "TotalWeight":
+        """Return the summed weight of all clients.
+
+        Args:
+            sizes: training images of each client, C numbers.
+            assignment: bool [C, T], the subtasks that each client trains.
+        """
+        weights = self._weigh(sizes)
+        return TotalWeight(weights.sum(), weights @ assignment.cpu().double())
+
+    def _weigh(self, sizes: Sequence[int]) -> Tensor:
+        return torch.tensor([float(size) if self.weighting == "samples" else 1.0 for size in sizes], dtype=torch.float64)
 
     def collect(self, orders: Orders) -> "RunningMean":
         """See `Aggregator`."""
         return RunningMean(orders, self.weights(orders))
+
+
+@dataclass(frozen=True)
+class TotalWeight:
+    """The summed weight of all clients of the federation, whether they take part or not.
+
+    Attributes:
+        shared: float64 [], of the clients that train a shared parameter: all of them.
+        tasks: float64 [T], of those that train each subtask.
+    """
+
+    shared: Tensor
+    tasks: Tensor
+
+    def of(self, name: str, like: Tensor) -> Tensor:
+        """Return the weight of the clients that train a parameter, at least one of which must; it broadcasts against `like`."""
+        weight = tree.rows(self.tasks, like) if is_head(name) else self.shared
+        return torch.where(weight > 0, weight, 1).to(like)
 
 
 class RunningMean:
@@ -56,10 +87,11 @@ class RunningMean:
     Args:
         orders: of the round.
         weights: float64 [K], weights of the clients' updates.
+        take: from a block and its positions in the cohort to what is averaged in place of the update, stacked [K, ...].
     """
 
-    def __init__(self, orders: Orders, weights: Tensor) -> None:
-        cohort, self._views = orders.cohort, orders.views
+    def __init__(self, orders: Orders, weights: Tensor, take: Take | None = None) -> None:
+        cohort, self._views, self._take = orders.cohort, orders.views, take
         device = orders.like.device
         self.sums = tree.zeros_like(orders.travelling)
         self._weights, self._tasks = weights.to(orders.like), cohort.tasks.to(device)
@@ -74,10 +106,11 @@ class RunningMean:
         rows = places.to(self._tasks.device)
         index = self._views.index(block.view, rows.device)
         weights, tasks = self._weights[rows], self._tasks[rows]
+        values = block.update if self._take is None else self._take(block, places)
         for name, total in self.sums.items():
-            if name not in block.update:  # these clients train another architecture
+            if name not in values:  # these clients train another architecture
                 continue
-            value, weight = block.update[name], weights.to(total)
+            value, weight = values[name], weights.to(total)
             if is_head(name):
                 counted = (weight[:, None] * tasks).view(*tasks.shape, *[1] * (value.dim() - 2))
                 # A product alone would not do: a head that was not trained may hold NaN.
@@ -95,13 +128,13 @@ class RunningMean:
 
     def keep_untrained(self, name: str, before: Tensor, after: Tensor) -> Tensor:
         """See `Update`."""
-        return torch.where(self._weight_of(name, after) > 0, after, before)
+        return torch.where(self.weight_of(name, after) > 0, after, before)
 
     def _denominator(self, name: str, like: Tensor) -> Tensor:
-        weight = self._weight_of(name, like)
+        weight = self.weight_of(name, like)
         return torch.where(weight > 0, weight, 1).to(like.dtype)
 
-    def _weight_of(self, name: str, like: Tensor) -> Tensor:
+    def weight_of(self, name: str, like: Tensor) -> Tensor:
         """Return the summed weight of the clients that trained the parameter, in a shape that broadcasts against `like`."""
         if name in self._view_weights:
             return self._view_weights[name]

@@ -2,6 +2,7 @@
 
     parameters x 4 (start, values, gradients, momenta)  +  what autograd saves for a batch, x 2  +  a batch of prepared images, x 6
     +  the tasks' gradients of the trunk, x 2, where a balancer compares them one by one
+    +  parameters x 1 for each further slot of the algorithm
 
 What autograd saves is counted on a step of the model (`models.flops`). The factors cover the rest: gradients of activations, the copies in
 which the convolutions of many clients become one, and images while they are gathered, augmented and normalised.
@@ -35,11 +36,12 @@ def block_size(training: Training, data: FederatedData) -> int:
 
 def bytes_of_client(training: Training, data: FederatedData) -> int:
     """Return the bytes that a step of one client of a stack takes, with the largest batch that occurs."""
-    params = training.model.params()
+    params, client = training.model.params(), training.client
     batch = min(training.work.batch_size, max(data.clients.sizes))
     dtype = next(iter(params.values())).dtype
-    cost = training_cost(training.model, training.objective, training.algorithm, training.work, data)
-    size = COPIES * tree.num_bytes(params) + ACTIVATIONS * cost.step.saved(batch)
+    cost = training_cost(training.model, training.objective, training.optimizer, training.work, data)
+    copies = COPIES + len({*client.reads, *client.keeps}) + len(client.sends)
+    size = copies * tree.num_bytes(params) + ACTIVATIONS * cost.step.saved(batch)
     size += PREPARED * batch * data.images[0].numel() * dtype.itemsize
     size += training.rule.bytes_of_step(params, data.num_tasks)
     return int(size)

@@ -15,13 +15,15 @@ from torch.profiler import record_function
 from mtl.base.types import Params, Slots
 from mtl.data.client_batches import CohortBatches, LocalWork, plan_batches
 from mtl.data.federated_data import FederatedData
-from mtl.federation.algorithms.contract import ClientAlgorithm
+from mtl.federation.algorithms.contract import ClientAlgorithm, Optimizer
 from mtl.federation.clients.gradients import GradientRule, PlainSum, State
+from mtl.federation.layout import Layout
 from mtl.federation.objective import Objective
 from mtl.models.multi_task_model import MultiTaskModel
 
 MEMORY = "gradients"  # the slot with the state of a client's gradient rule
 Start = Callable[[Sequence[int]], Slots]
+WHOLE = Layout()
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Block:
         losses: [K, 2, T], positive and negative, summed over the images that the client saw.
         conflict: [3, T, T], `balance.compare` summed over steps and clients, or None where gradients are not compared.
         view: index of the part of the model that all of them trained, see `views`.
+        sent: the slots that the clients send besides `update`, stacked [K, ...].
     """
 
     clients: Sequence[int]
@@ -66,6 +69,7 @@ class Block:
     losses: Tensor
     conflict: Tensor | None = None
     view: int = 0
+    sent: Slots = field(default_factory=dict)
 
 
 class Backend(Protocol):
@@ -92,27 +96,29 @@ class Training:
     Attributes:
         model: the model; backends work on copies of it.
         objective: from images to losses.
-        algorithm: the client algorithm.
+        optimizer: the optimiser of every client.
         work: batches and local steps of a client in a round.
         seed: seed of the run.
         rule: how the losses of the tasks become one gradient.
+        client: the client half of the federated algorithm.
     """
 
     model: MultiTaskModel
     objective: Objective
-    algorithm: ClientAlgorithm
+    optimizer: Optimizer
     work: LocalWork
     seed: int
     rule: GradientRule = field(default_factory=PlainSum)
+    client: ClientAlgorithm = field(default_factory=ClientAlgorithm)
 
     @record_function("mtl/plan")
     def plan(self, clients: Sequence[int], job: CohortJob, data: FederatedData) -> CohortBatches:
         """Return the batches of some clients of the job. `clients` must be sorted by number of steps, the most first."""
         return plan_batches(data.clients, clients, self.work, seed=self.seed, round=job.round, max_steps=job.max_steps)
 
-    def slots(self, params: Params, num_tasks: int) -> Slots:
+    def slots(self, params: Params, num_tasks: int, layout: Layout = WHOLE) -> Slots:
         """Return the slots of a client that has never trained. `params` are those of the global model."""
-        return {"params": params, MEMORY: self.rule.memory(params, num_tasks)}
+        return {"params": params, MEMORY: self.rule.memory(params, num_tasks)} | self.client.first(layout.sent(params))
 
 
 def add_conflict(total: Tensor | None, conflict: Tensor | None) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,8 +10,10 @@ from torch.profiler import record_function
 
 from mtl.base.types import Params
 from mtl.data.federated_data import FederatedData
+from mtl.federation.algorithms.contract import Clock
 from mtl.federation.clients.batches import Batch, chunks, prepare
 from mtl.federation.clients.contract import MEMORY, Block, CohortJob, Training, add_conflict, memory_on
+from mtl.federation.clients.gradients import Gradients, State
 from mtl.federation.layout import split_frozen
 from mtl.losses.pairs import TaskCounts
 
@@ -28,6 +31,7 @@ class LoopBackend:
         self.training = training
         self.model = copy.deepcopy(training.model).to(memory_format=torch.channels_last).train()
         self._step = training.rule.step(self.model, training.objective, stacked=False)
+        self._slots = dict.fromkeys((*training.client.reads, *training.client.keeps))
 
     def __call__(self, job: CohortJob, data: FederatedData) -> Iterator[Block]:
         """See `Backend`."""
@@ -43,24 +47,48 @@ class LoopBackend:
         """See `Backend`: nothing to restore."""
 
     def _train(self, client: int, job: CohortJob, data: FederatedData) -> Block:
-        algorithm, device = self.training.algorithm, data.images.device
+        training, device = self.training, data.images.device
         start = job.start([client])
         params, moved = self._reset(start["params"], job.frozen)
         memory = memory_on(device, {name: value[0] for name, value in start[MEMORY].items()})
-        state = algorithm.init(moved)
+        slots = {"params": moved} | {slot: _alone(start[slot], device) for slot in self._slots}
+        state = training.client.init(slots, training.optimizer)
         rate = torch.tensor(job.learning_rate, dtype=next(iter(params.values())).dtype, device=device)
         losses = torch.zeros(2, data.num_tasks, dtype=rate.dtype, device=device)
-        conflict = None
+        conflict, num_steps = None, 0
         for batch in self._batches(client, job, data):
-            step = self._step.gradients(moved, memory, batch, {})
+            at_params: list[Gradients] = []
+            gradients = partial(self._gradients, moved, memory, batch, at_params)
+            with torch.no_grad():
+                training.client.step(slots, state, gradients, training.optimizer, rate)
+            (step,) = at_params
             losses += step.losses
             conflict = add_conflict(conflict, step.conflict)
-            moved, state = algorithm.step(moved, step.grads, state, rate)
             memory = self._step.observe(moved, step.memory, batch)
+            num_steps += 1
         trained = {name: value.detach()[None] for name, value in (params | moved).items()}
         client_memory = {name: value[None] for name, value in memory.items()}
-        update = algorithm.final(trained, start["params"])
-        return Block([client], {"params": trained, MEMORY: client_memory}, update, losses[None], conflict)
+        update = training.optimizer.final(trained, start["params"])
+        ended = {"params": trained} | {slot: _stacked(slots[slot]) for slot in training.client.keeps}
+        clock = Clock([num_steps], job.learning_rate)
+        states = {slot: _stacked(values) for slot, values in state.items()}
+        kept, sent = training.client.final(ended, states, start, clock, training.optimizer)
+        slots_after = {"params": trained, MEMORY: client_memory} | kept
+        return Block([client], slots_after, update, losses[None], conflict, sent=sent)
+
+    def _gradients(self, moved: Params, memory: State, batch: Batch, at_params: list[Gradients], point: Params) -> Params:
+        """Return the gradients at a point; at the parameters themselves, add the whole result to `at_params`."""
+        if point is moved:
+            with torch.enable_grad():
+                at_params.append(self._step.gradients(moved, memory, batch, {}))
+            return at_params[-1].grads
+        values = [value.detach() for value in moved.values()]
+        before = [value.clone() for value in values]
+        torch._foreach_copy_(values, [point[name] for name in moved])
+        with torch.enable_grad():
+            grads = self._step.gradients(moved, memory, batch, {}).grads
+        torch._foreach_copy_(values, before)
+        return grads
 
     def _reset(self, start: Params, frozen: frozenset[str]) -> tuple[Params, Params]:
         """Copy the start [1, ...] into the model; return all its parameters, and those that are trained."""
@@ -85,3 +113,12 @@ class LoopBackend:
             with record_function("mtl/local steps"):
                 for row, step in enumerate(steps):
                     yield prepared[row].first(filled[step])
+
+
+def _alone(stacked: Params, device: torch.device) -> Params:
+    """Return a copy of the values of the first client."""
+    return {name: value[0].to(device, copy=True) for name, value in stacked.items()}
+
+
+def _stacked(params: Params) -> Params:
+    return {name: value.detach()[None] for name, value in params.items()}

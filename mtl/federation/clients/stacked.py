@@ -8,6 +8,7 @@ import copy
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,10 +20,12 @@ from mtl.base.compiling import slow_guards_allowed
 from mtl.base.types import Params, Slots
 from mtl.data.client_batches import CohortBatches
 from mtl.data.federated_data import FederatedData
+from mtl.federation.algorithms.contract import Clock
 from mtl.federation.clients.batches import Batch, chunks, prepare
 from mtl.federation.clients.block import block_size
 from mtl.federation.clients.contract import MEMORY, Block, CohortJob, Training, add_conflict
 from mtl.federation.clients.cuda_graph import CapturedCalls
+from mtl.federation.clients.gradients import Gradients
 from mtl.federation.layout import split_frozen
 from mtl.losses.pairs import TaskCounts
 
@@ -51,7 +54,7 @@ class StackedBackend:
     def __init__(self, training: Training, *, block: int | None = None, compiled: bool = False) -> None:
         if block is not None and block < 1:
             raise ValueError(f"engine.block must be >= 1, got {block}")
-        self.training, self.block = training, block
+        self.training, self.block = replace(training, optimizer=training.optimizer.for_stack()), block
         self.name = "compiled" if compiled else "vmap"
         if compiled and not training.rule.compiles:
             raise ValueError(f"a step balanced by {training.rule.name} cannot be compiled: use engine.backend=vmap")
@@ -121,20 +124,25 @@ class StackedBackend:
             "progress": torch.full((len(clients),), job.progress, dtype=dtype, device=device),
         }
         named = tensors | {f"{slot}/{name}": v.to(device) for slot, values in start.items() for name, v in values.items()}
-        return Block(clients, *self._captured(named, (batches.active, job.frozen), data))
+        slots, state, update, losses, conflict = self._captured(named, (batches.active, job.frozen), data)
+        clock = Clock([sum(count > place for count in batches.active) for place in range(len(clients))], job.learning_rate)
+        kept, sent = self.training.client.final(slots, state, start, clock, self.training.optimizer)
+        ended = {"params": slots["params"], MEMORY: slots[MEMORY]} | kept
+        return Block(clients, ended, update, losses, conflict, sent=sent)
 
     def _run(
         self, tensors: dict[str, Tensor], shape: tuple[tuple[int, ...], frozenset[str]], data: FederatedData
-    ) -> tuple[Slots, Params, Tensor, Tensor | None]:
+    ) -> tuple[Slots, Slots, Params, Tensor, Tensor | None]:
         active, self._frozen = shape
         planned = {name: tensors[name] for name in ("index", "filled", "client", "step", "key")}
         batches = CohortBatches(active, **planned, batch_size=self.training.work.batch_size)
         tasks, rate = tensors["tasks"], tensors["rate"]
         counts = TaskCounts(tensors["positives"], tensors["negatives"], tensors["progress"])
-        algorithm = self.training.algorithm
-        start, memory = _slot("params", tensors), _cloned(_slot(MEMORY, tensors))
-        params = _cloned(start)
-        state = algorithm.init(split_frozen(params, self._frozen)[0])
+        client, optimizer = self.training.client, self.training.optimizer
+        start = _slot("params", tensors)
+        slots = {slot: _cloned(_slot(slot, tensors)) for slot in ("params", MEMORY, *client.keeps)}
+        slots |= {slot: _slot(slot, tensors) for slot in client.reads if slot not in client.keeps}
+        state = client.init(slots | {"params": split_frozen(slots["params"], self._frozen)[0]}, optimizer)
         losses = torch.zeros(len(tasks), 2, data.num_tasks, dtype=rate.dtype, device=rate.device)
         conflict = None
         for steps, rows in chunks(batches, data.images[0].numel() * batches.index.shape[1]):
@@ -145,31 +153,36 @@ class StackedBackend:
                     count = active[step]
                     rows_of_step = slice(end, end + count)
                     end += count
-                    client_views = [_first(values, count) for values in (params, state, memory)]
+                    views = [{slot: _first(values, count) for slot, values in part.items()} for part in (slots, state)]
                     batch = tuple(value[rows_of_step] for value in prepared)
-                    step_conflict = self._step(*client_views, losses[:count], batch, rate)
+                    step_conflict = self._step(*views, losses[:count], batch, rate)
                     conflict = add_conflict(conflict, step_conflict)
-        return {"params": params, MEMORY: memory}, algorithm.final(params, start), losses, conflict
+        return slots, state, optimizer.final(slots["params"], start), losses, conflict
 
     @torch.no_grad()
-    def _eager_step(
-        self, params: Params, state: Params, memory: Params, losses: Tensor, tensors: tuple[Tensor, ...], rate: Tensor
-    ) -> Tensor | None:
+    def _eager_step(self, slots: Slots, state: Slots, losses: Tensor, tensors: tuple[Tensor, ...], rate: Tensor) -> Tensor | None:
         """Train the first k clients by one step, in place; return the conflict of their tasks, summed over the clients.
 
         Args:
-            params: all parameters, [k, ...].
-            state: state of the client algorithm.
-            memory: state of the gradient rule.
+            slots: all parameters, the state of the gradient rule and the slots of the client algorithm, [k, ...].
+            state: state of the optimiser.
             losses: [k, 2, T], to which the step's losses are added.
             tensors: the tensors of their `Batch`.
             rate: scalar, learning rate.
         """
-        batch = Batch(*tensors)
-        moved, resting = split_frozen(params, self._frozen)
-        step = self._gradients.gradients(moved, memory, batch, resting)
-        self.training.algorithm.step(moved, step.grads, state, rate)
-        for name, value in self._gradients.observe(params, step.memory, batch).items():
+        batch, memory, training = Batch(*tensors), slots[MEMORY], self.training
+        moved, resting = split_frozen(slots["params"], self._frozen)
+        at_params: list[Gradients] = []
+
+        def gradients(point: Params) -> Params:
+            result = self._gradients.gradients(point, memory, batch, resting)
+            if point is moved:
+                at_params.append(result)
+            return result.grads
+
+        training.client.step(slots | {"params": moved}, state, gradients, training.optimizer, rate)
+        (step,) = at_params
+        for name, value in self._gradients.observe(slots["params"], step.memory, batch).items():
             memory[name].copy_(value)
         losses += step.losses
         return None if step.conflict is None else step.conflict.sum(0)

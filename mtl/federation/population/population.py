@@ -37,6 +37,7 @@ class Population:
             clients=outcome.returned,
             tasks=data.assignment[outcome.returned],
             sizes=sizes,
+            steps=[self.work.num_steps(size) for size in sizes],
             samples=torch.tensor([self.work.num_samples(size) for size in sizes], dtype=torch.float64),
             seconds=outcome.seconds,
             joules=float(outcome.joules.sum()),

@@ -21,6 +21,7 @@ from mtl.base.types import Params, Slots
 from mtl.data.federated_data import FederatedData
 from mtl.devices.ledger import Workload
 from mtl.devices.widths import Level
+from mtl.federation.algorithms.contract import RECEIVED
 from mtl.federation.clients.auto import AutoBackend
 from mtl.federation.clients.contract import Backend, Block, CohortJob, Start, Training
 from mtl.federation.message import message_bytes
@@ -86,7 +87,8 @@ class Views:
         """
         taken = {name: value for name, value in params.items() if name not in self._absent[level]}
         for name, place in self.index(level, next(iter(params.values())).device).items():
-            taken[name] = params[name][0].flatten()[place].expand(len(params[name]), *place.shape)
+            if name in params:
+                taken[name] = params[name][0].flatten()[place].expand(len(params[name]), *place.shape)
         return taken
 
     def message_bytes(self, travelling: Params, assignment: Tensor, clients: Sequence[int]) -> int:
@@ -186,7 +188,8 @@ class ViewsBackend:
 
         def start(clients: Sequence[int]) -> Slots:
             slots = whole(clients)
-            return slots | {"params": self.levels.take(level, slots["params"])}
+            sent = {slot: slots[slot] for slot in ("params", RECEIVED) if slot in slots}
+            return slots | {slot: self.levels.take(level, values) for slot, values in sent.items()}
 
         return start
 

@@ -31,12 +31,12 @@ from mtl.base.types import ImageData, Params
 from mtl.data.client_batches import LocalWork, plan_batches
 from mtl.data.ragged import Ragged
 from mtl.edge.distil import soft_binary
-from mtl.federation.algorithms.contract import ClientAlgorithm
+from mtl.federation.algorithms.contract import Optimizer
 from mtl.federation.clients.contract import Block
 from mtl.federation.collectors import Collector
 from mtl.federation.objective import MAX_ACTIVATIONS, Objective, images_at_once
 from mtl.federation.orders import Orders
-from mtl.federation.server import Server, StepContext, fedavg
+from mtl.federation.server import RunContext, Server, mean
 from mtl.models.cnn import ImageShape
 from mtl.models.multi_task_model import MultiTaskModel
 
@@ -74,13 +74,13 @@ class DistilEnsemble:
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"server.{name} must be > 0, got {getattr(self, name)}")
 
-    def bind(self, context: StepContext) -> "Ensemble":
+    def bind(self, context: RunContext) -> "Ensemble":
         """See `StepOptions`."""
         return Ensemble(
             self,
             [level.model for level in context.views.levels],
             replace(context.objective, distil=None),
-            context.algorithm,
+            context.optimizer,
             self.unlabelled(context.image_shape, context.pixels, seed=context.seed),
             seed=context.seed,
             students=context.views.students,
@@ -125,7 +125,7 @@ class Ensemble:
         options: of the step.
         models: of each width, the whole model first, or of each architecture.
         objective: prepares and scores the images.
-        algorithm: the clients' algorithm, which makes the server's steps.
+        optimizer: the clients' optimiser, which makes the server's steps.
         images: [U, c, H, W], as stored.
         seed: seed of the run.
         students: number of the models, from the first, that are trained.
@@ -136,14 +136,14 @@ class Ensemble:
         options: DistilEnsemble,
         models: Sequence[MultiTaskModel],
         objective: Objective,
-        algorithm: ClientAlgorithm,
+        optimizer: Optimizer,
         images: Tensor,
         *,
         seed: int,
         students: int = 1,
     ) -> None:
         self.options, self.images, self.seed, self.students = options, images, seed, students
-        self.algorithm = algorithm.without_decay()
+        self.optimizer = optimizer.without_decay()
         plain = replace(objective, mirror=False)
         self._scores = [_Scores(copy.deepcopy(model), plain).eval() for model in models]
 
@@ -198,7 +198,7 @@ class Ensemble:
         options, students = self.options, [scores.to(votes.device) for scores in self._scores[: self.students]]
         targets, known = votes / counts.clamp_min(1), counts > 0
         moved = {name: value.detach().clone() for name, value in params.items() if name not in frozen}
-        state = self.algorithm.init(moved)
+        state = self.optimizer.init(moved)
         work = LocalWork(batch_size=options.batch_size, steps=options.steps)
         all_images = Ragged.of([torch.arange(len(self.images))])
         plan = plan_batches(all_images, [0], work, seed=derive_seed(self.seed, "ensemble"), round=round)
@@ -217,7 +217,7 @@ class Ensemble:
             moved = {name: value.detach() for name, value in moved.items()}
             factor = (1 + math.cos(math.pi * step / options.steps)) / 2
             rate = torch.tensor(options.rate * factor, dtype=votes.dtype, device=votes.device)
-            moved, state = self.algorithm.step(moved, dict(zip(leaves, grads, strict=True)), state, rate)
+            moved, state = self.optimizer.step(moved, dict(zip(leaves, grads, strict=True)), state, rate)
         return params | moved
 
 
@@ -234,9 +234,7 @@ class Votes:
         self.votes += self._ensemble.votes(block, self._tasks[places].to(self.votes.device))
 
 
-def feddf(  # noqa: PLR0913 the options of a member
-    learning_rate: float = 1.0,
-    momentum: float = 0.0,
+def feddf(
     weighting: str = "samples",
     balancer: Balancer | None = None,
     images: ImageData | None = None,
@@ -246,11 +244,9 @@ def feddf(  # noqa: PLR0913 the options of a member
     rate: float = 0.01,
     temperature: float = 1.0,
 ) -> Server:
-    """FedDF: FedAvg, then the server learns from the clients' models on images without labels (Lin et al. 2020).
+    """FedDF: the weighted mean, then the server learns from the clients' models on images without labels (Lin et al. 2020).
 
     Args:
-        learning_rate: factor of the mean update
-        momentum: momentum over the rounds
         weighting: what a client counts by: samples (its training images) or clients (all the same)
         balancer: a balancer without state that combines the clients' updates, None for their mean
         images: where the images without labels come from, a member of `data` (+data@server.images=NAME), null for noise
@@ -261,7 +257,7 @@ def feddf(  # noqa: PLR0913 the options of a member
         temperature: T, by which scores are divided before they are compared
     """
     options = DistilEnsemble(images, num_images, steps, batch_size, rate, temperature)
-    return replace(fedavg(learning_rate, momentum, weighting, balancer), options=(options,))
+    return replace(mean(weighting, balancer), options=(options,))
 
 
 class _Scores(nn.Module):

@@ -19,7 +19,7 @@ from mtl.balancing.contract import Balancer
 from mtl.base.types import Params
 from mtl.federation.collectors import Collector, NullCollector
 from mtl.federation.orders import Orders
-from mtl.federation.server import Server, StepContext, fedavg
+from mtl.federation.server import RunContext, Server, mean
 
 WEIGHT = "heads.weight"
 
@@ -50,7 +50,7 @@ class SpreadHeads:
         if self.nearest is not None and self.nearest < 1:
             raise ValueError(f"server.nearest must be null or >= 1, got {self.nearest}")
 
-    def bind(self, context: StepContext) -> "SpreadHeads":
+    def bind(self, context: RunContext) -> "SpreadHeads":
         """See `StepOptions`. Raises ValueError where the heads have no `weight`, as heads of your own may not."""
         if WEIGHT not in context.layout.sent(context.params):
             raise ValueError("server=fedaws needs heads that the clients send: heads=cosine or linear, and keep=nothing")
@@ -67,26 +67,22 @@ class SpreadHeads:
 
 
 def fedaws(
-    learning_rate: float = 1.0,
-    momentum: float = 0.0,
     weighting: str = "samples",
     balancer: Balancer | None = None,
     spread: float = 1.0,
     margin: float = 1.41,
     nearest: int | None = 10,
 ) -> Server:
-    """FedAwS: FedAvg that keeps the heads apart, for clients that have positives alone (Yu et al. 2020).
+    """FedAwS: the weighted mean, and the server keeps the heads apart, for clients that have positives alone (Yu et al. 2020).
 
     Args:
-        learning_rate: factor of the mean update
-        momentum: momentum over the rounds
         weighting: what a client counts by: samples (its training images) or clients (all the same)
         balancer: a balancer without state that combines the clients' updates, None for their mean
         spread: step size R of moving the heads apart, in the paper ten learning rates
         margin: v, the distance from which heads count as apart, between 0 and 2, where 1.41 asks for a right angle
         nearest: k, each head is kept from its k nearest ones, null for all
     """
-    return replace(fedavg(learning_rate, momentum, weighting, balancer), options=(SpreadHeads(spread, margin, nearest),))
+    return replace(mean(weighting, balancer), options=(SpreadHeads(spread, margin, nearest),))
 
 
 def spread_out(heads: Tensor, *, rate: float, margin: float, nearest: int | None = None) -> Tensor:
