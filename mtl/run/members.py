@@ -38,9 +38,13 @@ from mtl.edge.distil import Distilling
 from mtl.edge.prune import Pruning
 from mtl.faces.finder import DetectionOptions
 from mtl.federation.algorithms.fedavg import fedavg
+from mtl.federation.algorithms.feddyn import feddyn
+from mtl.federation.algorithms.fednova import fednova
 from mtl.federation.algorithms.fedopt import FedAdagrad, FedAdam, FedYogi
+from mtl.federation.algorithms.fedprox import fedprox
 from mtl.federation.algorithms.local_adam import LocalAdam, LocalAdamW
 from mtl.federation.algorithms.local_sgd import LocalSGD
+from mtl.federation.algorithms.scaffold import scaffold
 from mtl.federation.population.sampling import Sampling
 from mtl.federation.schedule import Schedule
 from mtl.federation.server import mean
@@ -158,6 +162,10 @@ WHOLE: dict[str, dict[str, Any]] = {
     "algorithm": {
         "fedavg": fedavg,
         "fedavgm": (fedavg, {"momentum": 0.9}),
+        "fedprox": fedprox,
+        "scaffold": scaffold,
+        "fednova": fednova,
+        "feddyn": feddyn,
         "fedadagrad": FedAdagrad,
         "fedadam": FedAdam,
         "fedyogi": FedYogi,
