@@ -162,13 +162,13 @@ WHOLE: dict[str, dict[str, Any]] = {
     "algorithm": {
         "fedavg": fedavg,
         "fedavgm": (fedavg, {"momentum": 0.9}),
-        "fedadagrad": FedAdagrad,
-        "fedadam": FedAdam,
-        "fedyogi": FedYogi,
         "fedprox": fedprox,
         "scaffold": scaffold,
         "fednova": fednova,
         "feddyn": feddyn,
+        "fedadagrad": FedAdagrad,
+        "fedadam": FedAdam,
+        "fedyogi": FedYogi,
     },
     "server": {
         "mean": mean,
