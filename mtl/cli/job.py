@@ -116,8 +116,12 @@ def _name(config: DictConfig, keys: list[str]) -> None:
     """Name a job's run, at W&B too, by what is swept, and let it go on where it was interrupted."""
     context = HydraConfig.get()
     config.tracking.group = config.tracking.group or Path(context.sweep.dir).name
-    config.name = config.name or readable_name(list(context.overrides.task), keys) or None
+    words, swept = list(context.overrides.task), readable_name(list(context.overrides.task), keys)
+    said = "name" not in keys and any(word.startswith("name=") for word in words)  # not by an experiment, for all jobs alike
+    config.name = "_".join(filter(None, (config.name if said or not swept else None, swept))) or None
     config.resume = True
+    if config.write_report == "auto":
+        config.write_report = False  # the sweep writes one
 
 
 def _refusal(error: NoObjective, run_dir: Path) -> SearchRefused:

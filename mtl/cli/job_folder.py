@@ -15,9 +15,10 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from mtl.base.same_run import REPORTING
 from mtl.cli.hydra_errors import EXPECTED
 from mtl.run.directory import read_saved
-from mtl.run.identity import REPORTING, digest, identity
+from mtl.run.identity import digest, identity
 from mtl.run.rules import check_rules
 
 LONGEST = 80  # letters before the hashes

@@ -58,7 +58,7 @@ KEYS = {
     "engine": "how clients are simulated",
     "trainer": "processes, accelerator and precision",
     "profile": "measure where the time of a few rounds goes; writes profile/table.txt and a trace",
-    "write_report": "write report.html and figures/ at the end",
+    "write_report": "write report.html and figures/ at the end: auto (of a run, or of a whole sweep), true (of each job), false",
     "tracking": "what is logged, and to W&B",
 }
 

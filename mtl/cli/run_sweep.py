@@ -16,9 +16,11 @@ from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig, OmegaConf
 
 from mtl.cli.job import RUNNING, SweepStopped
-from mtl.cli.outcomes import SKIPPED, Outcome, Records, print_outcomes
+from mtl.cli.outcomes import DONE, SKIPPED, Outcome, Records, print_outcomes
 from mtl.cli.run_log import is_first_rank
 from mtl.cli.sweep import Job, Plan
+from mtl.report.page import write_report
+from mtl.report.runs import find_runs
 from mtl.run.config import CONFIG_NAME, hydra_with_groups
 from mtl.run.named_experiments import experiments_folder
 
@@ -92,6 +94,8 @@ def run_sweep(plan: Plan, run: Callable[[DictConfig], float | None]) -> int:
         command = shlex.join(["mtl", "train", "-m", *plan.user_words])
         print(f"mtl: the sweep is stopped; this goes on with it:\n  {command}", file=sys.stderr)
         return 130
+    if plan.write_report and is_first_rank() and any(outcome.outcome == DONE for outcome in outcomes.values()):
+        print(f"report: {write_report(find_runs([plan.folder]), plan.folder)}")
     return 1 if failed else 0
 
 

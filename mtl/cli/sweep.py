@@ -70,6 +70,7 @@ class Plan:
         in_process: whether the jobs run in this process.
         user_words: the command's, with the folder.
         words: these, with what every job is to know of the sweep.
+        write_report: whether a report of all its runs is written at its end.
     """
 
     folder: Path
@@ -78,6 +79,7 @@ class Plan:
     in_process: bool
     user_words: list[str]
     words: list[str]
+    write_report: bool = False
 
 
 def make_plan(words: Sequence[str], *, many: bool = False) -> Plan:
@@ -119,7 +121,8 @@ def _make_plan(hydra: Hydra, words: list[str], many: bool) -> Plan:
         twins = [str(number) for number, first in _twins(jobs).items() if number != first]
         known.append(f"hydra.callbacks.sweep.twins=[{','.join(twins)}]")
     in_process = str(master.hydra.launcher._target_).endswith(".BasicLauncher")
-    return Plan(folder, jobs, token, in_process, user_words, [*user_words, *known, *added])
+    words = [*user_words, *known, *added]
+    return Plan(folder, jobs, token, in_process, user_words, words, master.write_report == "auto")
 
 
 def _twins(jobs: Sequence[Job]) -> dict[int, int]:

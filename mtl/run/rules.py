@@ -23,7 +23,7 @@ from mtl.run.build import build_algorithm, resolve_keep
 from mtl.run.config import check_keys
 from mtl.run.objects import given
 from mtl.run.options import check_options
-from mtl.run.tracking import WANDB_MODES
+from mtl.run.wandb_run import WANDB_MODES
 
 MODES = ("federated", "centralised", "local", "single_task", "detection")
 POOLED = ("centralised", "detection")
@@ -71,6 +71,8 @@ def _choices(config: DictConfig) -> Iterator[str]:
     for name, allowed in choices.items():
         if (value := OmegaConf.select(config, name)) not in allowed:
             yield f"{name} must be one of {', '.join(allowed)}, got {value}"
+    if not isinstance(config.write_report, bool) and config.write_report != "auto":
+        yield f"write_report must be auto, true or false, got {config.write_report}"
     for name in AT_LEAST_ONE:
         if (value := OmegaConf.select(config, name)) is not None and value < 1:
             yield f"{name} must be >= 1, got {value}"

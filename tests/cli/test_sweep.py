@@ -285,3 +285,21 @@ def test_a_job_records_the_command_of_its_own_run(class_folders: Path, tmp_path:
     assert main(again[1:]) == 0
     assert (run / "summary.json").exists()
     assert json.loads((run / "environment.json").read_text())["command"] == said
+
+
+def test_a_sweep_writes_one_report_and_names_its_runs_by_what_is_swept(
+    class_folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "grid"
+    assert (
+        main([word for word in sweep(class_folders, folder, "seed=0,1", "write_report=auto") if word != "write_report=false"])
+        == 0
+    )
+    assert f"report: {folder / 'report.html'}" in capfd.readouterr().out
+    assert not list(folder.glob("*/report.html"))
+    page = folder / "report.html"
+    before = page.read_bytes()
+    assert main(sweep(class_folders, folder, "seed=0,1,2", "name=mine")) == 0  # write_report=false
+    assert page.read_bytes() == before
+    names = sorted(yaml.safe_load(file.read_text())["name"] for file in folder.glob("*/config.yaml"))
+    assert names == ["mine_seed=2", "seed=0", "seed=1"]

@@ -14,7 +14,6 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 from mtl.cli.words import check_booleans, readable, split_flags
 from mtl.run.config import compose
 from mtl.run.rules import check_rules
-from mtl.run.tracking import _wandb_id
 from tests.cli.test_cli import QUICK, words
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "sweeps"
@@ -69,16 +68,6 @@ def test_values_are_read_as_the_agent_writes_them() -> None:
     config = config_of(agent_words(sweep, {"loss": "bce", "balancer": "uw", **written}))
     assert (config.client.learning_rate, config.mirror, config.name, config.rounds) == (1e-05, False, "two words", 3)
     assert list(config.data.image_size) == [24, 16]
-
-
-def test_a_run_of_an_agent_has_the_agents_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_RUN_ID", "agent123")
-    (tmp_path / "single").mkdir()
-    assert _wandb_id(tmp_path / "single") != "agent123"
-    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
-    assert _wandb_id(tmp_path) == "agent123"
-    monkeypatch.setenv("WANDB_RUN_ID", "another")
-    assert _wandb_id(tmp_path) == "agent123"
 
 
 @pytest.mark.slow

@@ -564,6 +564,8 @@ def test_unusable_settings_are_refused_before_anything_is_written(class_folders:
         "fleet=mix fleet.mix={abacus:2}": "fleet.mix has the unknown device abacus; choose from camera_mcu",
         "fleet.deadline=9": "fleet.deadline needs devices",
         "fleet=mix fleet.mix={tiny:1} fleet.profiles={tiny:{watts:1}}": "device tiny has the unknown field watts",
+        "write_report=0": "write_report must be auto, true or false, got 0",
+        "tracking.project=a/b/c": "tracking.project must be PROJECT or ENTITY/PROJECT",
         "tracking.wandb=maybe": "tracking.wandb must be one of auto, online, offline, disabled, got maybe",
     }
     if torch.cuda.is_available():
