@@ -40,7 +40,11 @@ from mtl.faces.finder import DetectionOptions
 from mtl.federation.algorithms.fedasync import fedasync
 from mtl.federation.algorithms.fedavg import fedavg
 from mtl.federation.algorithms.fedbuff import fedbuff
+from mtl.federation.algorithms.feddyn import feddyn
+from mtl.federation.algorithms.fednova import fednova
+from mtl.federation.algorithms.fedprox import fedprox
 from mtl.federation.algorithms.local_sgd import LocalSGD
+from mtl.federation.algorithms.scaffold import scaffold
 from mtl.federation.population.sampling import Sampling
 from mtl.federation.schedule import Schedule
 from mtl.federation.server import mean
@@ -151,7 +155,16 @@ WHOLE: dict[str, dict[str, Any]] = {
         "phones": (Fleet, {"mix": {"phone_low": 0.3, "phone_mid": 0.5, "phone_high": 0.2}}),
     },
     "widths": {"whole": Widths, "levels": (Widths, {"levels": [1.0, 0.5, 0.25]})},
-    "algorithm": {"fedavg": fedavg, "fedavgm": (fedavg, {"momentum": 0.9}), "fedbuff": fedbuff, "fedasync": fedasync},
+    "algorithm": {
+        "fedavg": fedavg,
+        "fedavgm": (fedavg, {"momentum": 0.9}),
+        "fedprox": fedprox,
+        "scaffold": scaffold,
+        "fednova": fednova,
+        "feddyn": feddyn,
+        "fedbuff": fedbuff,
+        "fedasync": fedasync,
+    },
     "server": {
         "mean": mean,
         "fedaws": fedaws,
