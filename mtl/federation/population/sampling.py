@@ -14,7 +14,7 @@ from mtl.base.seeding import derive_seed
 
 @dataclass(frozen=True)
 class Outcome:
-    """Who took part in a round, and what it cost.
+    """Who took part in a round, and what it cost. In asynchronous rounds clients stand in the order of events, some of them twice.
 
     Attributes:
         cohort: the K clients that were sent the model, in rising order.
