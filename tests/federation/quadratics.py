@@ -123,6 +123,12 @@ def path(fed: Federation, count: int) -> list[float]:
     return [float(next(iter(state.params.values()))) for state in states]
 
 
+def limit(fed: Federation) -> float:
+    """Return where the coordinate ends, from zero, of an algorithm without state: its round is x <- a x + b."""
+    first, second = path(fed, 2)
+    return first / (1 - (second - first) / first)
+
+
 def kept(fed: Federation, state: State, slot: str) -> Tensor:
     """Return the slot of all clients, [C, T]."""
     slots: Slots = fed.training.slots(state.params, fed.data.num_tasks, fed.layout)

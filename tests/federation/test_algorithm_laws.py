@@ -211,7 +211,7 @@ def test_fednova_of_equal_steps_is_fedavg(momentum: float) -> None:
 
 
 def test_a_client_without_a_step_adds_nothing_to_fednova() -> None:
-    params = {"trunk.w": torch.zeros(2, dtype=torch.float64)}
+    params = {"trunk.w": torch.zeros(2, dtype=torch.float64), "loss.bias": torch.zeros((), dtype=torch.float64)}
     orders = make_orders(params, torch.ones(2, 1, dtype=torch.bool), [1, 3])
     orders = replace(orders, cohort=replace(orders.cohort, steps=[4, 0]))
     algorithm = fednova()
@@ -220,9 +220,11 @@ def test_a_client_without_a_step_adds_nothing_to_fednova() -> None:
         Normalised(algorithm.client, algorithm.server.step, SGD), orders, torch.tensor([1.0, 3.0], dtype=torch.float64)
     )
     update = {"trunk.w": torch.tensor([[4.0, 8.0], [0.0, 0.0]], dtype=torch.float64)}
+    update["loss.bias"] = torch.tensor([2.0, 0.0], dtype=torch.float64)
     collected.add(Block([0, 1], {}, update, torch.zeros(2, 2, 1)), torch.tensor([0, 1]))
     # p = 1/4 and 3/4, a = 4 and 0: tau = 1, and the mean of the updates over a is (1/4, 1/2).
     assert collected.value()["trunk.w"].tolist() == pytest.approx([0.25, 0.5])
+    assert float(collected.value()["loss.bias"]) == pytest.approx(0.125)
 
 
 def test_in_round_one_feddyn_goes_twice_as_far_as_fedprox() -> None:
@@ -234,8 +236,8 @@ def test_the_duals_of_feddyn_end_where_scaffolds_variates_do() -> None:
     ends = []
     for algorithm, slot in ((feddyn(1.0), DUAL), (scaffold(), CLIENT_CONTROL)):
         fed = quadratic(algorithm, images=(1, 3))
-        ends.append(kept(fed, rounds(fed, 200)[0][-1], slot))
-    assert torch.allclose(*ends, atol=1e-9)
+        ends.append(kept(fed, rounds(fed, 60)[0][-1], slot))
+    assert torch.allclose(*ends, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -305,4 +307,5 @@ def test_two_ranks_agree_with_one(name: str, class_folders: Path, tmp_path: Path
     one, two = (read_checkpoint(tmp_path / folder / "checkpoints" / "last.ckpt") for folder in ("one", "two"))
     for part in ("state_dict", "bank"):
         for key, value in one[part].items():
-            assert torch.allclose(two[part][key], value, rtol=1e-5, atol=1e-6), key
+            # A variate is an update divided by the way of its steps, about .02 in the last round, and so is its rounding.
+            assert torch.allclose(two[part][key], value, rtol=1e-5, atol=1e-6 if part == "state_dict" else 5e-5), key
