@@ -142,8 +142,9 @@ def test_laws_of_the_schedule(durations: list[int], concurrency: int, buffer: in
         assert max(outcome.in_flight, default=0) <= round
         for place, start in outcome.started.items():
             assert start in every[round - 1].in_flight, place
+        if not dropout:
+            assert len(set(flying)) == len(flying) <= concurrency
     if not dropout:
-        assert len(flying) <= concurrency
         work = [2 * (n + 2) + 8 * n + 2 for n in durations]  # joules: 2 W of idle, 8 W more at work, 1 W more on the link
         done = sum(work[client] for outcome in every for client in outcome.returned)
         spent = sum(float(outcome.joules.sum()) for outcome in every)
@@ -159,6 +160,12 @@ def test_a_client_that_drops_out_makes_room_when_its_connection_breaks() -> None
     assert [len(outcome.cohort) for outcome in every] == [1 + (outcome.seconds - 5) / 4 for outcome in every]
     assert [float(outcome.joules.sum()) for outcome in every] == [36 + 33 * (len(outcome.cohort) - 1) for outcome in every]
     assert len({outcome.seconds for outcome in every}) > 2
+
+
+def test_clients_that_wait_are_drawn_alike() -> None:
+    every = outcomes(arrivals([1] * 6, buffer=1, concurrency=2), 1200)
+    counts = torch.bincount(torch.tensor([outcome.returned[0] for outcome in every]), minlength=6)
+    assert all(160 < count < 240 for count in counts.tolist())  # 200 each on average
 
 
 def test_the_schedule_of_a_thousand_clients_costs_by_arrival() -> None:

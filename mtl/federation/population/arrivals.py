@@ -102,7 +102,7 @@ class Flights:
         return Outcome(drawn, returned, seconds, self._spent(), started, frozenset(self._versions))
 
     def _depart(self) -> list[int]:
-        """Let clients leave until there is no more room, and return them. The first to leave are drawn at once."""
+        """Let clients leave until there is no more room, and return them."""
         leaving = []
         seed, dropout = self._fleet.seed, self._fleet.sampling.dropout
         for _ in range(self._room):
