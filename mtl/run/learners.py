@@ -109,16 +109,16 @@ def build_parts(config: DictConfig, data: FederatedData) -> Parts:
 
 
 def build_sampling(config: DictConfig, data: FederatedData, objective: Objective, views: Views) -> Draws:
-    """Build the sampling of clients; with a fleet, devices that are too slow or unavailable drop out."""
-    sampling, fleet = instantiate(config.sampling), instantiate(config.fleet)
+    """Build the sampling of clients: with a fleet, devices that are too slow or unavailable drop out; the algorithm may change it."""
+    sampling, fleet, algorithm = instantiate(config.sampling), instantiate(config.fleet), build_algorithm(config).server
     if fleet.mix is None:
         sampling.outcome(
             data.num_clients, seed=config.seed, round=0
         )  # raises where the cohort is larger than the number of clients
         draws: Draws = sampling
-        return draws
+        return algorithm.draws(draws)
     workload = views.workload(build_workloads(config, data, views.levels, objective))
-    return FleetSampling(sampling, fleet, workload, data.assignment, seed=config.seed)
+    return algorithm.draws(FleetSampling(sampling, fleet, workload, data.assignment, seed=config.seed))
 
 
 def build_centralised(config: DictConfig, parts: Parts) -> tuple[Learner, int]:

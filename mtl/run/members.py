@@ -37,7 +37,9 @@ from mtl.devices.widths import Widths
 from mtl.edge.distil import Distilling
 from mtl.edge.prune import Pruning
 from mtl.faces.finder import DetectionOptions
+from mtl.federation.algorithms.fedasync import fedasync
 from mtl.federation.algorithms.fedavg import fedavg
+from mtl.federation.algorithms.fedbuff import fedbuff
 from mtl.federation.algorithms.feddyn import feddyn
 from mtl.federation.algorithms.fednova import fednova
 from mtl.federation.algorithms.fedopt import FedAdagrad, FedAdam, FedYogi
@@ -169,6 +171,8 @@ WHOLE: dict[str, dict[str, Any]] = {
         "fedadagrad": FedAdagrad,
         "fedadam": FedAdam,
         "fedyogi": FedYogi,
+        "fedbuff": fedbuff,
+        "fedasync": fedasync,
     },
     "server": {
         "mean": mean,

@@ -19,6 +19,7 @@ from mtl.federation.server_steps.spread_heads import SpreadHeads
 from mtl.losses.by_kind import ByKind
 from mtl.models.heads import FixedCodes
 from mtl.models.peers import peers
+from mtl.run.asynchronous import asynchronous_problems
 from mtl.run.build import build_algorithm, resolve_keep
 from mtl.run.config import check_keys
 from mtl.run.objects import given
@@ -76,6 +77,8 @@ def _choices(config: DictConfig) -> Iterator[str]:
     for name in AT_LEAST_ONE:
         if (value := OmegaConf.select(config, name)) is not None and value < 1:
             yield f"{name} must be >= 1, got {value}"
+    if config.target_accuracy is not None and not 0 < config.target_accuracy <= 1:
+        yield f"target_accuracy must be in (0, 1], got {config.target_accuracy}"
 
 
 def _processes(config: DictConfig) -> Iterator[str]:
@@ -113,6 +116,11 @@ def _algorithm(config: DictConfig) -> Iterator[str]:
         yield f"{name} needs the weighted mean of the updates: server.balancer must be null, got {type(aggregator).__name__}"
     if len(config.widths.levels) > 1 or _is(config.trunk, peers):
         yield f"{name} needs clients that train the whole model: widths=whole, and not trunk=peers"
+
+
+def _asynchronous(config: DictConfig) -> Iterator[str]:
+    name, has_ensemble = f"algorithm={_member(config.algorithm)}", _has_step(config, "feddf", DistilEnsemble)
+    return asynchronous_problems(config, build_algorithm(config).server, name, has_ensemble=has_ensemble)
 
 
 def _views(config: DictConfig) -> Iterator[str]:
@@ -230,6 +238,7 @@ RULES: tuple[Callable[[DictConfig], Iterator[str]], ...] = (
     _processes,
     _client,
     _algorithm,
+    _asynchronous,
     _views,
     _start,
     _source,

@@ -29,6 +29,7 @@ PEERS = [
     "trunk.server=a",
     "+trunk.shares={a:4,b:4}",
 ]
+BUFFERED = ["algorithm=fedbuff", "fleet=phones"]
 LEVELS = ["widths=levels", "widths.shares=[2,3,3]"]
 CACHE = ["transfer=features", "transfer.trained=1", "transfer.cache=true", "augmentation=none", "mirror=false"]
 SOURCE = ["transfer=instances", "transfer.source=runs/a", "weights=runs/a"]
@@ -84,6 +85,22 @@ SOURCE = ["transfer=instances", "transfer.source=runs/a", "weights=runs/a"]
         ([*CACHE, "mirror=true"], "augmentation=none and mirror=false, got augmentation that keeps them and mirror=true"),
         ([*CACHE, "mode=detection"], "mode=detection trains on scenes too"),
         ([*CACHE, "server=feddf"], "server=feddf needs images that are not features"),
+        (["algorithm=fedbuff"], "algorithm=fedbuff needs a fleet, whose modelled seconds say who arrives when: fleet=phones"),
+        ([*BUFFERED, "algorithm.concurrency=3"], r"algorithm.buffer must be in \[1, 3\].*algorithm.concurrency.*got 4"),
+        ([*BUFFERED, "algorithm.staleness=-1"], "algorithm.staleness must be >= 0, got -1"),
+        ([*BUFFERED, "algorithm.buffer=0"], "algorithm.buffer must be >= 1, got 0"),
+        ([*BUFFERED, "fleet.deadline=3"], "algorithm=fedbuff waits for 4 arrivals: fleet.deadline must be null, got 3"),
+        ([*BUFFERED, "fleet.wait_for=3"], "fleet.wait_for must be null, got 3"),
+        ([*BUFFERED, "sampling=cohort"], "draws clients as others arrive: sampling=all and algorithm.concurrency"),
+        ([*BUFFERED, "server=feddf"], "of which server=feddf would make one ensemble"),
+        ([*BUFFERED, "server=conflict_averse"], "algorithm=fedbuff needs the weighted mean of the updates"),
+        ([*BUFFERED, *LEVELS], "algorithm=fedbuff needs clients that train the whole model"),
+        ([*BUFFERED, "mode=local"], "algorithm=fedbuff needs mode=federated"),
+        ([*BUFFERED, "keep=heads"], "needs keep=nothing or algorithm=fedasync, got keep=heads"),
+        ([*BUFFERED, "balancer=famo"], "needs a balancer without memory or algorithm=fedasync, got FAMO"),
+        ([*BUFFERED, "transfer.unfreeze_every=2"], "transfer.unfreeze_every must be null, got 2"),
+        (["algorithm=fedasync", "fleet=phones", "algorithm.alpha=2"], r"algorithm.alpha must be in \(0, 1\], got 2"),
+        (["target_accuracy=1.5"], r"target_accuracy must be in \(0, 1\], got 1.5"),
         (["server=feddf", "keep=heads"], "mode=federated and keep=nothing, got clients that keep heads"),
         (["server=fedaws", "heads=codes"], "needs heads that the clients send: heads=cosine or linear, and keep=nothing"),
     ],
