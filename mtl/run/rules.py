@@ -13,6 +13,7 @@ from mtl.balancing.weighting import Equal
 from mtl.federation.aggregators.weighted_mean import WeightedMean
 from mtl.federation.algorithms.contract import ClientAlgorithm
 from mtl.federation.algorithms.local_optimizer import LocalOptimizer
+from mtl.federation.algorithms.local_sgd import LocalSGD
 from mtl.federation.algorithms.scaffold import ControlledAtReceived
 from mtl.federation.server_steps.distil_ensemble import DistilEnsemble
 from mtl.federation.server_steps.spread_heads import SpreadHeads
@@ -105,7 +106,7 @@ def _algorithm(config: DictConfig) -> Iterator[str]:
         yield f"{name} needs mode=federated and keep=nothing or heads, got mode={config.mode} keep={config.keep}"
     if isinstance(algorithm.client, ControlledAtReceived) and config.keep == "heads":
         yield f"{name} algorithm.option=I needs keep=nothing, as it computes gradients at the received model; got heads"
-    if server.needs_sgd and not getattr(optimizer, "is_sgd", False):
+    if server.needs_sgd and type(optimizer) is not LocalSGD:
         yield f"{name} reads gradients out of the updates of SGD: client must be sgd, got {_member(config.client)}"
     elif server.needs_sgd and optimizer.clip is not None:
         yield f"{name} reads gradients out of the updates, which clipping changes: client.clip must be null, got {optimizer.clip}"

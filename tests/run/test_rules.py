@@ -57,6 +57,7 @@ SOURCE = ["transfer=instances", "transfer.source=runs/a", "weights=runs/a"]
         (["algorithm=fedprox", "mode=centralised"], "algorithm=fedprox needs mode=federated"),
         (["algorithm=fednova", "keep=all"], "needs mode=federated and keep=nothing or heads, got mode=federated keep=all"),
         (["algorithm=feddyn", "server=conflict_averse"], "server.balancer must be null, got ConflictAverse|CAGrad"),
+        (["algorithm=scaffold", "client.clip=1"], "which clipping changes: client.clip must be null, got 1"),
         ([*LEVELS, "algorithm=scaffold"], "algorithm=scaffold needs clients that train the whole model: widths=whole"),
         ([*PEERS, "algorithm=fednova"], "algorithm=fednova needs clients that train the whole model"),
         (["algorithm=scaffold", "algorithm.option=I", "keep=heads"], "algorithm.option=I needs keep=nothing"),
