@@ -120,8 +120,6 @@ def _name(config: DictConfig, keys: list[str]) -> None:
     said = "name" not in keys and any(word.startswith("name=") for word in words)  # not by an experiment, for all jobs alike
     config.name = "_".join(filter(None, (config.name if said or not swept else None, swept))) or None
     config.resume = True
-    if config.write_report == "auto":
-        config.write_report = False  # the sweep writes one
 
 
 def _refusal(error: NoObjective, run_dir: Path) -> SearchRefused:

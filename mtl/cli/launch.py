@@ -172,6 +172,8 @@ def _nothing_left(run_dir: Path) -> Iterator[None]:
 def _train(config: DictConfig, run_dir: Path) -> float | None:
     context = HydraConfig.get()
     check_booleans(context.overrides.task, config)
+    if context.mode == RunMode.MULTIRUN and config.write_report == "auto":
+        config.write_report = False  # the sweep writes one
     for sentence in left_out(context.overrides.task, context.runtime.choices):
         logger.info("%s", sentence)
     if searches(context):

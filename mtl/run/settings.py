@@ -77,7 +77,7 @@ class TrackingOptions:
         wandb: auto (online where an account is set up, else offline), online, offline or disabled
         project: W&B's project, or ENTITY/PROJECT
         group: W&B's group, null for the folder of a sweep
-        tags: W&B's tags, added to the data, mode, server and client
+        tags: W&B's tags, added to the data, mode, algorithm, server and client
         job_type: W&B's job type, null for the mode
         notes: W&B's notes on the run
         log_model: store the tested model at W&B as an artifact

@@ -42,6 +42,7 @@ def member(options: Any) -> str | None:
 
 
 def make_tags(config: Mapping[str, Any], more: Sequence[str]) -> list[str]:
-    """The data, mode, server and client of a run, and the user's tags; each once."""
-    tags = [member(config.get("data")), config.get("mode"), member(config.get("server")), member(config.get("client")), *more]
+    """The data, mode, algorithm, server and client of a run, and the user's tags; each once."""
+    data, *methods = (member(config.get(group)) for group in ("data", "algorithm", "server", "client"))
+    tags = [data, config.get("mode"), *methods, *more]
     return list(dict.fromkeys(str(tag)[:LONGEST_TAG] for tag in tags if tag))

@@ -305,7 +305,8 @@ def test_what_a_page_at_wandb_shows_is_named_by_what_differs(tmp_path: Path) -> 
         **{"mode": "federated", "seed": 3, "name": "x", "tracking": {"wandb": "offline"}, "resume": True},
         "data": {"_target_": "mtl.data.faces.orl", "_partial_": False, "_convert_": "all", "root": "data"},
         "loss": {"_target_": "mtl.losses.by_kind.ByKind", "attributes": {"_target_": "mtl.losses.focal.Focal", "gamma": [1, 2]}},
-        "server": {"_target_": "mtl.federation.server.fedavg"},
+        "algorithm": {"_target_": "mtl.federation.algorithms.fedprox.fedprox", "mu": 0.1},
+        "server": {"_target_": "mtl.federation.server.mean"},
         "client": {"_target_": "mtl.federation.algorithms.local_sgd.LocalSGD", "learning_rate": 0.1},
     }
     tracker = Tracker(
@@ -316,11 +317,12 @@ def test_what_a_page_at_wandb_shows_is_named_by_what_differs(tmp_path: Path) -> 
     (segment,) = read_segments(tmp_path)
     about = segment.about
     shown = (about.run_group, about.display_name, about.job_type, about.notes, list(about.tags))
-    assert shown == ("grid", "seed=3", "federated", "why", ["orl", "federated", "fedavg", "LocalSGD", "mine"])
+    assert shown == ("grid", "seed=3", "federated", "why", ["orl", "federated", "fedprox", "mean", "LocalSGD", "mine"])
     assert {key: value for key, value in segment.config.items() if key != "_wandb"} == {
         **{"mode": "federated", "seed": 3, "run_dir": str(tmp_path.resolve()), "data": {"name": "orl", "root": "data"}},
         "loss": {"name": "ByKind", "attributes": {"name": "Focal", "gamma": [1, 2]}},
-        **{"server": {"name": "fedavg"}, "client": {"name": "LocalSGD", "learning_rate": 0.1}},
+        **{"algorithm": {"name": "fedprox", "mu": 0.1}, "server": {"name": "mean"}},
+        **{"client": {"name": "LocalSGD", "learning_rate": 0.1}},
     }
     assert segment.rounds[1] == {"train/loss": 0.5, "val/rank1": 0.25, "task/smiling/val_auroc": 0.5, "monitor/rank1": 0.5}
     assert segment.summary["task/smiling/test_auroc"] == 0.75
