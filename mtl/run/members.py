@@ -37,7 +37,12 @@ from mtl.devices.widths import Widths
 from mtl.edge.distil import Distilling
 from mtl.edge.prune import Pruning
 from mtl.faces.finder import DetectionOptions
+from mtl.federation.algorithms.ditto import ditto
 from mtl.federation.algorithms.fedavg import fedavg
+from mtl.federation.algorithms.fedbn import fedbn
+from mtl.federation.algorithms.fedper import fedper
+from mtl.federation.algorithms.fedrep import fedrep
+from mtl.federation.algorithms.finetune import finetune
 from mtl.federation.algorithms.local_sgd import LocalSGD
 from mtl.federation.population.sampling import Sampling
 from mtl.federation.schedule import Schedule
@@ -149,7 +154,15 @@ WHOLE: dict[str, dict[str, Any]] = {
         "phones": (Fleet, {"mix": {"phone_low": 0.3, "phone_mid": 0.5, "phone_high": 0.2}}),
     },
     "widths": {"whole": Widths, "levels": (Widths, {"levels": [1.0, 0.5, 0.25]})},
-    "algorithm": {"fedavg": fedavg, "fedavgm": (fedavg, {"momentum": 0.9})},
+    "algorithm": {
+        "fedavg": fedavg,
+        "fedavgm": (fedavg, {"momentum": 0.9}),
+        "ditto": ditto,
+        "fedper": fedper,
+        "fedrep": fedrep,
+        "fedbn": fedbn,
+        "finetune": finetune,
+    },
     "server": {
         "mean": mean,
         "fedaws": fedaws,

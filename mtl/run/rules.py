@@ -10,13 +10,14 @@ from hydra_zen import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from mtl.balancing.weighting import Equal
+from mtl.federation.algorithms.fedrep import HeadsThenTrunk
 from mtl.federation.algorithms.local_sgd import LocalSGD
 from mtl.federation.server_steps.distil_ensemble import DistilEnsemble
 from mtl.federation.server_steps.spread_heads import SpreadHeads
 from mtl.losses.by_kind import ByKind
 from mtl.models.heads import FixedCodes
 from mtl.models.peers import peers
-from mtl.run.build import resolve_keep
+from mtl.run.build import build_algorithm, resolve_keep
 from mtl.run.config import check_keys
 from mtl.run.objects import given
 from mtl.run.options import check_options
@@ -88,6 +89,24 @@ def _client(config: DictConfig) -> Iterator[str]:
         yield f"transfer.decay needs client=sgd, whose learning rate it scales by parameter, got client {_member(config.client)}"
 
 
+def _personal(config: DictConfig) -> Iterator[str]:
+    """Algorithms with a model for each client."""
+    algorithm, name = build_algorithm(config), f"algorithm={_member(config.algorithm)}"
+    keep, tuning, own = algorithm.keep, algorithm.tuning.steps > 0, algorithm.client.answers != "params"
+    if config.mode != "federated" and (tuning or own or keep != "nothing"):
+        yield f"{name} needs mode=federated, got {config.mode}"
+    if keep != "nothing" and config.keep not in ("nothing", keep):
+        yield f"{name} is keep={keep}: keep must be {keep}, or nothing, which leaves it to the algorithm; got {config.keep}"
+    if own and config.keep != "nothing":
+        yield f"{name} has a second, whole model on each client: keep must be nothing, got {config.keep}"
+    if (tuning or own) and (len(config.widths.levels) > 1 or _is(config.trunk, peers)):
+        yield f"{name} needs clients that train the whole model: widths=whole, and not trunk=peers"
+    if own and (balancer := _remembers_gradients(config)):
+        yield f"{name} takes gradients at two models, and balancer {balancer} remembers those of one"
+    if isinstance(algorithm.client, HeadsThenTrunk) and _is(config.heads, FixedCodes):
+        yield f"{name} trains heads and trunk in turn: heads must have parameters, and heads=codes has none"
+
+
 def _views(config: DictConfig) -> Iterator[str]:
     """Clients that train several widths or architectures."""
     narrower, mixed = len(config.widths.levels) > 1, _is(config.trunk, peers)
@@ -114,8 +133,8 @@ def _views(config: DictConfig) -> Iterator[str]:
 def _whole_updates(config: DictConfig, needs: str) -> Iterator[str]:
     if config.mode != "federated":
         yield f"{needs} mode=federated, got {config.mode}"
-    if config.keep == "all":
-        yield f"{needs} a trunk that is sent: keep=nothing or heads, got all"
+    if (keep := resolve_keep(config)) in ("norms", "all"):
+        yield f"{needs} a trunk that is sent: keep=nothing or heads, got {keep}"
     if config.transfer.trained is not None:
         yield f"{needs} a trunk that is trained whole: transfer.trained must be null, got {config.transfer.trained}"
     if OmegaConf.select(config, "server.balancer") is not None:
@@ -202,6 +221,7 @@ RULES: tuple[Callable[[DictConfig], Iterator[str]], ...] = (
     _choices,
     _processes,
     _client,
+    _personal,
     _views,
     _start,
     _source,
