@@ -64,6 +64,11 @@ RUNS: dict[str, str] = {
     "platt": f"{LINEAR} fusion=platt partition=shards partition.num_clients=3 assignment=overlapping engine.backend=vmap",
     # Servers.
     "fedavgm": f"{PLAIN} algorithm=fedavgm server.weighting=clients algorithm.learning_rate=.7 partition=quantity_skew assignment=all",
+    "fedprox": f"{PLAIN} algorithm=fedprox algorithm.mu=.1 {CLIENTS}",
+    "scaffold": f"{PLAIN} algorithm=scaffold {CLIENTS} sampling.dropout=.3 keep=heads",
+    "scaffold_first": f"{PLAIN} algorithm=scaffold algorithm.option=I {CLIENTS} engine.backend=vmap",
+    "fednova": f"{PLAIN} algorithm=fednova partition=quantity_skew assignment=all work=epochs",
+    "feddyn": f"{PLAIN} algorithm=feddyn algorithm.alpha=.1 {CLIENTS} sampling.dropout=.3",
     "fedaws": f"{PLAIN} server=fedaws heads=linear loss=bce",
     "feddf": f"{PICTURES} {CLASSIC} server=feddf server.steps=3 server.num_images=20 algorithm.momentum=.5 sampling.dropout=.3",
     "feddf_images": f"{LINEAR} {CLIENTS} server=feddf +data@server.images=folder server.images.root=<others> "

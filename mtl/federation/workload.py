@@ -19,7 +19,7 @@ from mtl.base.types import Params
 from mtl.data.client_batches import LocalWork
 from mtl.data.federated_data import FederatedData
 from mtl.devices.ledger import Workload
-from mtl.federation.algorithms.contract import Optimizer
+from mtl.federation.algorithms.contract import STEPS, ClientAlgorithm, Optimizer
 from mtl.federation.layout import Layout
 from mtl.federation.message import client_bytes
 from mtl.federation.objective import Objective
@@ -27,6 +27,8 @@ from mtl.losses.pairs import TaskCounts
 from mtl.models.cnn import ImageShape, Trunk
 from mtl.models.flops import StepCost, count_step, image_flops
 from mtl.models.multi_task_model import MultiTaskModel
+
+FEDAVG = ClientAlgorithm()
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class TrainingCost:
         state_bytes: from the assignment, bool [C, T], to the bytes [C] of parameters, gradients and algorithm state.
         buffers: bytes of the model's buffers.
         batch_size: images of a full batch.
+        passes: gradients that are computed in a step.
     """
 
     step: StepCost
@@ -48,6 +51,7 @@ class TrainingCost:
     state_bytes: Callable[[Tensor], Tensor]
     buffers: int
     batch_size: int
+    passes: int = 1
 
     def memory(self, assignment: Tensor, images: Tensor) -> Tensor:
         """Return the bytes that a training step of each client needs, float64 [C].
@@ -70,7 +74,7 @@ class TrainingCost:
         return {
             "parameters": self.parameters,
             "flops_forward": self.image,
-            "flops_training": self.step.training(self.batch_size) / self.batch_size,
+            "flops_training": self.passes * self.step.training(self.batch_size) / self.batch_size,
             "modelled_activation_bytes": self.step.saved(self.batch_size),
             "modelled_memory_bytes": float(self.memory(torch.ones(1, num_tasks, dtype=torch.bool), full)),
         }
@@ -83,6 +87,7 @@ def training_cost(
     work: LocalWork,
     data: FederatedData,
     *,
+    client: ClientAlgorithm = FEDAVG,
     extra_loss: Callable[[MultiTaskModel], Tensor] | None = None,
     image_shape: ImageShape | None = None,
 ) -> TrainingCost:
@@ -94,6 +99,7 @@ def training_cost(
         optimizer: the clients' optimiser, whose state takes memory.
         work: batches of a client.
         data: gives the shape of the images and the number of subtasks.
+        client: the client half of the algorithm, whose slots take memory.
         extra_loss: a further loss of every step, which does not depend on the number of images.
         image_shape: shape of the original images where `data` has features in their place; without it their FLOPs are given as 0.
     """
@@ -114,7 +120,8 @@ def training_cost(
     state = optimizer.init(params)
 
     def state_bytes(assignment: Tensor) -> Tensor:
-        return 2 * client_bytes(params, assignment) + client_bytes(state, assignment)
+        copies = 2 + len({*client.reads, *client.keeps} - {STEPS})
+        return copies * client_bytes(params, assignment) + client_bytes(state, assignment)
 
     features = isinstance(model.trunk, Trunk) and model.trunk.passed_over > 0
     shape = image_shape if features else data.image_shape
@@ -125,10 +132,20 @@ def training_cost(
         state_bytes=state_bytes,
         buffers=tree.num_bytes(dict(model.named_buffers())),
         batch_size=work.batch_size,
+        passes=client.passes,
     )
 
 
-def client_workload(cost: TrainingCost, params: Params, *, layout: Layout, work: LocalWork, data: FederatedData) -> Workload:
+def client_workload(
+    cost: TrainingCost,
+    params: Params,
+    *,
+    layout: Layout,
+    work: LocalWork,
+    data: FederatedData,
+    slots_down: int = 1,
+    slots_up: int = 1,
+) -> Workload:
     """Return the cost of a round for each client.
 
     Args:
@@ -137,13 +154,15 @@ def client_workload(cost: TrainingCost, params: Params, *, layout: Layout, work:
         layout: which of them stay on the clients.
         work: batches and local steps of a client in a round.
         data: the federation's data.
+        slots_down: how often the parameters' bytes are sent to a client.
+        slots_up: how often it sends them.
     """
     sizes = data.clients.sizes
-    flops = {size: cost.step.training(work.num_samples(size), steps=work.num_steps(size)) for size in set(sizes)}
+    flops = {size: cost.passes * cost.step.training(work.num_samples(size), steps=work.num_steps(size)) for size in set(sizes)}
     sent = client_bytes(layout.sent(params), data.assignment).double()
     return Workload(
         flops=torch.tensor([flops[size] for size in sizes], dtype=torch.float64),
-        bytes_down=sent,
-        bytes_up=sent,
+        bytes_down=slots_down * sent,
+        bytes_up=slots_up * sent,
         memory=cost.memory(data.assignment, torch.tensor(sizes)),
     )

@@ -36,12 +36,12 @@ class ClientResults:
 
     Attributes:
         num_images: own test images of each client, C numbers.
-        trained: the clients that have trained.
+        own: the clients on which a part of the model stays, or a model of their own; none before they first train.
         accuracy: float64 [C] by the name of the model; NaN where a client has no image that counts. Empty where nothing was tested.
     """
 
     num_images: list[int]
-    trained: list[int]
+    own: list[int]
     accuracy: dict[str, Tensor]
 
     def metrics(self) -> Metrics:
@@ -55,12 +55,12 @@ class ClientResults:
         text = io.StringIO()
         rows = csv.writer(text, lineterminator="\n")
         rows.writerow(
-            ["client", "images", "subtasks", "trained", "test_images", *(f"{model}_accuracy" for model in self.accuracy)]
+            ["client", "images", "subtasks", "own_model", "test_images", *(f"{model}_accuracy" for model in self.accuracy)]
         )
         subtasks = data.assignment[:, : data.num_tested].sum(1).tolist()
         values = zip(*(of.tolist() for of in self.accuracy.values()), strict=True)
-        trained = torch.zeros(data.num_clients, dtype=torch.long).index_fill(0, torch.tensor(self.trained, dtype=torch.long), 1)
-        columns = zip(data.clients.sizes, subtasks, trained.tolist(), self.num_images, values, strict=True)
+        own = torch.zeros(data.num_clients, dtype=torch.long).index_fill(0, torch.tensor(self.own, dtype=torch.long), 1)
+        columns = zip(data.clients.sizes, subtasks, own.tolist(), self.num_images, values, strict=True)
         for client, (*counts, accuracies) in enumerate(columns):
             rows.writerow([client, *counts, *("" if value != value else repr(value) for value in accuracies)])
         with atomic_write(run_dir / "clients.csv") as file:

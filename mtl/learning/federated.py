@@ -56,6 +56,9 @@ class FederatedLearning(Learner):
         if federation.population.sampling.modelled:
             self.account |= {"modelled_seconds": 0.0, "modelled_joules": 0.0}
         self.account |= dict.fromkeys(federation.population.views.account_names, 0)
+        client, server = federation.training.client, federation.server.algorithm
+        self.account |= dict.fromkeys([f"bytes_up_{slot}" for slot in client.sends], 0)
+        self.account |= dict.fromkeys([f"bytes_down_{slot}" for slot in server.sends], 0)
 
     @property
     def client_records(self) -> dict[str, list[Any]]:
@@ -84,6 +87,9 @@ class FederatedLearning(Learner):
         self.account["samples"] += log.num_samples
         self.account["bytes_up"] += log.bytes_up
         self.account["bytes_down"] += log.bytes_down
+        for way, slots in (("up", log.up), ("down", log.down)):
+            for slot in slots.keys() - {"params"}:
+                self.account[f"bytes_{way}_{slot}"] += slots[slot]
         for name, images in log.samples_of_views.items():
             self.account[name] += images
         if self.federation.population.sampling.modelled:
@@ -111,7 +117,13 @@ class FederatedLearning(Learner):
         training, views = self.federation.training, self.federation.population.views
         model = self.model if views.all_whole else views.levels[0].model
         return training_cost(
-            model, training.objective, training.optimizer, training.work, self.federated_data, image_shape=self.image_shape
+            model,
+            training.objective,
+            training.optimizer,
+            training.work,
+            self.federated_data,
+            client=training.client,
+            image_shape=self.image_shape,
         )
 
     def costs(self) -> dict[str, float]:
@@ -121,7 +133,9 @@ class FederatedLearning(Learner):
             return costs
         training, total = self.federation.training, 0.0
         for level, samples in zip(views.levels, views.account_names, strict=True):
-            cost = training_cost(level.model, training.objective, training.optimizer, training.work, self.federated_data)
+            cost = training_cost(
+                level.model, training.objective, training.optimizer, training.work, self.federated_data, client=training.client
+            )
             summary = cost.summary(self.federated_data.num_tasks)
             costs |= {f"{name}_{level.name}": value for name, value in summary.items()}
             total += summary["flops_training"] * self.account[samples]
@@ -178,7 +192,10 @@ class FederatedLearning(Learner):
                 f"{', '.join(checkpoint['server_state']) or 'none'}: another algorithm or an earlier version of mtl wrote it; train again"
             )
         self.server_state = checkpoint["server_state"]
-        self.bank.load_state_dict(checkpoint["bank"])
+        try:
+            self.bank.load_state_dict(checkpoint["bank"])
+        except ValueError as error:
+            raise CheckpointError(f"the checkpoint is of another algorithm or mode: {error}") from error
         self.federation.backend.load_state_dict(checkpoint["backend"])
 
 

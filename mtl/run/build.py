@@ -165,10 +165,18 @@ def build_views(config: DictConfig, data: FederatedData, model: MultiTaskModel, 
 
 def build_workloads(config: DictConfig, data: FederatedData, levels: Sequence[Level], objective: Objective) -> list[Workload]:
     """Return, for each level, the work of a round on each client if all clients were at that level."""
-    optimizer, work = instantiate(config.client), instantiate(config.work)
-    costs = [training_cost(level.model, objective, optimizer, work, data) for level in levels]
+    optimizer, work, algorithm = instantiate(config.client), instantiate(config.work), build_algorithm(config)
+    costs = [training_cost(level.model, objective, optimizer, work, data, client=algorithm.client) for level in levels]
     return [
-        client_workload(cost, level.model.params(), layout=build_layout(config, level.model), work=work, data=data)
+        client_workload(
+            cost,
+            level.model.params(),
+            layout=build_layout(config, level.model),
+            work=work,
+            data=data,
+            slots_down=1 + len(algorithm.server.sends),
+            slots_up=1 + len(algorithm.client.sends),
+        )
         for cost, level in zip(costs, levels, strict=True)
     ]
 

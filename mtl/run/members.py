@@ -40,10 +40,14 @@ from mtl.faces.finder import DetectionOptions
 from mtl.federation.algorithms.ditto import ditto
 from mtl.federation.algorithms.fedavg import fedavg
 from mtl.federation.algorithms.fedbn import fedbn
+from mtl.federation.algorithms.feddyn import feddyn
+from mtl.federation.algorithms.fednova import fednova
 from mtl.federation.algorithms.fedper import fedper
+from mtl.federation.algorithms.fedprox import fedprox
 from mtl.federation.algorithms.fedrep import fedrep
 from mtl.federation.algorithms.finetune import finetune
 from mtl.federation.algorithms.local_sgd import LocalSGD
+from mtl.federation.algorithms.scaffold import scaffold
 from mtl.federation.population.sampling import Sampling
 from mtl.federation.schedule import Schedule
 from mtl.federation.server import mean
@@ -157,6 +161,10 @@ WHOLE: dict[str, dict[str, Any]] = {
     "algorithm": {
         "fedavg": fedavg,
         "fedavgm": (fedavg, {"momentum": 0.9}),
+        "fedprox": fedprox,
+        "scaffold": scaffold,
+        "fednova": fednova,
+        "feddyn": feddyn,
         "ditto": ditto,
         "fedper": fedper,
         "fedrep": fedrep,

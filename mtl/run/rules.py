@@ -10,8 +10,11 @@ from hydra_zen import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from mtl.balancing.weighting import Equal
+from mtl.federation.aggregators.weighted_mean import WeightedMean
+from mtl.federation.algorithms.contract import ClientAlgorithm
 from mtl.federation.algorithms.fedrep import HeadsThenTrunk
 from mtl.federation.algorithms.local_sgd import LocalSGD
+from mtl.federation.algorithms.scaffold import ControlledAtReceived
 from mtl.federation.server_steps.distil_ensemble import DistilEnsemble
 from mtl.federation.server_steps.spread_heads import SpreadHeads
 from mtl.losses.by_kind import ByKind
@@ -87,6 +90,27 @@ def _client(config: DictConfig) -> Iterator[str]:
         yield f"mode=detection trains by AdamW with the options of client=sgd, got client {_member(config.client)}"
     if config.transfer.decay != 1:
         yield f"transfer.decay needs client=sgd, whose learning rate it scales by parameter, got client {_member(config.client)}"
+
+
+def _algorithm(config: DictConfig) -> Iterator[str]:
+    """Federated algorithms other than FedAvg."""
+    algorithm, optimizer = build_algorithm(config), instantiate(config.client)
+    server, name = algorithm.server, f"algorithm={_member(config.algorithm)}"
+    if type(algorithm.client) is ClientAlgorithm and not server.needs_mean:
+        return
+    if config.mode != "federated" or config.keep == "all":
+        yield f"{name} needs mode=federated and keep=nothing or heads, got mode={config.mode} keep={config.keep}"
+    if isinstance(algorithm.client, ControlledAtReceived) and config.keep != "nothing":
+        yield f"{name} algorithm.option=I needs keep=nothing, as it computes gradients at the received model; got {config.keep}"
+    if server.needs_sgd and type(optimizer) is not LocalSGD:
+        yield f"{name} reads gradients out of the updates of SGD: client must be sgd, got {_member(config.client)}"
+    if not server.needs_mean:
+        return
+    aggregator = _aggregator(config)
+    if aggregator is not None and not isinstance(aggregator, WeightedMean):
+        yield f"{name} needs the weighted mean of the updates: server.balancer must be null, got {type(aggregator).__name__}"
+    if len(config.widths.levels) > 1 or _is(config.trunk, peers):
+        yield f"{name} needs clients that train the whole model: widths=whole, and not trunk=peers"
 
 
 def _personal(config: DictConfig) -> Iterator[str]:
@@ -221,6 +245,7 @@ RULES: tuple[Callable[[DictConfig], Iterator[str]], ...] = (
     _choices,
     _processes,
     _client,
+    _algorithm,
     _personal,
     _views,
     _start,
@@ -246,6 +271,13 @@ def _has_step(config: DictConfig, member: str, step: type) -> bool:
     if _is(config.server, given):
         return any(isinstance(options, step) for options in instantiate(config.server).options)
     return _member(config.server) == member
+
+
+def _aggregator(config: DictConfig) -> Any:
+    """The server's aggregator; None where it is the mean, as in all members without a balancer."""
+    if _is(config.server, given):
+        return instantiate(config.server).aggregator
+    return instantiate(config.server.balancer)
 
 
 def _remembers_gradients(config: DictConfig) -> str | None:

@@ -325,7 +325,7 @@ def test_data_that_do_not_fit_are_refused(images: Any, labels: Any, changed: dic
         ({"balancer": MGDA}, "balancer must be a Balancer such as MGDA.., got the class MGDA"),
         (
             {"client": torch.optim.SGD},
-            "client must be a client algorithm, an object with learning_rate, init, .*, got the class SGD",
+            "client must be an optimiser, an object with learning_rate, init, .*, got the class SGD",
         ),
         ({"server": object()}, "server must be a Server, or an aggregator with collect, got an object of object"),
         ({"fleet": object()}, "fleet must be a name or a mapping of options, got an object of object; objects are taken by data"),

@@ -8,8 +8,13 @@ import torch
 from omegaconf import DictConfig
 
 import mtl
+from mtl.balancing.cagrad import CAGrad
 from mtl.balancing.weighting import Equal
+from mtl.federation.algorithms.fednova import fednova
+from mtl.federation.algorithms.local_adamw import LocalAdamW
 from mtl.federation.algorithms.local_sgd import LocalSGD
+from mtl.federation.algorithms.scaffold import scaffold
+from mtl.federation.server import mean
 from mtl.federation.server_steps.distil_ensemble import feddf
 from mtl.federation.server_steps.spread_heads import fedaws
 from mtl.run import train as run_train
@@ -41,6 +46,19 @@ SOURCE = ["transfer=instances", "transfer.source=runs/a", "weights=runs/a"]
         ([*PEERS, "widths=levels"], "trunk=peers gives each client a trunk as it is"),
         ([*PEERS, "mode=local"], "trunk=peers needs mode=federated, got local"),
         ([*PEERS, "balancer=moco"], "change what is trained, and balancer MoCo remembers the gradients of all of it"),
+        (["algorithm=fedprox", "algorithm.mu=-1"], "algorithm.mu must be >= 0, got -1"),
+        (["algorithm=scaffold", "algorithm.option=III"], "algorithm.option must be I or II, got III"),
+        (["algorithm=feddyn", "algorithm.alpha=0"], "algorithm.alpha must be > 0, got 0"),
+        (
+            ["algorithm=scaffold", "mode=local"],
+            "algorithm=scaffold needs mode=federated and keep=nothing or heads, got mode=local",
+        ),
+        (["algorithm=fedprox", "mode=centralised"], "algorithm=fedprox needs mode=federated"),
+        (["algorithm=fednova", "keep=all"], "needs mode=federated and keep=nothing or heads, got mode=federated keep=all"),
+        (["algorithm=feddyn", "server=conflict_averse"], "server.balancer must be null, got ConflictAverse|CAGrad"),
+        ([*LEVELS, "algorithm=scaffold"], "algorithm=scaffold needs clients that train the whole model: widths=whole"),
+        ([*PEERS, "algorithm=fednova"], "algorithm=fednova needs clients that train the whole model"),
+        (["algorithm=scaffold", "algorithm.option=I", "keep=heads"], "algorithm.option=I needs keep=nothing"),
         ([*LEVELS, "keep=all"], "widths.levels below 1 need a trunk that is sent: keep=nothing or heads, got all"),
         ([*LEVELS, "server=conflict_averse"], "server.balancer must be null"),
         (["widths=levels"], "widths.shares must say how many clients have which, or a fleet with fleet.memory=shrink; got null"),
@@ -79,7 +97,10 @@ def test_a_rule_is_told_before_data_are_read(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("words", [[], PEERS, LEVELS, CACHE, ["server=fedaws"], ["mode=detection"], ["distil.teacher=a"]])
+@pytest.mark.parametrize(
+    "words",
+    [[], PEERS, LEVELS, CACHE, ["server=fedaws"], ["mode=detection"], [*LEVELS, "algorithm=fedprox"], ["distil.teacher=a"]],
+)
 def test_what_goes_together_passes(words: list[str]) -> None:
     check_rules(compose(words))
 
@@ -92,6 +113,12 @@ def pictures(**choices: Any) -> DictConfig:
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
+        (
+            {"algorithm": scaffold(), "client": LocalAdamW(0.001)},
+            "reads gradients out of the updates of SGD: client must be sgd, got",
+        ),
+        ({"algorithm": fednova(), "client": LocalAdamW(0.001)}, "client must be sgd, got"),
+        ({"algorithm": scaffold(), "server": mean(balancer=CAGrad())}, "server.balancer must be null, got ConflictAverse"),
         ({"server": feddf(), "keep": "heads"}, "mode=federated and keep=nothing, got clients that keep heads"),
         ({"server": fedaws(), "keep": "heads"}, "server=fedaws needs heads that the clients send"),
     ],

@@ -140,7 +140,12 @@ class Bank:
         }
 
     def load_state_dict(self, state: Params) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned; raises ValueError where it holds other slots."""
+        if state.keys() != {"clients", *self._like}:
+            held, needed = (sorted({key.partition("/")[0] for key in keys} - {"clients"}) for keys in (state, self._like))
+            raise ValueError(
+                f"clients must keep {', '.join(needed) or 'nothing'}, got a state with {', '.join(held) or 'nothing'}"
+            )
         self._order, self._num_clients, self._num_heads = [], 0, 0
         self._place[:] = -1
         if not self._like or not len(state["clients"]):
