@@ -47,6 +47,7 @@ from mtl.federation.algorithms.fedprox import fedprox
 from mtl.federation.algorithms.fedrep import fedrep
 from mtl.federation.algorithms.finetune import finetune
 from mtl.federation.algorithms.local_sgd import LocalSGD
+from mtl.federation.algorithms.pfedme import pfedme
 from mtl.federation.algorithms.scaffold import scaffold
 from mtl.federation.population.sampling import Sampling
 from mtl.federation.schedule import Schedule
@@ -166,6 +167,7 @@ WHOLE: dict[str, dict[str, Any]] = {
         "fednova": fednova,
         "feddyn": feddyn,
         "ditto": ditto,
+        "pfedme": pfedme,
         "fedper": fedper,
         "fedrep": fedrep,
         "fedbn": fedbn,
