@@ -40,7 +40,7 @@ KEYS = {
     "norm": "what replaces a trunk's BatchNorm: group (GroupNorm), frozen (fixed statistics), local (those of the batch); refuse: an error",
     "known_labels": "hides training labels at random",
     "weights": "what the trunk starts from: a run directory, a weights file, or a name of torchvision's such as DEFAULT; null: random",
-    "keep": "what stays on a client and is never sent: nothing, heads or all",
+    "keep": "what stays on a client and is never sent: nothing, heads, norms (of the trunk) or all",
     "fusion": "how the subtasks' scores become one decision: argmax, or platt (each client calibrates its scores first)",
     "reduction": "how losses are combined: mean, sum, or known (mean over the known labels of each subtask)",
     "mirror": "score each image by the mean over itself and its mirror image; false where left and right matter",

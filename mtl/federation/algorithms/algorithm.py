@@ -72,13 +72,30 @@ class ServerAlgorithm:
 
 
 @dataclass(frozen=True)
+class FineTuning:
+    """What every client trains before its own model is tested; nothing without steps.
+
+    Attributes:
+        steps: local steps.
+        learning_rate: of the trunk, None for that of the clients at the start of their schedule.
+    """
+
+    steps: int = 0
+    learning_rate: float | None = None
+
+
+@dataclass(frozen=True)
 class Algorithm:
     """Both halves of a federated algorithm.
 
     Attributes:
         server: the server half.
         client: the client half.
+        keep: what stays on the clients, see `Layout`; `nothing` leaves it to the option `keep`.
+        tuning: what every client trains before its own model is tested.
     """
 
     server: ServerAlgorithm
     client: ClientAlgorithm = field(default_factory=ClientAlgorithm)
+    keep: str = "nothing"
+    tuning: FineTuning = field(default_factory=FineTuning)

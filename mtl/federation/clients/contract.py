@@ -16,7 +16,7 @@ from mtl.base.seeding import derive_seed
 from mtl.base.types import Params, Slots
 from mtl.data.client_batches import CohortBatches, LocalWork, plan_batches
 from mtl.data.federated_data import FederatedData
-from mtl.federation.algorithms.contract import ClientAlgorithm, Optimizer
+from mtl.federation.algorithms.contract import STEPS, ClientAlgorithm, Optimizer
 from mtl.federation.clients.gradients import GradientRule, PlainSum, State
 from mtl.federation.layout import Layout
 from mtl.federation.objective import Objective
@@ -119,6 +119,14 @@ class Training:
         """Return the batches of some clients of the job. `clients` must be sorted by number of steps, the most first."""
         seed = derive_seed(self.seed, "again", job.again) if job.again else self.seed
         return plan_batches(data.clients, clients, self.work, seed=seed, round=job.round, max_steps=job.max_steps)
+
+    def start(self, clients: Sequence[int], job: CohortJob, data: FederatedData) -> Slots:
+        """Return the slots that the clients start from, stacked [K, ...], with `STEPS` where the algorithm reads it."""
+        slots = job.start(clients)
+        if STEPS not in self.client.reads:
+            return slots
+        counts = [self.work.num_steps(data.clients.size(client)) for client in clients]
+        return slots | {STEPS: {"count": torch.tensor(counts, dtype=torch.float32, device=data.images.device)}}
 
     def slots(self, params: Params, num_tasks: int, layout: Layout = WHOLE) -> Slots:
         """Return the slots of a client that has never trained. `params` are those of the global model."""
