@@ -6,20 +6,21 @@ import torch
 from hydra_zen import instantiate
 from omegaconf import DictConfig
 
-from mtl.federation.algorithms.algorithm import ServerAlgorithm
+from mtl.federation.algorithms.algorithm import Algorithm
 from mtl.federation.algorithms.asynchronous import Asynchronous
 from mtl.federation.population.sampling import Sampling
 
 
-def asynchronous_problems(config: DictConfig, server: ServerAlgorithm, name: str, *, has_ensemble: bool) -> Iterator[str]:
+def asynchronous_problems(config: DictConfig, algorithm: Algorithm, name: str, *, has_ensemble: bool) -> Iterator[str]:
     """Yield what contradicts an asynchronous algorithm; nothing for others.
 
     Args:
         config: a composed configuration.
-        server: the server half of its algorithm.
+        algorithm: of the configuration.
         name: of the algorithm, for errors.
         has_ensemble: whether the server learns from the ensemble of the clients' models.
     """
+    server = algorithm.server
     if not isinstance(server, Asynchronous):
         return
     if config.fleet.mix is None:
@@ -34,12 +35,14 @@ def asynchronous_problems(config: DictConfig, server: ServerAlgorithm, name: str
         yield f"{name} has clients of several versions of the model, of which server=feddf would make one ensemble"
     if config.transfer.unfreeze_every is not None:
         yield f"{name} has clients of several rounds: transfer.unfreeze_every must be null, got {config.transfer.unfreeze_every}"
+    if server.buffer == 1:
+        return
     # A second training in a round would start without the state that the first one leaves.
-    if server.buffer > 1 and config.keep != "nothing":
-        yield f"{name} lets a client train twice in a round: it needs keep=nothing or algorithm=fedasync, got keep={config.keep}"
+    twice = f"{name} lets a client train twice in a round, and no state may stay on it (algorithm=fedasync may have some):"
+    if config.keep != "nothing":
+        yield f"{twice} keep must be nothing, got {config.keep}"
     balancer = instantiate(config.balancer)
-    if server.buffer > 1 and (balancer.observes or balancer.init(torch.zeros(2, 2))):
-        yield (
-            f"{name} lets a client train twice in a round: it needs a balancer without memory or algorithm=fedasync, got "
-            f"{type(balancer).__name__}"
-        )
+    if balancer.observes or balancer.init(torch.zeros(2, 2)):
+        yield f"{twice} balancer must be one without memory, got {type(balancer).__name__}"
+    if algorithm.client.keeps:
+        yield f"{twice} the algorithm's client half must keep nothing, got {', '.join(algorithm.client.keeps)}"

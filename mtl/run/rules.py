@@ -122,7 +122,7 @@ def _algorithm(config: DictConfig) -> Iterator[str]:
 
 def _asynchronous(config: DictConfig) -> Iterator[str]:
     name, has_ensemble = f"algorithm={_member(config.algorithm)}", _has_step(config, "feddf", DistilEnsemble)
-    return asynchronous_problems(config, build_algorithm(config).server, name, has_ensemble=has_ensemble)
+    return asynchronous_problems(config, build_algorithm(config), name, has_ensemble=has_ensemble)
 
 
 def _personal(config: DictConfig) -> Iterator[str]:

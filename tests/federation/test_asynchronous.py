@@ -212,6 +212,16 @@ def test_loop_and_stacked_agree_whatever_version_a_client_has(algorithm: Algorit
     assert not torch.allclose(fresh.params["heads.weight"], looped.params["heads.weight"])
 
 
+@pytest.mark.slow
+def test_a_compiled_step_agrees() -> None:
+    data, algorithm = uneven([3, 8, 5, 2], seed=2), fedbuff(buffer=3)
+    looped, _ = run(data, algorithm, 6, durations=[1, 2, 5, 3])
+    compiled, _ = run(
+        data, algorithm, 6, durations=[1, 2, 5, 3], backend=lambda training: StackedBackend(training, compiled=True)
+    )
+    assert_equal(compiled.params, looped.params, close=True)
+
+
 def test_two_ranks_add_up_to_one() -> None:
     """Each rank trains its part of the arrivals, those that train twice in a round among them."""
     data = uneven([3, 8, 5, 2], seed=2)

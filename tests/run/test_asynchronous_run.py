@@ -6,8 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
+import mtl
+from mtl.federation.algorithms.algorithm import Algorithm
+from mtl.federation.algorithms.fedasync import FedAsync
+from mtl.federation.algorithms.fedbuff import FedBuff
+from mtl.federation.algorithms.scaffold import scaffold
 from mtl.learning.checkpoints import read_checkpoint
 from mtl.report.target import costs_to_target
+from mtl.run.rules import check_rules
 from mtl.run.train import train
 from tests.run.test_train import kill_after, numbers, small, without_time
 
@@ -80,3 +86,10 @@ def test_more_in_flight_than_clients_is_told_with_the_data(class_folders: Path, 
     ):
         train(small(class_folders, *BUFFERED, "algorithm.concurrency=9"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_buffer_takes_no_client_half_that_keeps_state() -> None:
+    both = Algorithm(FedBuff(buffer=2), scaffold().client)
+    with pytest.raises(ValueError, match=r"no state may stay on it .*: the algorithm's client half must keep nothing, got \w+"):
+        check_rules(mtl.configure(options=["fleet=phones"], algorithm=both))
+    check_rules(mtl.configure(options=["fleet=phones"], algorithm=Algorithm(FedAsync(), scaffold().client)))
