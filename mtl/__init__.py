@@ -12,6 +12,7 @@
     faces         faces found in pictures, galleries, photos
     learning      the LightningModules
     run           one run, from its configuration to its run directory and back
+    studies       published tables: grids of runs, what is read from them, and the numbers they state
     trained       what is done with a trained run
     report        pages, pictures and tables from run directories alone
     cli           the command line
@@ -30,8 +31,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mtl.run.fit import Run, configure, fit, lightning_modules
+    from mtl.studies.study import Study
 
-__all__ = ["Run", "configure", "fit", "lightning_modules"]
+__all__ = ["Run", "Study", "configure", "fit", "lightning_modules"]
 
 __version__ = "0.1.0"
 
@@ -60,6 +62,10 @@ def __getattr__(name: str) -> Any:
     """What takes torch, imported when it is first asked for."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "Study":
+        from mtl.studies.study import Study
+
+        return Study
     from mtl.run import fit as module
 
     return getattr(module, name)

@@ -17,9 +17,10 @@ from mtl.cli.help import member_line
 from mtl.losses.pairs import TaskCounts
 from mtl.report import page
 from mtl.report.sections import SECTIONS, Section
-from mtl.run.config import compose, register
+from mtl.run.config import register
 from mtl.run.members import PARTIAL, WHOLE
 from mtl.run.train import train
+from tests.composing import compose
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n# (mtl/\S+\.py)\n(.*?)^```", re.DOTALL | re.MULTILINE)

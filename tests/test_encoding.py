@@ -38,7 +38,7 @@ def test_every_text_file_is_opened_as_utf8() -> None:
 
 def test_names_beyond_ascii_survive_an_ascii_locale(tmp_path: Path) -> None:
     program = (
-        "import sys, locale\nfrom pathlib import Path\nfrom mtl.run.tracking import Tracker, WandbOptions\n"
+        "import sys, locale\nfrom pathlib import Path\nfrom mtl.run.tracking import Tracker\nfrom mtl.run.wandb_run import WandbOptions\n"
         "assert locale.getencoding() != 'UTF-8', locale.getencoding()\nplace = Path(sys.argv[1])\n"
         "for last in (None, 1):\n"
         "    tracker = Tracker(place, {}, wandb=WandbOptions('disabled'), last_round=last)\n"

@@ -6,10 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
 
-from experiments.transfer_table import transfer_name
 from mtl.data.client_batches import LocalWork
 from mtl.data.transforms import Normalise
 from mtl.edge.distil import angles, distances
@@ -27,7 +25,6 @@ from mtl.losses.pairs import TaskCounts
 from mtl.models.transfer import Transfer
 from mtl.report.page import write_report
 from mtl.run.build import build_data
-from mtl.run.config import compose
 from mtl.run.load import build_start, load_run
 from mtl.run.train import train
 from tests.conftest import make_images
@@ -337,18 +334,3 @@ def test_what_transfer_lacks_is_said(
     with pytest.raises(Exception, match=message):
         train(small(class_folders, *weights, *words), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("overrides", "name"),
-    [
-        (["weights=null"], "none"),
-        (["transfer=none"], "the start alone"),
-        *(([f"transfer={kind}"], kind) for kind in ("parameters", "features", "relations")),
-        ([*ALONG, "transfer.source=y"], "instances"),
-        ([*ALONG, "transfer.source=y", "transfer.trained=1"], "instances, features"),
-    ],
-)
-def test_each_kind_of_transfer_has_its_row(overrides: list[str], name: str) -> None:
-    config = compose([*([] if "weights=null" in overrides else ["weights=x"]), *overrides])
-    assert transfer_name(OmegaConf.to_container(config)) == name  # type: ignore[arg-type]

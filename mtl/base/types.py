@@ -19,6 +19,10 @@ class NoObjective(ValueError):
     """A run has no validation metric of the name that a search is to maximise, or none at all."""
 
 
+class InUse(ValueError):
+    """Another process works in the run directory."""
+
+
 class Interrupted(RuntimeError):
     """The run was asked to stop; its last round is saved."""
 

@@ -13,12 +13,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from mtl.base.types import Interrupted, NoObjective
+from mtl.base.types import Interrupted, InUse, NoObjective
+from mtl.cli.gpus import take_gpu
 from mtl.cli.hydra_errors import EXPECTED
 from mtl.cli.job_folder import plain, readable_name
 from mtl.cli.outcomes import DONE, FAILED, IN_USE, SKIPPED, STOPPED, TWIN, Outcome, Records
 from mtl.cli.run_log import is_first_rank, logged, remove_error, write_error
-from mtl.run.directory import LOG, InUse, holder, progress
+from mtl.run.directory import LOG, holder, progress
 from mtl.run.rules import check_rules
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,11 @@ class SearchRefused(BaseException):
 def searches(context: Any) -> bool:
     """Whether a sweeper chooses the next jobs by what the earlier ones return. Hydra's default sweeper does not."""
     return context.mode == RunMode.MULTIRUN and str(context.sweeper._target_) != BASIC_SWEEPER
+
+
+def _nothing(context: Any) -> float | None:
+    """What sweepers know as a failure. Hydra's sweeper of Optuna stops at NaN."""
+    return None if ".hydra_optuna_sweeper." in str(context.sweeper._target_) else math.nan
 
 
 class SweepStopped(KeyboardInterrupt):
@@ -55,14 +61,15 @@ def run_job(
         objective: reads that from the summary of a run that is done.
 
     Returns:
-        What the sweeper optimises; NaN, which sweepers know as a failure, where there is nothing.
+        What the sweeper optimises; where there is nothing NaN, which sweepers know as a failure, or None for Optuna's.
     """
     context = HydraConfig.get()
+    nothing = _nothing(context)
     sweep = context.callbacks["sweep"]
     keys, token = list(sweep["keys"]), str(sweep["token"])
     records = Records(Path(context.sweep.dir), token)
     if records.stopped:
-        return math.nan
+        return nothing
 
     def record(outcome: str, reason: str = "") -> None:
         if is_first_rank():
@@ -70,36 +77,37 @@ def run_job(
 
     if context.job.num in sweep["twins"]:
         record(TWIN, "the run of an earlier job")
-        return math.nan
+        return nothing
     _name(config, keys)
     try:
         check_rules(config)
         if (process := holder(run_dir)) is not None:
             logger.info("job %s is left to %s, which works in %s", context.job.num, process, run_dir)
             record(IN_USE, process)
-            return math.nan
+            return nothing
         if progress(run_dir, plain(config)) == "done":
             print(f"run directory: {run_dir} (done already)")
             record(SKIPPED)
             return objective(json.loads((run_dir / "summary.json").read_text(encoding="utf-8")))
         with logged(run_dir, owns_folder=True):
+            take_gpu(list(sweep["gpus"]), int(context.job.num))
             value = train(config, run_dir)
         remove_error(run_dir)
     except InUse as error:  # it came first
         logger.info("job %s is left to another process: %s", context.job.num, error)
         record(IN_USE, str(error))
-        return math.nan
+        return nothing
     except (Interrupted, KeyboardInterrupt) as stop:
         record(STOPPED)
         records.stop()
         if token in RUNNING:
             raise SweepStopped(str(stop)) from stop
-        return math.nan
+        return nothing
     except NoObjective as error:
         raise _refusal(error, run_dir) from error
     except Exception as error:  # noqa: BLE001 the next job does not depend on this one
         record(FAILED, _report_failure(error, run_dir, keys))
-        return math.nan
+        return nothing
     record(DONE)
     return value
 
@@ -108,7 +116,9 @@ def _name(config: DictConfig, keys: list[str]) -> None:
     """Name a job's run, at W&B too, by what is swept, and let it go on where it was interrupted."""
     context = HydraConfig.get()
     config.tracking.group = config.tracking.group or Path(context.sweep.dir).name
-    config.name = config.name or readable_name(list(context.overrides.task), keys) or None
+    words, swept = list(context.overrides.task), readable_name(list(context.overrides.task), keys)
+    said = "name" not in keys and any(word.startswith("name=") for word in words)  # not by an experiment, for all jobs alike
+    config.name = "_".join(filter(None, (config.name if said or not swept else None, swept))) or None
     config.resume = True
 
 

@@ -5,7 +5,6 @@ configuration has the same directory in every sweep of a folder, whatever else i
 What is swept and is not in the identity, as `rounds` with a constant rate, `weights` or `engine.backend`, adds a hash of its own.
 """
 
-import copy
 import json
 import re
 import unicodedata
@@ -14,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
+from mtl.base.same_run import REPORTING
 from mtl.cli.hydra_errors import EXPECTED
 from mtl.run.directory import read_saved
-from mtl.run.identity import REPORTING, digest, identity
+from mtl.run.identity import digest, identity
 from mtl.run.rules import check_rules
 
 LONGEST = 80  # letters before the hashes
@@ -32,17 +32,20 @@ class Sweep(Callback):
         keys: what is swept.
         twins: numbers of the jobs that would train the run of an earlier one.
         token: name of the folder of the sweep's records, None where no sweep runs.
+        gpus: GPUs of which each process takes one, none where all see all.
     """
 
-    def __init__(self, keys: Sequence[str] = (), twins: Sequence[int] = (), token: str | None = None) -> None:
-        self.keys, self.twins, self.token = tuple(keys), tuple(twins), token
+    def __init__(
+        self, keys: Sequence[str] = (), twins: Sequence[int] = (), token: str | None = None, gpus: Sequence[str] = ()
+    ) -> None:
+        self.keys, self.twins, self.token, self.gpus = tuple(keys), tuple(twins), token, tuple(gpus)
 
 
 def task_config(config: DictConfig) -> DictConfig:
     """A copy of a job's configuration without Hydra's own part."""
-    task = copy.deepcopy(config)
-    with open_dict(task):
-        del task["hydra"]
+    task = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    OmegaConf.copy_cache(from_config=config, to_config=task)
+    OmegaConf.set_struct(task, True)
     return task
 
 
@@ -129,7 +132,7 @@ def _hash(content: Mapping[str, Any]) -> str:
 
 
 def _run_folder(*, _root_: DictConfig) -> str:
-    """Hydra asks for it once a job, in the process of the job."""
+    """Hydra asks for it in the process of a job, where the sweep was not planned or this is not its process."""
     hydra = _root_.hydra
     task = task_config(_root_)
     try:

@@ -2,11 +2,13 @@
 
 import contextlib
 import functools
+import logging
 import os
 import re
 import shlex
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +18,23 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from mtl.base.types import Diverged, Interrupted
+from mtl.cli.gpus import visible_gpus
 from mtl.cli.hydra_errors import EXPECTED, explain
 from mtl.cli.job import SearchRefused, run_job, searches
 from mtl.cli.run_log import is_first_rank, logged, remove_error, write_error
 from mtl.cli.run_sweep import run_sweep
-from mtl.cli.sweep import make_plan, show_configs, show_plan
+from mtl.cli.sweep import Plan, make_plan, show_configs, show_plan
 from mtl.cli.terminal import fail
-from mtl.cli.words import SWEEP_FLAGS, SWEEPS, check_booleans, readable, split_flags
+from mtl.cli.words import GPU_PER_JOB, SWEEPS, check_booleans, quote, readable, split_flags
 from mtl.metrics.scores import Summary
-from mtl.run.config import CONFIG_NAME, check_name, register
+from mtl.run.config import CONFIG_NAME, check_name, hydra_with_groups, register
 from mtl.run.environment import COMMAND
+from mtl.run.experiment_keys import left_out, member_words
 from mtl.run.named_experiments import experiments_folder
 from mtl.run.objective import objective_value, require_validation
 from mtl.run.train import train
+
+logger = logging.getLogger(__name__)
 
 
 def launch(words: list[str]) -> int:
@@ -52,9 +58,7 @@ def launch(words: list[str]) -> int:
         if name in broken:
             return fail(broken[name])
     try:
-        if sweep:
-            return _sweep(flags, words)
-        _hydra(flags, words)
+        return _sweep(flags, words) if sweep else _single(flags, words)
     except SystemExit as end:  # Hydra's own flags, as --help, end this way
         return end.code if isinstance(end.code, int) else 0
     except BrokenPipeError:
@@ -65,13 +69,18 @@ def launch(words: list[str]) -> int:
         return _end(failed.error, words, failed.run_dir)
     except EXPECTED as error:
         return _end(error, words)
+
+
+def _single(flags: list[str], words: list[str]) -> int:
+    """Start one run, or let Hydra print what its flags say; returns the exit code."""
+    words = [*words, *member_words(words)]
+    if set(flags) - {"-r", "--run"}:
+        sys.argv = ["mtl train", *flags, *words]
+        hydra.main(version_base="1.3", config_path=None, config_name=CONFIG_NAME)(_run)()
+    else:
+        with hydra_with_groups(experiments_folder()) as running:
+            running.run(CONFIG_NAME, _run, words)
     return 0
-
-
-def _hydra(flags: list[str], words: list[str]) -> None:
-    """Let Hydra make the configuration of a run, or of each of a sweep, and call `_run`."""
-    sys.argv = ["mtl train", *flags, *words]
-    hydra.main(version_base="1.3", config_path=None, config_name=CONFIG_NAME)(_run)()
 
 
 def _sweep(flags: list[str], words: list[str]) -> int:
@@ -85,7 +94,17 @@ def _sweep(flags: list[str], words: list[str]) -> int:
     if "--dry-run" in flags:
         show_plan(plan)
         return 0
-    return run_sweep(plan, lambda: _hydra([flag for flag in flags if flag not in SWEEP_FLAGS], plan.words))
+    if GPU_PER_JOB in flags:
+        word = f"hydra.callbacks.sweep.gpus=[{','.join(map(quote, _gpus(plan)))}]"
+        plan = replace(plan, words=[*plan.words, word], user_words=[GPU_PER_JOB, *plan.user_words])
+    return run_sweep(plan, _run)
+
+
+def _gpus(plan: Plan) -> list[str]:
+    for job in plan.jobs or ():
+        if job.config.trainer.devices > 1:
+            raise ValueError(f"{GPU_PER_JOB} gives each job one GPU: trainer.devices must be 1, got {job.config.trainer.devices}")
+    return visible_gpus()
 
 
 def _end(error: BaseException, words: list[str], run_dir: Path | None = None) -> int:
@@ -153,6 +172,10 @@ def _nothing_left(run_dir: Path) -> Iterator[None]:
 def _train(config: DictConfig, run_dir: Path) -> float | None:
     context = HydraConfig.get()
     check_booleans(context.overrides.task, config)
+    if context.mode == RunMode.MULTIRUN and config.write_report == "auto":
+        config.write_report = False  # the sweep writes one
+    for sentence in left_out(context.overrides.task, context.runtime.choices):
+        logger.info("%s", sentence)
     if searches(context):
         require_validation(config)
     summary = train(config, run_dir)

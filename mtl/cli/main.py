@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from mtl.cli.terminal import fail, message_of
 
-COMMANDS = ("train", "experiments", "report", "verify", "enrol", "recognise", "export", "latency", "compress")
+COMMANDS = ("train", "experiments", "study", "report", "verify", "enrol", "recognise", "export", "latency", "compress")
 
 HELP = """\
 mtl: multi-task learning of binary subtasks over simulated edge devices
@@ -17,6 +17,7 @@ mtl: multi-task learning of binary subtasks over simulated edge devices
   mtl train --cfg job ...                    print the configuration of a run and do not train
   mtl train -m seed=0,1,2 loss=bce,sphereface2   a sweep: every combination, one run directory each; with --dry-run its jobs
   mtl experiments [NAME]                     the named experiments, which mtl train +experiment=NAME runs; NAME prints its file
+  mtl study NAME                             a published table: trains the runs that are missing; --list shows all, --quick takes minutes
   mtl report RUN...                          one page and pictures from run directories; several runs stand side by side
   mtl verify RUN --pairs lfw --root DIR      face verification of a run's trunk: ten folds, equal error rate, ROC and DET
   mtl enrol --gallery DIR --model RUN        a gallery of people from a folder of photos for each; --add, --remove, --list
@@ -64,11 +65,16 @@ def _main(arguments: Sequence[str] | None) -> int:
     if words[0] not in COMMANDS:
         return fail(f"unknown command {words[0]!r}; choose from {', '.join(COMMANDS)}")
     try:
-        code: int = importlib.import_module(f"mtl.cli.{words[0]}").main(words[1:])
-        return code
+        return run_command(words)
     except KeyboardInterrupt as stop:
         return fail(message_of(stop, "stopped by Ctrl-C"), 130)
     except BrokenPipeError:
         raise
     except (ValueError, OSError) as error:
         return fail(message_of(error))
+
+
+def run_command(words: list[str]) -> int:
+    """Run `mtl WORDS`, of which the first is a command, and return its exit code."""
+    code: int = importlib.import_module(f"mtl.cli.{words[0]}").main(words[1:])
+    return code

@@ -49,6 +49,8 @@ KEYS = {
     "checkpoint_every": "rounds from one checkpoint to the next",
     "best_by": "validation metric that chooses the round to test, such as auroc; null: rank1, auroc, or named or ap50 for mode=detection",
     "objective": "validation metric that a search maximises, of the chosen round, such as val/auroc; null: the one that chooses the round",
+    "target_accuracy": "value of the validation metric that chooses the round; the summary says when it was first reached, in rounds, "
+    "modelled seconds and joules",
     "seed": "seed of every random draw",
     "start": "run directory whose whole model training starts from; null: a new model",
     "name": "name of the run in W&B and in reports; null: the name of its directory",
@@ -58,7 +60,7 @@ KEYS = {
     "engine": "how clients are simulated",
     "trainer": "processes, accelerator and precision",
     "profile": "measure where the time of a few rounds goes; writes profile/table.txt and a trace",
-    "write_report": "write report.html and figures/ at the end",
+    "write_report": "write report.html and figures/ at the end: auto (of a run, or of a whole sweep), true (of each job), false",
     "tracking": "what is logged, and to W&B",
 }
 

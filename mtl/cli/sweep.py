@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hydra import initialize
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.hydra import Hydra
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
@@ -21,13 +20,16 @@ from rich.table import Table
 from rich.text import Text
 
 from mtl.cli.hydra_errors import EXPECTED, explain
-from mtl.cli.job_folder import plain, run_hash, task_config
+from mtl.cli.job_folder import folder_name, plain, run_hash, task_config
 from mtl.cli.terminal import console
 from mtl.cli.words import check_booleans, quote, readable
-from mtl.run.config import CONFIG_NAME
+from mtl.run.config import CONFIG_NAME, hydra_with_groups
 from mtl.run.directory import ERROR, progress
+from mtl.run.experiment_keys import member_words
+from mtl.run.named_experiments import experiments_folder
 from mtl.run.rules import check_rules
 
+MODE = "hydra.mode=MULTIRUN"
 MANY = 500  # jobs that start without --yes
 SHOWN = 10  # invalid jobs that are named
 
@@ -43,6 +45,8 @@ class Job:
         hashed: what makes it this run.
         state: new, interrupted or done.
         config: of the run.
+        overrides: what makes it.
+        composed: the same with Hydra's own part.
     """
 
     number: int
@@ -51,6 +55,8 @@ class Job:
     hashed: str
     state: str
     config: DictConfig
+    overrides: tuple[str, ...]
+    composed: DictConfig
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,7 @@ class Plan:
         in_process: whether the jobs run in this process.
         user_words: the command's, with the folder.
         words: these, with what every job is to know of the sweep.
+        write_report: whether a report of all its runs is written at its end.
     """
 
     folder: Path
@@ -72,6 +79,7 @@ class Plan:
     in_process: bool
     user_words: list[str]
     words: list[str]
+    write_report: bool = False
 
 
 def make_plan(words: Sequence[str], *, many: bool = False) -> Plan:
@@ -84,19 +92,13 @@ def make_plan(words: Sequence[str], *, many: bool = False) -> Plan:
     Raises:
         ValueError: a job is invalid, there are too many, or `output_dir` is swept.
     """
-    state, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
-    before = HydraConfig.instance().cfg
-    try:
-        with initialize(version_base="1.3", config_path=None):
-            return _make_plan(list(words), many)
-    finally:
-        GlobalHydra.instance().hydra, HydraConfig.instance().cfg = state, before
+    with hydra_with_groups(experiments_folder()) as hydra:
+        return _make_plan(hydra, list(words), many)
 
 
-def _make_plan(words: list[str], many: bool) -> Plan:
-    hydra = GlobalHydra.instance().hydra
-    assert hydra is not None
-    master = hydra.compose_config(CONFIG_NAME, words, RunMode.MULTIRUN, with_log_configuration=False)
+def _make_plan(hydra: Hydra, words: list[str], many: bool) -> Plan:
+    added = member_words(words)
+    master = hydra.compose_config(CONFIG_NAME, [*words, MODE, *added], RunMode.MULTIRUN, with_log_configuration=False)
     params = [f"{key}={value}" for key, value in (master.hydra.sweeper.get("params") or {}).items()]
     arguments = [*params, *OmegaConf.to_container(master.hydra.overrides.task)]  # type: ignore[misc]
     sizes = _sizes(arguments)
@@ -106,8 +108,8 @@ def _make_plan(words: list[str], many: bool) -> Plan:
     HydraConfig.instance().set_config(master)
     folder = Path(master.hydra.sweep.dir)
     token = f"sweep-{secrets.token_hex(4)}"
-    user_words = [*(word for word in words if not word.startswith("output_dir=")), _folder_word(folder)]
-    known = [f"hydra.callbacks.sweep.keys=[{','.join(map(quote, keys))}]", f"hydra.callbacks.sweep.token={token}"]
+    user_words = [*_without_folder(words), _folder_word(folder)]
+    known = [MODE, f"hydra.callbacks.sweep.keys=[{','.join(map(quote, keys))}]", f"hydra.callbacks.sweep.token={token}"]
     jobs = None
     if str(master.hydra.sweeper._target_).endswith(f".{BasicSweeper.__name__}"):
         count = math.prod(size or 1 for size in sizes.values())
@@ -115,11 +117,12 @@ def _make_plan(words: list[str], many: bool) -> Plan:
             raise ValueError(f"the sweep has {count} jobs: more than {MANY} need --yes, and -m --dry-run --yes lists them")
         with read_write(master.hydra.overrides.hydra):
             master.hydra.overrides.hydra.extend(known)
-        jobs = _jobs(hydra.config_loader, master, [*arguments, user_words[-1]], keys)
+        jobs = _jobs(hydra.config_loader, master, [*_without_folder(arguments), user_words[-1]], keys)
         twins = [str(number) for number, first in _twins(jobs).items() if number != first]
         known.append(f"hydra.callbacks.sweep.twins=[{','.join(twins)}]")
     in_process = str(master.hydra.launcher._target_).endswith(".BasicLauncher")
-    return Plan(folder, jobs, token, in_process, user_words, [*user_words, *known])
+    words = [*user_words, *known, *added]
+    return Plan(folder, jobs, token, in_process, user_words, words, master.write_report == "auto")
 
 
 def _twins(jobs: Sequence[Job]) -> dict[int, int]:
@@ -136,6 +139,10 @@ def _sizes(arguments: Sequence[str]) -> dict[str, int | None]:
         count = len(list(override.sweep_string_iterator())) if swept and override.is_discrete_sweep() else 0
         sizes[override.get_key_element()] = count if swept else None
     return sizes
+
+
+def _without_folder(words: Sequence[str]) -> list[str]:
+    return [word for word in words if not word.startswith("output_dir=")]
 
 
 def _folder_word(folder: Path) -> str:
@@ -170,10 +177,11 @@ def _job(loader: ConfigLoader, master: DictConfig, number: int, overrides: list[
     task = task_config(config)
     check_booleans(overrides, task)
     check_rules(task)
-    run_dir = Path(os.path.abspath(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir)  # noqa: PTH100 as Hydra does it
-    values = plain(task)
-    hashed = run_hash(values, list(config.hydra.callbacks.sweep["keys"]))
-    return Job(number, words, run_dir, hashed, progress(run_dir, values), task)
+    values, keys = plain(task), list(config.hydra.callbacks.sweep["keys"])
+    hashed = run_hash(values, keys)
+    folder = Path(os.path.abspath(config.hydra.sweep.dir))  # noqa: PTH100 as Hydra does it
+    run_dir = folder / folder_name(folder, values, list(config.hydra.overrides.task), keys)
+    return Job(number, words, run_dir, hashed, progress(run_dir, values), task, tuple(overrides), config)
 
 
 def show_configs(jobs: Sequence[Job], *, resolve: bool) -> None:

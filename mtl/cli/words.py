@@ -8,10 +8,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from mtl.run.experiment_keys import experiment_values
 from mtl.run.options import nearest
 
 SWEEPS = ("-m", "--multirun")
-SWEEP_FLAGS = ("--dry-run", "--yes")  # of a sweep, which Hydra does not know
+GPU_PER_JOB = "--gpu-per-job"
+SWEEP_FLAGS = ("--dry-run", "--yes", GPU_PER_JOB)  # of a sweep, which Hydra does not know
 # Flags that mean something for `mtl train`: without a value, and with one of these (None: any).
 PLAIN = (*SWEEPS, *SWEEP_FLAGS, "-r", "--run", "--resolve", "--hydra-help")
 VALUED: dict[str, tuple[str, ...] | None] = {
@@ -95,19 +97,18 @@ def check_booleans(words: Sequence[str], config: DictConfig) -> None:
     """Check that options of two values were set to true or false: OmegaConf also takes numbers, and words like yes and on.
 
     Args:
-        words: the overrides of one run.
+        words: the overrides of one run; what the experiments set that they name is checked too.
         config: the configuration that they made.
 
     Raises:
         ValueError: an option that is true or false has another value.
     """
-    for override in OverridesParser.create().parse_overrides(list(words)):
-        if override.is_delete() or override.package is not None:
-            continue
-        value = str(override.value())
-        is_boolean = value.lower() in ("true", "false") or "${" in value
-        if not is_boolean and isinstance(OmegaConf.select(config, override.key_or_group), bool):
-            raise ValueError(f"{override.key_or_group} must be true or false, got {value}")
+    overrides = OverridesParser.create().parse_overrides(list(words))
+    said = [(part.key_or_group, part.value()) for part in overrides if not part.is_delete() and part.package is None]
+    for key, value in (*said, *experiment_values(words)):
+        is_boolean = str(value).lower() in ("true", "false") or "${" in str(value)
+        if not is_boolean and isinstance(OmegaConf.select(config, key), bool):
+            raise ValueError(f"{key} must be true or false, got {value}")
 
 
 def advice(words: Sequence[str]) -> str:

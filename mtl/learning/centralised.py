@@ -49,10 +49,10 @@ class CentralisedLearning(Learner):
         self.automatic_optimization = False
         self.training_options, self.frozen, self.schedule, self.num_rounds = training, frozen, schedule, num_rounds
         self.model = training.model.to(memory_format=torch.channels_last)
-        self.objective, self.algorithm, self.work = training.objective, training.optimizer, training.work
+        self.objective, self.optimizer, self.work = training.objective, training.optimizer, training.work
         self.step = self.make_step()
         params = self.model.params()
-        self.optimizer_state = self.algorithm.init(params)
+        self.optimizer_state = self.optimizer.init(params)
         self.memory: State = training.rule.memory(params, len(self.balanced))
         image_bytes = data.images[0].numel() * data.images.element_size()
         self.account["bytes_up"] = len(data.split.train) * image_bytes
@@ -62,7 +62,7 @@ class CentralisedLearning(Learner):
         return self.training_options.rule.step(self.model, self.objective, stacked=False)
 
     def configure_optimizers(self) -> None:
-        """Return no optimiser: the client algorithm makes the local step, as in a federation."""
+        """Return no optimiser: the clients' optimiser makes the local step, as in a federation."""
 
     def setup(self, stage: str) -> None:
         """Move the data and the state of the optimiser and the balancer to the compute device."""
@@ -80,7 +80,7 @@ class CentralisedLearning(Learner):
         self._batches = plan_batches(data.clients, [0], self.work, seed=self.training_options.seed, round=round)
         progress = torch.tensor([round / self.num_rounds], device=self.device)
         self._counts = TaskCounts(data.positives.to(progress), data.negatives.to(progress), progress)
-        self._learning_rate = self.algorithm.learning_rate * self.schedule.factor(round, self.num_rounds)
+        self._learning_rate = self.optimizer.learning_rate * self.schedule.factor(round, self.num_rounds)
         self._rate = torch.tensor(self._learning_rate, device=self.device)
         self._sums = torch.zeros(2, len(self.loss_names), device=self.device)
         self._conflict: Tensor | None = None
@@ -91,7 +91,7 @@ class CentralisedLearning(Learner):
         result = self.step.gradients(self.moving, self.memory, batch, {})
         self._sums += result.losses
         self._conflict = add_conflict(self._conflict, result.conflict)
-        self.algorithm.step(self.moving, result.grads, self.optimizer_state, self._rate)
+        self.optimizer.step(self.moving, result.grads, self.optimizer_state, self._rate)
         self.memory = self.step.observe(self.moving, result.memory, batch)
         return None
 
@@ -121,9 +121,10 @@ class CentralisedLearning(Learner):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the state of the optimiser and of the balancer; raises `CheckpointError` where it is missing."""
         super().on_load_checkpoint(checkpoint)
-        if "optimizer_state" not in checkpoint:
+        if checkpoint.get("optimizer_state", {}).keys() != self.optimizer_state.keys():
             raise CheckpointError(
-                "a checkpoint must hold optimizer_state, got none: an earlier version of mtl wrote it; train again"
+                "a checkpoint must hold the state of the client's optimiser, got that of another or none: an earlier version of mtl "
+                "wrote it; train again"
             )
         self.optimizer_state = memory_on(self.device, checkpoint["optimizer_state"])
         self.memory = memory_on(self.device, checkpoint["balancer"])
@@ -131,7 +132,7 @@ class CentralisedLearning(Learner):
     def training_cost(self) -> TrainingCost:
         """See `Learner`."""
         return training_cost(
-            self.model, self.objective, self.algorithm, self.work, self.federated_data, image_shape=self.image_shape
+            self.model, self.objective, self.optimizer, self.work, self.federated_data, image_shape=self.image_shape
         )
 
     def scores(self, index: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
 """Detection and subtasks in one trunk: scenes train where faces are and how large, pictures of single faces train the subtasks.
 
 Detection is one more task: a step has T + 1 losses, the last of which is the sum of the three of `losses.centre`, and a balancer weighs
-all of them. Rounds, steps, checkpoints and the evaluation of the subtasks are those of centralised training; only the optimiser differs.
+all of them. Rounds, steps, checkpoints and the evaluation of the subtasks are those of centralised training.
 """
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from mtl.federation.clients.batches import Batch
 from mtl.federation.clients.contract import Training
 from mtl.federation.clients.gradients import Losses, Step
 from mtl.federation.layout import Frozen, never_frozen
-from mtl.federation.message import client_bytes
 from mtl.federation.schedule import Schedule
 from mtl.federation.workload import TrainingCost, training_cost
 from mtl.learning.centralised import CentralisedLearning
@@ -194,7 +193,7 @@ class DetectionLearning(CentralisedLearning):
         return centre_losses(maps, centre_targets(boxes, present, (maps.shape[2], maps.shape[3]), finder.stride))
 
     def training_cost(self) -> TrainingCost:
-        """See `Learner`; with the scenes of a step, and the two moments of AdamW."""
+        """See `Learner`; with the scenes of a step."""
         images = torch.zeros(self.options.batch_size, *self.scenes.images.shape[1:])
         no_boxes = torch.zeros(len(images), 1, 4)
 
@@ -202,9 +201,7 @@ class DetectionLearning(CentralisedLearning):
             keys = torch.zeros(len(model.dropouts), 2, dtype=torch.int32)
             return self._centre_losses(model, self._finder(model), keys, images, no_boxes, no_boxes[..., 0] > 0).tasks.sum()
 
-        cost = training_cost(self.model, self.objective, self.algorithm, self.work, self.federated_data, extra_loss=scene_loss)
-        params = self.model.params()
-        return replace(cost, state_bytes=lambda assignment: 4 * client_bytes(params, assignment))
+        return training_cost(self.model, self.objective, self.optimizer, self.work, self.federated_data, extra_loss=scene_loss)
 
     def costs(self) -> dict[str, float]:
         """See `Learner`; flops_scene is of one search for faces in a scene of the run's size."""

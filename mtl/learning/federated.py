@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
-from mtl.base.types import Slots
+from mtl.base.types import Params, Slots
 from mtl.data.federated_data import FederatedData
 from mtl.federation.clients.bank import Bank
 from mtl.federation.inference import Inference
@@ -53,6 +53,7 @@ class FederatedLearning(Learner):
         self.model, self.federation, self.inference, self.bank = model, federation, inference, bank
         self.client_test, self.client_results = client_test, ClientResults([], [], {})
         self.server_state = _without_params(federation.server.init(model.params(), federation.layout))
+        self.versions: dict[int, Params] = {}
         if federation.population.sampling.modelled:
             self.account |= {"modelled_seconds": 0.0, "modelled_joules": 0.0}
         self.account |= dict.fromkeys(federation.population.views.account_names, 0)
@@ -80,6 +81,9 @@ class FederatedLearning(Learner):
         self.server_state = {
             slot: {name: value.to(self.device) for name, value in values.items()} for slot, values in self.server_state.items()
         }
+        self.versions = {
+            round: {name: value.to(self.device) for name, value in params.items()} for round, params in self.versions.items()
+        }
 
     def training_step(self, round_number: Tensor, batch_idx: int) -> STEP_OUTPUT:
         """Run one round."""
@@ -100,7 +104,7 @@ class FederatedLearning(Learner):
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(state.params[name])
-        self.server_state = _without_params(state.server)
+        self.server_state, self.versions = _without_params(state.server), state.versions
         return None
 
     def validation_step(self, index: Tensor, batch_idx: int) -> STEP_OUTPUT:
@@ -173,12 +177,13 @@ class FederatedLearning(Learner):
         population.sampling.write(run_dir, data.clients.sizes, population.views.widths)
 
     def _state(self) -> State:
-        return State({"params": self.model.params()} | self.server_state, self.bank)
+        return State({"params": self.model.params()} | self.server_state, self.bank, self.versions)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the state of the server, the clients and the backend."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["server_state"] = self.server_state
+        checkpoint["versions"] = self.versions
         checkpoint["bank"] = self.bank.state_dict()
         checkpoint["kept"] = {"keep": self.bank.layout.keep, "answers": self.federation.training.client.answers}
         checkpoint["backend"] = self.federation.backend.state_dict()
@@ -191,7 +196,7 @@ class FederatedLearning(Learner):
                 f"a checkpoint must hold the server's slots {', '.join(self.server_state)}, got "
                 f"{', '.join(checkpoint['server_state']) or 'none'}: another algorithm or an earlier version of mtl wrote it; train again"
             )
-        self.server_state = checkpoint["server_state"]
+        self.server_state, self.versions = checkpoint["server_state"], checkpoint["versions"]
         try:
             self.bank.load_state_dict(checkpoint["bank"])
         except ValueError as error:

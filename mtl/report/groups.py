@@ -1,7 +1,8 @@
 """Group the runs that differ only in their seed, and measure the spread over those seeds.
 
-Two runs are repetitions of one experiment when their configs agree in every key but the seed, the run's name, where it was
-written, and how it was tracked. Paths of *data* are compared: runs on different data are different experiments.
+Two runs are repetitions of one experiment when their configs agree in every key but the seed and those that never make another run
+(`mtl.base.same_run`): name, place, tracking, machine and engine. Paths of *data* are compared: runs on different data are different
+experiments.
 The deviation is that of a sample, s = sqrt(sum_i (x_i - mean)^2 / (n - 1)), and unknown for n = 1.
 """
 
@@ -14,11 +15,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mtl.base.same_run import identity_with_files
 from mtl.report.runs import Run, read_run
 
-_OWN_KEYS = frozenset({"name", "resume", "checkpoint_every", "objective"})  # at the top level only: `model.name` is a setting
 _OWN_LEAVES = frozenset({"seed", "output_dir", "run_dir", "log_dir", "save_dir", "checkpoint_dir", "default_root_dir"})
-_OWN_SECTIONS = frozenset({"hydra", "tracking", "wandb", "logger"})
+_OWN_SECTIONS = frozenset({"hydra", "wandb", "logger"})
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,8 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     settings: dict[str, dict[str, str]] = {}
     members: dict[str, list[Run]] = {}
     for run in runs:
-        flat = {key: json.dumps(value, default=str) for key, value in flatten(run.config).items() if not _is_own(key)}
+        experiment = flatten(identity_with_files(run.config))
+        flat = {key: json.dumps(value, default=str) for key, value in experiment.items() if not _is_own(key)}
         signature = json.dumps(flat, sort_keys=True)
         settings[signature] = flat
         members.setdefault(signature, []).append(run)
@@ -182,7 +184,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _is_own(key: str) -> bool:
     parts = key.split(".")
-    return key in _OWN_KEYS or parts[-1] in _OWN_LEAVES or parts[0] in _OWN_SECTIONS
+    return parts[-1] in _OWN_LEAVES or parts[0] in _OWN_SECTIONS
 
 
 def _naming_order(key: str) -> tuple[bool, int, str]:

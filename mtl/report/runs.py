@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
 
+from mtl.base.files import read_yaml
 from mtl.report.run_files import (
     Conflict,
     Detections,
@@ -72,6 +73,12 @@ class Run:
     def label(self) -> str:
         """Name of the run, or that of its directory."""
         return str(self.config.get("name") or self.path.resolve().name)
+
+    @property
+    def target(self) -> float | None:
+        """The accuracy on validation images that `target_accuracy` asks for."""
+        target = self.config.get("target_accuracy")
+        return float(target) if isinstance(target, int | float) else None
 
     def task_names(self, num_tasks: int) -> list[str]:
         """Names for the columns of an array [.., T].
@@ -183,8 +190,8 @@ def read_run(path: Path, *, arrays: bool = True) -> Run:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except Exception as error:  # the YAML and OmegaConf errors share no base class below Exception
+        config = read_yaml(path)
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ValueError(f"{path} must be a YAML mapping, got {type(error).__name__}: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} must be a YAML mapping, got a {type(config).__name__}")

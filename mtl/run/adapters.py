@@ -20,7 +20,7 @@ from mtl.models.cnn import ImageShape, Trunk
 
 # The attributes that an object of a group must have, and its name in error messages.
 PARTS: dict[str, tuple[tuple[str, ...], str]] = {
-    "client": (("learning_rate", "init", "step", "final", "groups", "without_decay"), "an optimiser"),
+    "client": (("learning_rate", "init", "step", "final", "groups", "for_stack", "without_decay"), "an optimiser"),
     "sampling": (("draw", "outcome", "write", "modelled"), "a sampling"),
     "schedule": (("factor",), "a schedule"),
     "work": (("batch_size", "num_steps", "num_samples"), "a LocalWork"),

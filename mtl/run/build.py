@@ -74,7 +74,12 @@ def read_config(run_dir: Path) -> DictConfig:
 def data_fingerprint(config: DictConfig, data: FederatedData) -> str:
     """Return the fingerprint of the configuration, the images and their labels, by which a checkpoint is recognised as this run's."""
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    return fingerprint(plain, *(_bytes(part) for part in (data.images, data.targets, data.known)))
+    return fingerprint(plain, data_digest(data).encode())
+
+
+def data_digest(data: FederatedData) -> str:
+    """Return the digest of the images and their labels."""
+    return digest(*(_bytes(part) for part in (data.images, data.targets, data.known)))
 
 
 def files_fingerprint(config: DictConfig, *further: Tensor) -> str:

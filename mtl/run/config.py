@@ -1,20 +1,24 @@
 """The configuration of a run: composed from groups, defaults, named experiments and what the user sets, by Hydra."""
 
+import contextlib
 import functools
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
 import yaml
 from hydra import initialize
+from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra_zen import ZenStore, builds
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from mtl.run.experiment_keys import join_experiments, member_words, split_experiment
 from mtl.run.members import DEFAULTS, PARTIAL, WHOLE
 from mtl.run.named_experiments import experiment_files
 from mtl.run.options import convert, nearest
@@ -35,6 +39,9 @@ def register(experiments: Path | None = None) -> Mapping[str, str]:
     Returns:
         By name, the errors of experiments that cannot be read.
     """
+    named = join_experiments()
+    # Hydra copies its sources for every configuration. The store, which it does not change, is by far the largest part of them.
+    ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
     store = ZenStore("mtl", overwrite_ok=True)
     for groups, partial in ((WHOLE, False), (PARTIAL, True)):
         for group, members in groups.items():
@@ -50,6 +57,8 @@ def register(experiments: Path | None = None) -> Mapping[str, str]:
             ConfigStore.instance().store(group="experiment", name=name, node=_read_experiment(path), package="_global_")
         except (ValueError, OSError) as error:
             broken[name] = f"{path} cannot be used: {error}"
+    for name in named:
+        split_experiment(name)
     return broken
 
 
@@ -87,6 +96,24 @@ def check_keys(config: DictConfig) -> None:
             config[key] = convert(plain[key], str | None, key)
 
 
+@contextlib.contextmanager
+def hydra_with_groups(experiments: Path | None = None) -> Iterator[Hydra]:
+    """Give a Hydra that knows the groups, the defaults and the named experiments. A program that uses Hydra itself keeps its own.
+
+    Args:
+        experiments: a folder of named experiments, in addition to those of the package.
+    """
+    register(experiments)
+    before, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+    config = HydraConfig.instance().cfg
+    try:
+        with initialize(version_base="1.3", config_path=None, job_name=CONFIG_NAME):
+            hydra: Any = GlobalHydra.instance().hydra
+            yield hydra
+    finally:
+        GlobalHydra.instance().hydra, HydraConfig.instance().cfg = before, config
+
+
 def compose(overrides: Sequence[str] = (), *, experiments: Path | None = None) -> DictConfig:
     """Compose the configuration that `mtl train OVERRIDES` runs with.
 
@@ -94,11 +121,8 @@ def compose(overrides: Sequence[str] = (), *, experiments: Path | None = None) -
         overrides: words of the command line.
         experiments: a folder of named experiments, in addition to those of the package.
     """
-    register(experiments)
-    # A program that uses Hydra itself, or a notebook, has a global state that must survive.
-    hydra_state, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
-    try:
-        with initialize(version_base="1.3", config_path=None):
-            return hydra.compose(CONFIG_NAME, overrides=list(overrides))
-    finally:
-        GlobalHydra.instance().hydra = hydra_state
+    with hydra_with_groups(experiments) as hydra:
+        config = hydra.compose_config(CONFIG_NAME, [*overrides, *member_words(overrides)], RunMode.RUN, from_shell=False)
+    with open_dict(config):
+        del config["hydra"]
+    return config

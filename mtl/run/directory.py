@@ -14,19 +14,18 @@ from typing import Any, TextIO
 
 import yaml
 
-from mtl.base.files import atomic_write, naming
-from mtl.run.identity import REPORTING, differences, identity, identity_with_files, needs_rounds
+from mtl.base.files import atomic_write, naming, read_yaml
+from mtl.base.same_run import REPORTING, ROUNDING, identity_with_files
+from mtl.base.types import InUse
+from mtl.run.identity import differences, identity, needs_rounds
 
 logger = logging.getLogger(__name__)
 LOCK = ".lock"
 LOG, ERROR = "log.txt", "error.txt"  # what was logged; why the run failed, as long as it has not succeeded
+RECORD = "wandb.json"  # the id at W&B, and whether the record there still lacks something
 LEFTOVERS = (LOCK, LOG, ERROR)  # what a start that failed leaves behind
 PATIENCE = 5  # times that a lock is tried, .02 s apart: `holder` takes it for an instant
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
-
-
-class InUse(ValueError):
-    """Another process works in the run directory."""
 
 
 @contextlib.contextmanager
@@ -100,7 +99,7 @@ def progress(run_dir: Path, config: Mapping[str, Any]) -> str:
     if not (run_dir / "config.yaml").exists():
         return "new"
     if identity_with_files(read_saved(run_dir / "config.yaml")) == identity_with_files(config) and is_finished(run_dir):
-        return "done"
+        return "done" if is_recorded(run_dir) else "interrupted"
     saved = (run_dir / "checkpoints" / "last.ckpt").exists()
     return "interrupted" if saved or _has_rounds(run_dir / "metrics.csv") else "new"
 
@@ -111,6 +110,12 @@ def is_finished(run_dir: Path) -> bool:
     if not config.exists() or not summary.exists():
         return False
     return bool(json.loads(summary.read_text(encoding="utf-8")).get("fit/rounds") == read_saved(config).get("rounds"))
+
+
+def is_recorded(run_dir: Path) -> bool:
+    """Whether nothing is left to be recorded at W&B: false of a run that was killed before the end of its record."""
+    record = run_dir / RECORD
+    return not (record.exists() and json.loads(record.read_text(encoding="utf-8")).get("open"))
 
 
 def open_run_directory(run_dir: Path, config: Mapping[str, Any], *, resume: bool) -> Path | None:
@@ -153,11 +158,14 @@ def open_run_directory(run_dir: Path, config: Mapping[str, Any], *, resume: bool
     return None
 
 
-def update_config(run_dir: Path, config: Mapping[str, Any]) -> None:
-    """Write the configuration of a resumed run, and log what changed: machine, engine, paths of files, or number of rounds."""
+def update_config(run_dir: Path, config: Mapping[str, Any], *, finished: bool = False) -> None:
+    """Write the configuration of a resumed run, and log what changed: machine, engine, paths of files, or number of rounds.
+
+    Of a finished run, which no machine trains again, only paths can change.
+    """
     saved = run_dir / "config.yaml"
     before = read_saved(saved)
-    updated = dict(config) | {key: before[key] for key in REPORTING if key in before}
+    updated = dict(config) | {key: before[key] for key in (*REPORTING, *(ROUNDING if finished else ())) if key in before}
     differing = sorted(differences(before, updated))
     if differing:
         logger.info(
@@ -189,7 +197,7 @@ def _has_rounds(metrics: Path) -> bool:
 def read_saved(path: Path) -> dict[str, Any]:
     """Read the configuration of a run. Raises ValueError where the file is damaged."""
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = read_yaml(path)
     except yaml.YAMLError:
         config = None
     if not isinstance(config, dict):

@@ -1,9 +1,8 @@
 """What makes a later start the same run.
 
-Two configurations are the same run where they compute the same numbers, up to rounding. So options that only say where a run writes and
-what it reports are left out of the comparison (`REPORTING`), as are the machine and the engine (`ROUNDING`). Files are compared by their
-content, in the fingerprints of the checkpoint, and not by their path (`FILES`). The number of rounds counts only where something depends
-on it (`needs_rounds`).
+Two configurations are the same run where they compute the same numbers, up to rounding. So options of reporting, of the machine and of
+the engine are left out of the comparison (`mtl.base.same_run`). Files are compared by their content, in the fingerprints of the
+checkpoint, and not by their path (`FILES`). The number of rounds counts only where something depends on it (`needs_rounds`).
 """
 
 import hashlib
@@ -11,12 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-REPORTING = ("output_dir", "resume", "name", "objective", "tracking", "write_report", "checkpoint_every", "profile")
-
-ROUNDING: dict[str, tuple[str, ...]] = {
-    "trainer": ("accelerator", "devices", "num_nodes", "threads"),
-    "engine": ("backend", "compile", "block", "bank_memory"),
-}
+from mtl.base.same_run import identity_with_files, without
 
 FILES: dict[str, tuple[str, ...]] = {
     "": ("weights", "start"),
@@ -32,18 +26,10 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     for place, names in FILES.items():
         options = plain if not place else plain.get(place)
         paths = tuple(name for name in names if isinstance(options, Mapping) and isinstance(options.get(name), str))
-        plain = _without(plain, place, paths)
+        plain = without(plain, place, paths)
     plain = _without_roots(plain)
     if not needs_rounds(config):
         plain.pop("rounds", None)
-    return plain
-
-
-def identity_with_files(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration without what never makes another run; with its files, its folders of data and its number of rounds."""
-    plain = {key: value for key, value in config.items() if key not in REPORTING}
-    for place, names in ROUNDING.items():
-        plain = _without(plain, place, names)
     return plain
 
 
@@ -80,14 +66,6 @@ def digest(*parts: bytes | memoryview) -> str:
     for part in parts:
         hashed.update(part)
     return hashed.hexdigest()
-
-
-def _without(config: dict[str, Any], place: str, names: tuple[str, ...]) -> dict[str, Any]:
-    """`config` without some options of the group `place`, or of the top where it is empty."""
-    if not place:
-        return {key: value for key, value in config.items() if key not in names}
-    options = config.get(place)
-    return config | {place: _without(dict(options), "", names)} if isinstance(options, Mapping) else config
 
 
 def _without_roots(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,8 +12,7 @@ from omegaconf import DictConfig
 from mtl.balancing.weighting import Equal
 from mtl.data.client_batches import LocalWork
 from mtl.data.federated_data import FederatedData
-from mtl.federation.algorithms.local_adamw import LocalAdamW
-from mtl.federation.algorithms.local_sgd import LocalSGD
+from mtl.federation.algorithms.contract import Optimizer
 from mtl.federation.clients.auto import make_backend
 from mtl.federation.clients.balance import make_balance
 from mtl.federation.clients.bank import Bank
@@ -50,7 +49,7 @@ class Parts:
     data: FederatedData
     model: MultiTaskModel
     objective: Objective
-    client: LocalSGD
+    client: Optimizer
     work: LocalWork
     schedule: Schedule
     transfer: Transfer
@@ -110,16 +109,16 @@ def build_parts(config: DictConfig, data: FederatedData) -> Parts:
 
 
 def build_sampling(config: DictConfig, data: FederatedData, objective: Objective, views: Views) -> Draws:
-    """Build the sampling of clients; with a fleet, devices that are too slow or unavailable drop out."""
-    sampling, fleet = instantiate(config.sampling), instantiate(config.fleet)
+    """Build the sampling of clients: with a fleet, devices that are too slow or unavailable drop out; the algorithm may change it."""
+    sampling, fleet, algorithm = instantiate(config.sampling), instantiate(config.fleet), build_algorithm(config).server
     if fleet.mix is None:
         sampling.outcome(
             data.num_clients, seed=config.seed, round=0
         )  # raises where the cohort is larger than the number of clients
         draws: Draws = sampling
-        return draws
+        return algorithm.draws(draws)
     workload = views.workload(build_workloads(config, data, views.levels, objective))
-    return FleetSampling(sampling, fleet, workload, data.assignment, seed=config.seed)
+    return algorithm.draws(FleetSampling(sampling, fleet, workload, data.assignment, seed=config.seed))
 
 
 def build_centralised(config: DictConfig, parts: Parts) -> tuple[Learner, int]:
@@ -129,12 +128,8 @@ def build_centralised(config: DictConfig, parts: Parts) -> tuple[Learner, int]:
 
 
 def build_detection(config: DictConfig, parts: Parts) -> tuple[Learner, int]:
-    """Build centralised training with scenes in every step and AdamW.
-
-    The focal loss of a map whose cells are nearly all empty starts too steep for plain SGD; CenterNet uses Adam.
-    """
+    """Build centralised training with scenes in every step."""
     training, steps = _pooled_training(config, parts)
-    training = replace(training, optimizer=LocalAdamW(**vars(parts.client)))
     names = ("scenes", "detection", "scene_augmentation")
     scenes = SceneTraining(*(instantiate(config[name]) for name in names))
     options = _pooled_options(config, parts)

@@ -37,18 +37,8 @@ from mtl.devices.widths import Widths
 from mtl.edge.distil import Distilling
 from mtl.edge.prune import Pruning
 from mtl.faces.finder import DetectionOptions
-from mtl.federation.algorithms.ditto import ditto
-from mtl.federation.algorithms.fedavg import fedavg
-from mtl.federation.algorithms.fedbn import fedbn
-from mtl.federation.algorithms.feddyn import feddyn
-from mtl.federation.algorithms.fednova import fednova
-from mtl.federation.algorithms.fedper import fedper
-from mtl.federation.algorithms.fedprox import fedprox
-from mtl.federation.algorithms.fedrep import fedrep
-from mtl.federation.algorithms.finetune import finetune
+from mtl.federation.algorithms.local_adam import LocalAdam, LocalAdamW
 from mtl.federation.algorithms.local_sgd import LocalSGD
-from mtl.federation.algorithms.pfedme import pfedme
-from mtl.federation.algorithms.scaffold import scaffold
 from mtl.federation.population.sampling import Sampling
 from mtl.federation.schedule import Schedule
 from mtl.federation.server import mean
@@ -78,6 +68,7 @@ from mtl.models.ple import ple
 from mtl.models.soft_sharing import soft_sharing
 from mtl.models.sphereface import sphereface_cnn
 from mtl.models.transfer import Transfer
+from mtl.run.algorithms import ALGORITHMS
 
 # group -> (how it is built, members). A new loss, trunk, rule or data set is one line here.
 WHOLE: dict[str, dict[str, Any]] = {
@@ -109,7 +100,11 @@ WHOLE: dict[str, dict[str, Any]] = {
         "imagenet": (Normalise, {"mean": [0.485, 0.456, 0.406], "deviation": [0.229, 0.224, 0.225]}),
     },
     "work": {"steps": (LocalWork, {"steps": 8}), "epochs": LocalWork},
-    "client": {"sgd": (LocalSGD, {"zen_exclude": ["scales"]})},
+    "client": {
+        "sgd": (LocalSGD, {"zen_exclude": ["scales", "stacked"]}),
+        "adam": (LocalAdam, {"zen_exclude": ["scales", "stacked"]}),
+        "adamw": (LocalAdamW, {"zen_exclude": ["scales", "stacked"]}),
+    },
     "transfer": {
         "none": Transfer,
         "parameters": (Transfer, {"decay": 0.38}),
@@ -159,20 +154,7 @@ WHOLE: dict[str, dict[str, Any]] = {
         "phones": (Fleet, {"mix": {"phone_low": 0.3, "phone_mid": 0.5, "phone_high": 0.2}}),
     },
     "widths": {"whole": Widths, "levels": (Widths, {"levels": [1.0, 0.5, 0.25]})},
-    "algorithm": {
-        "fedavg": fedavg,
-        "fedavgm": (fedavg, {"momentum": 0.9}),
-        "fedprox": fedprox,
-        "scaffold": scaffold,
-        "fednova": fednova,
-        "feddyn": feddyn,
-        "ditto": ditto,
-        "pfedme": pfedme,
-        "fedper": fedper,
-        "fedrep": fedrep,
-        "fedbn": fedbn,
-        "finetune": finetune,
-    },
+    "algorithm": ALGORITHMS,
     "server": {
         "mean": mean,
         "fedaws": fedaws,

@@ -30,6 +30,25 @@ def check_options(config: DictConfig) -> None:
         OmegaConf.select(config, parent)[name] = value
 
 
+def accepts(target: str, name: str, value: Any) -> bool:
+    """Whether what `target` builds has the option `name` and takes the type of `value`; a reference to another option is of any type."""
+    hints = _parameters(target)
+    if hints is None or name not in hints:
+        return hints is None
+    try:
+        convert(value, Any if "${" in str(value) else hints[name], name)
+    except ValueError:
+        return False
+    return True
+
+
+def require_option(target: str, group: str, name: str) -> None:
+    """Raise ValueError where what `target` builds has no option `name`."""
+    hints = _parameters(target)
+    if hints is not None and name not in hints:
+        raise ValueError(f"unknown option {group}.{name}{nearest(name, hints)}; {group} has {', '.join(hints)}")
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """Return `; did you mean ...?` with the most similar name, or nothing where none is similar."""
     near = difflib.get_close_matches(name, list(names), n=1)
@@ -39,12 +58,11 @@ def nearest(name: str, names: Iterable[str]) -> str:
 def _corrections(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     """The paths below `value` whose value must be replaced, with the new value."""
     if isinstance(value, Mapping):
-        hints = _parameters(value) if "_target_" in value else {}
+        hints = _parameters(value["_target_"]) if "_target_" in value else {}
         for key, part in value.items():
             place = f"{path}.{key}" if path else str(key)
             if "_target_" in value and key not in META:
-                if hints is not None and key not in hints:
-                    raise ValueError(f"unknown option {place}{nearest(str(key), hints)}; {path} has {', '.join(hints)}")
+                require_option(value["_target_"], path, str(key))
                 if hints is not None:
                     changed = convert(part, hints[key], place)
                     if changed != part:
@@ -57,9 +75,9 @@ def _corrections(value: Any, path: str) -> Iterator[tuple[str, Any]]:
         raise ValueError(f"{path} must be given")
 
 
-def _parameters(node: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The parameters of a node's target with their types; None where it takes any."""
-    target = get_object(node["_target_"])
+def _parameters(path: str) -> dict[str, Any] | None:
+    """The parameters of a target with their types; None where it takes any."""
+    target = get_object(path)
     parameters = inspect.signature(target).parameters
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         return None

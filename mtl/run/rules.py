@@ -13,6 +13,7 @@ from mtl.balancing.weighting import Equal
 from mtl.federation.aggregators.weighted_mean import WeightedMean
 from mtl.federation.algorithms.contract import ClientAlgorithm
 from mtl.federation.algorithms.fedrep import HeadsThenTrunk
+from mtl.federation.algorithms.local_optimizer import LocalOptimizer
 from mtl.federation.algorithms.local_sgd import LocalSGD
 from mtl.federation.algorithms.scaffold import ControlledAtReceived
 from mtl.federation.server_steps.distil_ensemble import DistilEnsemble
@@ -20,11 +21,12 @@ from mtl.federation.server_steps.spread_heads import SpreadHeads
 from mtl.losses.by_kind import ByKind
 from mtl.models.heads import FixedCodes
 from mtl.models.peers import peers
+from mtl.run.asynchronous import asynchronous_problems
 from mtl.run.build import build_algorithm, resolve_keep
 from mtl.run.config import check_keys
 from mtl.run.objects import given
 from mtl.run.options import check_options
-from mtl.run.tracking import WANDB_MODES
+from mtl.run.wandb_run import WANDB_MODES
 
 MODES = ("federated", "centralised", "local", "single_task", "detection")
 POOLED = ("centralised", "detection")
@@ -72,9 +74,13 @@ def _choices(config: DictConfig) -> Iterator[str]:
     for name, allowed in choices.items():
         if (value := OmegaConf.select(config, name)) not in allowed:
             yield f"{name} must be one of {', '.join(allowed)}, got {value}"
+    if not isinstance(config.write_report, bool) and config.write_report != "auto":
+        yield f"write_report must be auto, true or false, got {config.write_report}"
     for name in AT_LEAST_ONE:
         if (value := OmegaConf.select(config, name)) is not None and value < 1:
             yield f"{name} must be >= 1, got {value}"
+    if config.target_accuracy is not None and not 0 < config.target_accuracy <= 1:
+        yield f"target_accuracy must be in (0, 1], got {config.target_accuracy}"
 
 
 def _processes(config: DictConfig) -> Iterator[str]:
@@ -84,12 +90,11 @@ def _processes(config: DictConfig) -> Iterator[str]:
 
 
 def _client(config: DictConfig) -> Iterator[str]:
-    if isinstance(instantiate(config.client), LocalSGD):
-        return
-    if config.mode == "detection":
-        yield f"mode=detection trains by AdamW with the options of client=sgd, got client {_member(config.client)}"
-    if config.transfer.decay != 1:
-        yield f"transfer.decay needs client=sgd, whose learning rate it scales by parameter, got client {_member(config.client)}"
+    if config.transfer.decay != 1 and not isinstance(instantiate(config.client), LocalOptimizer):
+        yield (
+            "transfer.decay needs a client whose learning rate it can scale by parameter (sgd, adam, adamw), got client "
+            f"{_member(config.client)}"
+        )
 
 
 def _algorithm(config: DictConfig) -> Iterator[str]:
@@ -104,6 +109,8 @@ def _algorithm(config: DictConfig) -> Iterator[str]:
         yield f"{name} algorithm.option=I needs keep=nothing, as it computes gradients at the received model; got {config.keep}"
     if server.needs_sgd and type(optimizer) is not LocalSGD:
         yield f"{name} reads gradients out of the updates of SGD: client must be sgd, got {_member(config.client)}"
+    elif server.needs_sgd and optimizer.clip is not None:
+        yield f"{name} reads gradients out of the updates, which clipping changes: client.clip must be null, got {optimizer.clip}"
     if not server.needs_mean:
         return
     aggregator = _aggregator(config)
@@ -111,6 +118,11 @@ def _algorithm(config: DictConfig) -> Iterator[str]:
         yield f"{name} needs the weighted mean of the updates: server.balancer must be null, got {type(aggregator).__name__}"
     if len(config.widths.levels) > 1 or _is(config.trunk, peers):
         yield f"{name} needs clients that train the whole model: widths=whole, and not trunk=peers"
+
+
+def _asynchronous(config: DictConfig) -> Iterator[str]:
+    name, has_ensemble = f"algorithm={_member(config.algorithm)}", _has_step(config, "feddf", DistilEnsemble)
+    return asynchronous_problems(config, build_algorithm(config).server, name, has_ensemble=has_ensemble)
 
 
 def _personal(config: DictConfig) -> Iterator[str]:
@@ -246,6 +258,7 @@ RULES: tuple[Callable[[DictConfig], Iterator[str]], ...] = (
     _processes,
     _client,
     _algorithm,
+    _asynchronous,
     _personal,
     _views,
     _start,

@@ -77,9 +77,11 @@ class TrackingOptions:
         wandb: auto (online where an account is set up, else offline), online, offline or disabled
         project: W&B's project, or ENTITY/PROJECT
         group: W&B's group, null for the folder of a sweep
-        tags: W&B's tags
-        job_type: W&B's job type
+        tags: W&B's tags, added to the data, mode, algorithm, server and client
+        job_type: W&B's job type, null for the mode
+        notes: W&B's notes on the run
         log_model: store the tested model at W&B as an artifact
+        system: record the use of processor, memory and GPU at W&B
         per_task: log losses and metrics of every subtask in every round
         log_every: number of rounds whose numbers are read from the compute device at once
     """
@@ -89,7 +91,9 @@ class TrackingOptions:
     group: str | None = None
     tags: list[str] = field(default_factory=list)
     job_type: str | None = None
+    notes: str | None = None
     log_model: bool = False
+    system: bool = False
     per_task: bool = True
     log_every: int = 1
 
@@ -127,6 +131,7 @@ def top_level() -> Any:
         checkpoint_every=ZenField(int, 5),
         best_by=ZenField(str | None, None),
         objective=ZenField(str | None, None),
+        target_accuracy=ZenField(float | None, None),
         seed=ZenField(int, 0),
         start=ZenField(str | None, None),
         name=ZenField(str | None, None),
@@ -136,13 +141,13 @@ def top_level() -> Any:
         engine=ZenField(EngineOptions, EngineOptions()),
         trainer=ZenField(TrainerOptions, TrainerOptions()),
         profile=ZenField(bool, False),
-        write_report=ZenField(bool, True),
+        write_report=ZenField(Any, "auto"),
         tracking=ZenField(TrackingOptions, TrackingOptions()),
         hydra={
             "run": {"dir": "${output_dir}"},
             "sweep": {"dir": "${output_dir}", "subdir": "${run_folder:}"},
             "output_subdir": None,
-            "callbacks": {"sweep": {"_target_": "mtl.cli.job_folder.Sweep", "keys": [], "twins": [], "token": None}},
+            "callbacks": {"sweep": {"_target_": "mtl.cli.job_folder.Sweep", "keys": [], "twins": [], "token": None, "gpus": []}},
             "help": {"app_name": "mtl train"},
         },
     )

@@ -22,12 +22,12 @@ from types import FrameType
 from typing import Any
 
 from mtl.base.files import write_json
-from mtl.base.types import Diverged, Interrupted, NoObjective
+from mtl.base.types import Diverged, Interrupted, InUse, NoObjective
 
 GRACE = 10.0  # seconds in which the other ranks may end by themselves
 READY = "ready"  # the file that says that the first rank can be interrupted
 RECORDED = ("name", "levelno", "levelname", "pathname", "filename", "module", "funcName", "lineno", "created")  # of a log record
-RAISED = {kind.__name__: kind for kind in (NoObjective, ValueError, OSError, Diverged, Interrupted)}
+RAISED = {kind.__name__: kind for kind in (NoObjective, InUse, ValueError, OSError, Diverged, Interrupted)}
 
 
 def inside_rank() -> bool:

@@ -23,13 +23,16 @@ from mtl.learning.results import fit_summary, tested_summary
 from mtl.metrics.scores import Summary
 from mtl.report.page import write_report
 from mtl.report.runs import CHOSEN_BY, best_key
-from mtl.run.build import build_data, data_fingerprint, files_fingerprint
-from mtl.run.directory import locked, open_run_directory, update_config
+from mtl.run.build import build_data, data_digest, files_fingerprint
+from mtl.run.directory import is_recorded, locked, open_run_directory, update_config
 from mtl.run.group import process_group, versions
+from mtl.run.identity import fingerprint
 from mtl.run.learners import build_learner
 from mtl.run.objective import check_objective
 from mtl.run.rules import check_rules
 from mtl.run.spawn import inside_rank, run_ranks
+from mtl.run.target import check_target, target_summary
+from mtl.run.tracking import complete_record
 from mtl.run.trainer import RunLogger, build_trainer
 
 logger = logging.getLogger(__name__)
@@ -72,7 +75,9 @@ def _train(config: DictConfig, run_dir: Path, ranks: Ranks) -> Summary:
     run_dir = ranks.broadcast(run_dir)  # every rank uses the run directory of the first
     learner, steps = build_learner(config, data, run_dir)
     check_objective(config, learner)
-    identity = Identity(data_fingerprint(config, data), files_fingerprint(config, *learner.further_data))
+    check_target(config, learner)
+    content = data_digest(data)
+    identity = Identity(fingerprint(_plain(config), content.encode()), files_fingerprint(config, *learner.further_data))
     ranks.require_same({**versions(), "configuration and data": identity.run, "files": identity.files})
     log = RunLogger(config, run_dir)
     trainer, loaders = build_trainer(config, run_dir, learner, identity, log), FederatedDataModule(data, steps=steps)
@@ -81,16 +86,23 @@ def _train(config: DictConfig, run_dir: Path, ranks: Ranks) -> Summary:
         if start.summary is not None:
             logger.info("output_dir %s holds this run, which is finished: there is nothing left to train", run_dir)
             result: Summary = start.summary
+            if ranks.is_first and not is_recorded(run_dir):
+                complete_record(run_dir, _plain(config), log.wandb, result, _pictures(run_dir))
             return result
-        with log.tracking(start.last_round) if ranks.is_first else contextlib.nullcontext() as tracker:
+        with log.tracking(start.last_round, content) if ranks.is_first else contextlib.nullcontext() as tracker:
             summary = _fit_and_test(config, run_dir, learner, trainer, loaders, start.checkpoint)
             if tracker is not None:
                 learner.write_results(run_dir, data)
+                summary |= target_summary(config, run_dir, learner)
                 write_json(run_dir / "summary.json", summary)  # written last: where it exists, all results do
                 if config.write_report:
                     write_report([run_dir])
-                tracker.finish(summary, sorted((run_dir / "figures").glob("*.png")))
+                tracker.finish(summary, _pictures(run_dir))
     return summary
+
+
+def _pictures(run_dir: Path) -> list[Path]:
+    return sorted((run_dir / "figures").glob("*.png"))
 
 
 def _set_up_process(config: DictConfig, ranks: Ranks) -> None:
@@ -134,9 +146,9 @@ def _open(config: DictConfig, run_dir: Path, identity: Identity) -> Start:
     last_round, rounds = int(content["epoch"]) + 1, config.rounds
     if last_round > rounds:
         raise ValueError(f"rounds must be at least the {last_round} that output_dir {run_dir} has done already, got {rounds}")
-    update_config(run_dir, plain)
     summary = run_dir / "summary.json"
     finished = summary.exists() and last_round == rounds
+    update_config(run_dir, plain, finished=finished)
     return Start(checkpoint, last_round, json.loads(summary.read_text(encoding="utf-8")) if finished else None)
 
 

@@ -20,7 +20,8 @@ from mtl.learning.profiling import ProfileRounds
 from mtl.learning.progress import RoundProgress
 from mtl.learning.pruning import PruneWeights
 from mtl.run.group import environment
-from mtl.run.tracking import Tracker, WandbOptions
+from mtl.run.tracking import Tracker
+from mtl.run.wandb_run import WandbOptions
 
 
 class RunLogger(Logger):
@@ -28,6 +29,18 @@ class RunLogger(Logger):
 
     def __init__(self, config: DictConfig, run_dir: Path) -> None:
         super().__init__()
+        options = config.tracking
+        self.wandb = WandbOptions(
+            mode=options.wandb,
+            project=options.project,
+            group=options.group,
+            name=config.name or run_dir.name,
+            tags=list(options.tags),
+            job_type=options.job_type,
+            notes=options.notes,
+            log_model=options.log_model,
+            system=options.system,
+        )
         self._config, self._run_dir = config, run_dir
         self._tracker: Tracker | None = None
 
@@ -50,24 +63,15 @@ class RunLogger(Logger):
         """Write nothing: `open_run_directory` writes the configuration."""
 
     @contextlib.contextmanager
-    def tracking(self, last_round: int | None) -> Iterator[Tracker]:
+    def tracking(self, last_round: int | None, data: str | None = None) -> Iterator[Tracker]:
         """Log to the files of the run and to W&B while the context lasts; an error in it marks W&B's run as failed.
 
         Args:
             last_round: see `Tracker`.
+            data: fingerprint of the data.
         """
-        options = self._config.tracking
-        wandb = WandbOptions(
-            mode=options.wandb,
-            project=options.project,
-            group=options.group,
-            name=self._config.name or self._run_dir.name,
-            tags=list(options.tags),
-            job_type=options.job_type,
-            log_model=options.log_model,
-        )
         plain: dict[str, Any] = OmegaConf.to_container(self._config, resolve=True)  # type: ignore[assignment]
-        self._tracker = Tracker(self._run_dir, plain, wandb=wandb, last_round=last_round)
+        self._tracker = Tracker(self._run_dir, plain, wandb=self.wandb, last_round=last_round, data=data)
         try:
             yield self._tracker
         except BaseException:

@@ -59,7 +59,7 @@ def test_help_needs_neither_torch_nor_lightning() -> None:
 def test_an_unknown_command_lists_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trian"]) == 2
     assert (
-        "unknown command 'trian'; choose from train, experiments, report, verify, enrol, recognise, export, latency, compress"
+        "unknown command 'trian'; choose from train, experiments, study, report, verify, enrol, recognise, export, latency, compress"
         in capsys.readouterr().err
     )
 
@@ -151,7 +151,7 @@ def test_report_of_a_folder_without_runs_is_refused(tmp_path: Path, capsys: pyte
     assert "config.yaml" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("mode", ["federated", "centralised"])
+@pytest.mark.parametrize("mode", ["federated", pytest.param("centralised", marks=pytest.mark.slow)])
 def test_a_killed_run_resumes_to_the_same_numbers_bit_for_bit(class_folders: Path, tmp_path: Path, mode: str) -> None:
     settings = [f"mode={mode}", "evaluate_every=3", "checkpoint_every=4", *ENDLESS]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -169,7 +169,9 @@ def test_a_killed_run_resumes_to_the_same_numbers_bit_for_bit(class_folders: Pat
     assert numbers(cut) == numbers(whole)
 
 
-@pytest.mark.parametrize(("mode", "number"), [("federated", signal.SIGINT), ("centralised", signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("mode", "number"), [("federated", signal.SIGINT), pytest.param("centralised", signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_ctrl_c_and_sigterm_save_the_round_and_leave(
     class_folders: Path, tmp_path: Path, mode: str, number: signal.Signals
 ) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from omegaconf import DictConfig
 
 from mtl.cli.job_folder import folder_name, readable_name
 from mtl.cli.main import main
@@ -63,6 +65,19 @@ def test_a_sweep_trains_each_configuration_once_however_its_grid_grows(
     config = yaml.safe_load(next(folder.glob("mode=local_seed=0-*/config.yaml")).read_text())
     assert (config["name"], config["tracking"]["group"]) == ("mode=local_seed=0", "grid")
     assert not list(folder.glob(".*"))
+
+
+def test_hydra_composes_each_job_once(class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    composed: list[str] = []
+    real = ConfigLoaderImpl.load_sweep_config
+
+    def load(loader: ConfigLoaderImpl, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        composed.append(sweep_overrides[-2])
+        return real(loader, master_config, sweep_overrides)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", load)
+    assert main(sweep(class_folders, tmp_path / "grid", "seed=0,1")) == 0
+    assert composed == ["seed=0", "seed=1"]
 
 
 def test_what_the_user_sweeps_makes_runs_of_its_own_where_the_identity_does_not(
@@ -165,6 +180,21 @@ def test_a_job_of_another_process_is_left_to_it(class_folders: Path, tmp_path: P
     assert not (taken / "summary.json").exists()
 
 
+@pytest.mark.slow
+def test_a_job_that_another_process_takes_first_is_left_to_it_by_ranks_too(
+    class_folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = sweep(class_folders, tmp_path / "grid", "trainer.devices=2", "seed=0")
+    assert main(words) == 0
+    (summary,) = (tmp_path / "grid").glob("*/summary.json")
+    summary.unlink()
+    capfd.readouterr()
+    monkeypatch.setattr("mtl.cli.job.holder", lambda _: None)  # the other process came between this look and the start
+    with locked(summary.parent):
+        assert main(words) == 0
+    assert outcomes(capfd.readouterr().out) == ["in use"]
+
+
 def test_a_dry_run_prints_the_jobs_and_makes_nothing(
     class_folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -255,3 +285,21 @@ def test_a_job_records_the_command_of_its_own_run(class_folders: Path, tmp_path:
     assert main(again[1:]) == 0
     assert (run / "summary.json").exists()
     assert json.loads((run / "environment.json").read_text())["command"] == said
+
+
+def test_a_sweep_writes_one_report_and_names_its_runs_by_what_is_swept(
+    class_folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "grid"
+    assert (
+        main([word for word in sweep(class_folders, folder, "seed=0,1", "write_report=auto") if word != "write_report=false"])
+        == 0
+    )
+    assert f"report: {folder / 'report.html'}" in capfd.readouterr().out
+    assert not list(folder.glob("*/report.html"))
+    page = folder / "report.html"
+    before = page.read_bytes()
+    assert main(sweep(class_folders, folder, "seed=0,1,2", "name=mine")) == 0  # write_report=false
+    assert page.read_bytes() == before
+    names = sorted(yaml.safe_load(file.read_text())["name"] for file in folder.glob("*/config.yaml"))
+    assert names == ["mine_seed=2", "seed=0", "seed=1"]

@@ -93,7 +93,7 @@ def test_a_flag_that_means_nothing_here_is_refused_with_a_sentence(words: list[s
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("word", ["augmentation.flip=3", "resume=yes", "mirror=on", "write_report=0", "tracking.per_task=1"])
+@pytest.mark.parametrize("word", ["augmentation.flip=3", "resume=yes", "mirror=on", "profile=0", "tracking.per_task=1"])
 def test_an_option_of_two_values_takes_no_others(word: str) -> None:
     name, _, given = word.partition("=")
     words = ["seed=3", word]
@@ -105,7 +105,7 @@ def test_true_and_false_pass_however_they_are_written() -> None:
     words = [
         "mirror=false",
         "resume=True",
-        "write_report='true'",
+        "profile='true'",
         "augmentation.flip=${mirror}",
         "trunk=lenet",
         "name=yes",

@@ -9,8 +9,8 @@ from mtl.base.seeding import generator
 from mtl.data.hiding import KnownLabels
 from mtl.data.splits import Split
 from mtl.data.subtasks import Subtasks
-from mtl.run.config import compose
 from mtl.run.train import train
+from tests.composing import compose
 
 N, T = 400, 5
 SPLIT = Split(torch.arange(0, 300), torch.arange(300, 340), torch.arange(340, N))

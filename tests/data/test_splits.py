@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mtl.base.types import ImageData
 from mtl.data import splits
-from mtl.run.config import compose
+from tests.composing import compose
 from tests.conftest import make_images
 
 

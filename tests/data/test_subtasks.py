@@ -12,7 +12,8 @@ from mtl.data.assignment import all_to_all
 from mtl.data.federated_data import federate
 from mtl.data.partition import iid, sizes
 from mtl.data.splits import Split
-from mtl.run.tracking import Tracker, WandbOptions
+from mtl.run.tracking import Tracker
+from mtl.run.wandb_run import WandbOptions
 
 
 def test_one_vs_rest_asks_each_class_once(images: ImageData) -> None:

@@ -5,7 +5,7 @@ from torchvision.models import ResNet18_Weights
 from torchvision.transforms.functional import normalize
 
 from mtl.data.transforms import DRAWS, Augmentation, Normalise, to_float
-from mtl.run.config import compose
+from tests.composing import compose
 
 PICTURE = torch.rand(3, 1, 12, 8, generator=torch.Generator().manual_seed(0))
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mtl.run.config import compose
 from mtl.run.train import train
 from mtl.trained.export import Exported, ExportOptions, export_run
+from tests.composing import compose
 from tests.conftest import make_images
 from tests.run.test_train import SMALL
 

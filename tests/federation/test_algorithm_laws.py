@@ -38,7 +38,12 @@ from tests.federation.small_federations import build_federation, initial_state, 
 from tests.federation.test_backends import FACES, assert_close, model_of, uneven
 from tests.run.test_train import kill_after, numbers, small, without_time
 
-NAMES = [*WHOLE["algorithm"], "scaffold algorithm.option=I", "fednova algorithm.mu=.1"]
+ASYNCHRONOUS = ("fedbuff", "fedasync")  # their laws are in test_asynchronous.py
+NAMES = [
+    *(name for name in WHOLE["algorithm"] if name not in ASYNCHRONOUS),
+    "scaffold algorithm.option=I",
+    "fednova algorithm.mu=.1",
+]
 MOMENTUM = LocalSGD(learning_rate=0.02, momentum=0.9, weight_decay=1e-2, head_scale=0.5)
 
 

@@ -22,9 +22,9 @@ from mtl.models import cnn, heads
 from mtl.models.architecture import Parts
 from mtl.models.multi_task_model import MultiTaskModel
 from mtl.run.build import build_data, build_model
-from mtl.run.config import compose
 from mtl.run.members import PARTIAL
 from mtl.run.train import train
+from tests.composing import compose
 from tests.conftest import make_federation
 from tests.federation.test_backends import LOOP, STACKED, assert_close, three_rounds, uneven
 from tests.run.test_train import SMALL, small

@@ -42,8 +42,8 @@ from mtl.federation.server import Server, mean
 from mtl.losses.pairs import TaskCounts
 from mtl.models.multi_task_model import MultiTaskModel
 from mtl.run.build import build_model
-from mtl.run.config import compose
 from mtl.run.members import WHOLE
+from tests.composing import compose
 from tests.federation.small_federations import build_federation, initial_state
 from tests.federation.test_backends import FACES, assert_close, model_of, uneven
 

@@ -29,8 +29,8 @@ from mtl.losses.bce import BCE
 from mtl.models.cnn import Trunk
 from mtl.models.heads import LinearHeads
 from mtl.models.multi_task_model import MultiTaskModel
-from mtl.run.config import compose
 from mtl.run.train import train
+from tests.composing import compose
 from tests.conftest import clone, make_images
 from tests.federation.small_federations import build_federation, initial_state
 from tests.federation.test_backends import model_of, uneven

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from mtl.federation.algorithms.local_adamw import LocalAdamW
 from torch import Tensor, nn
 
 from mtl.data.client_batches import LocalWork
@@ -16,7 +17,6 @@ from mtl.federation.algorithms.ditto import PERSONAL, ditto
 from mtl.federation.algorithms.fedavg import fedavg
 from mtl.federation.algorithms.fedrep import fedrep
 from mtl.federation.algorithms.finetune import finetune
-from mtl.federation.algorithms.local_adamw import LocalAdamW
 from mtl.federation.algorithms.local_sgd import LocalSGD
 from mtl.federation.algorithms.pfedme import pfedme
 from mtl.federation.client_models import personal_models, tuned_models

@@ -26,9 +26,9 @@ from mtl.losses.hinge import Hinge
 from mtl.metrics.scores import rank1
 from mtl.models import cnn, heads
 from mtl.models.multi_task_model import MultiTaskModel
-from mtl.run.config import compose
 from mtl.run.rules import check_rules
 from mtl.run.train import train
+from tests.composing import compose
 from tests.conftest import make_federation
 from tests.federation.small_federations import build_federation, initial_state
 from tests.run.test_train import small

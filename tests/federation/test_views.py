@@ -293,17 +293,22 @@ MIXED = [
 MORE = ["algorithm=fedavgm", "partition=iid", "assignment=all", "sampling.dropout=0.3"]
 
 
-def test_ranks_resume_and_accounts(class_folders: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_two_ranks_agree_with_one_on_several_widths(class_folders: Path, tmp_path: Path) -> None:
+    train(small(class_folders, *MIXED, *MORE), tmp_path / "one")
+    train(small(class_folders, *MIXED, *MORE, "trainer.devices=2"), tmp_path / "two")
+    one, two = (read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt")["state_dict"] for name in ("one", "two"))
+    for name, value in one.items():
+        assert torch.allclose(two[name], value, rtol=1e-5, atol=1e-6), name
+
+
+def test_an_interrupted_run_resumes_and_its_accounts_add_up(class_folders: Path, tmp_path: Path) -> None:
     config = small(class_folders, *MIXED, *MORE, "rounds=4")
     summary = train(config, tmp_path / "whole")
     kill_after(config, tmp_path / "cut", rounds=2)
     config.resume = True
     assert without_time(train(config, tmp_path / "cut")) == without_time(summary)
     assert numbers(tmp_path / "cut") == numbers(tmp_path / "whole")
-    train(small(class_folders, *MIXED, *MORE, "rounds=4", "trainer.devices=2"), tmp_path / "two")
-    one, two = (read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt")["state_dict"] for name in ("whole", "two"))
-    for name, value in one.items():
-        assert torch.allclose(two[name], value, rtol=1e-5, atol=1e-6), name
     seen = {ratio: summary[f"fit/samples_width_{ratio}"] or 0 for ratio in ("1", "0.5", "0.25")}
     assert sum(seen.values()) == summary["fit/samples"]
     assert summary["cost/flops_total"] == sum(n * (summary[f"cost/flops_training_width_{r}"] or 0) for r, n in seen.items())

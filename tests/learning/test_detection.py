@@ -293,7 +293,7 @@ def test_scenes_that_do_not_fit_the_data_are_refused() -> None:
         build(tiny("split.val=0.2"))
     learner = build(tiny())
     colour = SceneSet(**{**learner.scenes.__dict__, "images": learner.scenes.images.expand(-1, 3, -1, -1)})
-    training = Training(learner.model, learner.objective, learner.algorithm, learner.work, 0)
+    training = Training(learner.model, learner.objective, learner.optimizer, learner.work, 0)
     scenes = SceneTraining(colour, learner.options, learner.augmentation)
     with pytest.raises(ValueError, match="as many channels as the pictures of data, got 3 and 1"):
         DetectionLearning(training, learner.federated_data, learner.schedule, scenes=scenes, num_rounds=1)

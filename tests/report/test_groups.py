@@ -39,6 +39,23 @@ def test_seed_name_and_output_do_not_divide_a_group() -> None:
     assert group.runs == tuple(runs)
 
 
+def test_what_never_makes_another_run_does_not_divide_a_group() -> None:
+    shared = {"mode": "local", "rounds": 3, "trainer": {"precision": "32-true"}}
+    changes: list[dict[str, Any]] = [
+        {},
+        {"write_report": False, "profile": True, "checkpoint_every": 1, "objective": "val/rank1", "resume": True},
+        {"trainer": {"precision": "32-true", "devices": 2, "threads": 1, "accelerator": "gpu"}},
+        {"engine": {"backend": "vmap", "block": 4}},
+        {"tracking": {"wandb": "offline", "log_every": 5}},
+    ]
+    base = {"trainer": {"precision": "32-true", "devices": 1}, "engine": {"backend": "loop"}}
+    runs = [make_run(shared | base | change | {"seed": seed}) for seed, change in enumerate(changes)]
+    (group,) = group_runs(runs)
+    assert group.runs == tuple(runs)
+    others: list[dict[str, Any]] = [{"rounds": 4}, {"trainer": {"precision": "bf16-mixed"}}, {"weights": "runs/a"}]
+    assert len(group_runs([*runs, *(make_run(shared | base | change) for change in others)])) == 4
+
+
 @pytest.mark.parametrize("key", ["fusion", "model.name", "data.path"])
 def test_any_other_key_divides_them(key: str) -> None:
     configs = []

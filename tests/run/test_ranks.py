@@ -253,6 +253,7 @@ def test_what_ranks_log_is_logged_once_and_as_often_as_one_says_it(tmp_path: Pat
     assert {(record.name, record.levelname, record.lineno) for record in caplog.records} == {("mtl.somewhere", "WARNING", 3)}
 
 
+@pytest.mark.slow
 def test_what_a_rank_finds_wrong_is_raised(class_folders: Path, tmp_path: Path) -> None:
     wild = ["client.learning_rate=1e30", "schedule=constant", "loss=bce", "heads=linear", "trainer.devices=2"]
     with pytest.raises(Diverged, match=r"client \d is not finite in round \d"):

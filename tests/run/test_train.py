@@ -1,8 +1,6 @@
 """Whole runs on small pictures: through the configuration, Lightning and the run directory."""
 
-import copy
 import csv
-import functools
 import json
 import shutil
 from pathlib import Path
@@ -26,11 +24,11 @@ from mtl.learning.checkpoints import CheckpointError, read_checkpoint
 from mtl.models.cnn import ImageShape, Trunk
 from mtl.models.norm import Norm
 from mtl.run.build import build_data
-from mtl.run.config import compose
 from mtl.run.directory import locked
 from mtl.run.learners import build_learner
 from mtl.run.members import DEFAULTS, PARTIAL, WHOLE
 from mtl.run.train import train
+from tests.composing import compose
 
 SMALL = [
     "data=folder",
@@ -52,13 +50,9 @@ SMALL = [
 ]
 
 
-composed_once = functools.cache(lambda *words: compose(words))
-
-
 def small(root: Path, *overrides: str) -> DictConfig:
-    """A configuration that a test may change. Composing takes as long as ten rounds, and copying next to nothing."""
-    config = copy.deepcopy(composed_once(*SMALL, "data.root=.", *overrides))
-    config.data.root = str(root)
+    config = compose([*SMALL, "data.root=.", *overrides])
+    config.data.root = str(root)  # as it stands, whatever letters it has
     return config
 
 
@@ -570,6 +564,8 @@ def test_unusable_settings_are_refused_before_anything_is_written(class_folders:
         "fleet=mix fleet.mix={abacus:2}": "fleet.mix has the unknown device abacus; choose from camera_mcu",
         "fleet.deadline=9": "fleet.deadline needs devices",
         "fleet=mix fleet.mix={tiny:1} fleet.profiles={tiny:{watts:1}}": "device tiny has the unknown field watts",
+        "write_report=0": "write_report must be auto, true or false, got 0",
+        "tracking.project=a/b/c": "tracking.project must be PROJECT or ENTITY/PROJECT",
         "tracking.wandb=maybe": "tracking.wandb must be one of auto, online, offline, disabled, got maybe",
     }
     if torch.cuda.is_available():

@@ -8,6 +8,7 @@ from mtl.federation.aggregators.contract import Aggregator, Update
 from mtl.federation.algorithms.contract import ClientAlgorithm
 from mtl.federation.layout import Layout
 from mtl.federation.orders import Orders
+from mtl.federation.population.sampling import Draws
 
 if TYPE_CHECKING:
     from mtl.federation.server import RunContext
@@ -33,6 +34,14 @@ class ServerAlgorithm:
             ValueError: it cannot work in this run.
         """
         return self
+
+    def draws(self, draws: Draws) -> Draws:
+        """Return who takes part in a round, from what `sampling` and `fleet` say.
+
+        Raises:
+            ValueError: the algorithm cannot work with these clients.
+        """
+        return draws
 
     def init(self, params: Params, layout: Layout) -> Slots:
         """Return the server's slots before the first round. `params`, those of the whole model, are one of them."""

@@ -1,6 +1,7 @@
 """What a client does in a round: its optimiser, and the client half of a federated algorithm, which wraps the optimiser.
 
-Tensors are those of one client or of a stack of clients [K, ...]. Every operation is elementwise, so that one code serves both.
+Tensors are those of one client or of a stack of clients [K, ...]. Operations are elementwise or by client, so that one code
+serves both.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +24,7 @@ class Optimizer(Protocol):
         """The trunk's learning rate at the start of the schedule."""
 
     def init(self, params: Params) -> Params:
-        """The optimiser's state before the first step. A parameter's entries begin with its name."""
+        """The optimiser's state before the first step. Entries with the shape of a parameter begin with its name."""
 
     def step(self, params: Params, grads: Params, state: Params, learning_rate: Tensor) -> tuple[Params, Params]:
         """Take one step in place.
@@ -40,6 +41,9 @@ class Optimizer(Protocol):
 
     def groups(self, params: Iterable[str]) -> dict[float, list[str]]:
         """The names of parameters by the factor of their learning rate."""
+
+    def for_stack(self) -> "Optimizer":
+        """The same for parameters with a first axis of clients."""
 
     def without_decay(self) -> "Optimizer":
         """The same without weight decay."""

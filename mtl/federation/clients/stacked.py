@@ -8,6 +8,7 @@ import copy
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ class StackedBackend:
     def __init__(self, training: Training, *, block: int | None = None, compiled: bool = False) -> None:
         if block is not None and block < 1:
             raise ValueError(f"engine.block must be >= 1, got {block}")
-        self.training, self.block = training, block
+        self.training, self.block = replace(training, optimizer=training.optimizer.for_stack()), block
         self.name = "compiled" if compiled else "vmap"
         if compiled and not training.rule.compiles:
             raise ValueError(f"a step balanced by {training.rule.name} cannot be compiled: use engine.backend=vmap")
