@@ -120,7 +120,7 @@ def test_clients_that_drop_out_leave_no_trace(name: str) -> None:
     assert_same({"bank": ends[0].bank.state_dict()}, {"bank": ends[1].bank.state_dict()})
 
 
-@pytest.mark.parametrize("name", SENT_WHOLE)
+@pytest.mark.parametrize("name", [name for name in SENT_WHOLE if name != "pfedme"])  # it steps along the pull alone
 @pytest.mark.parametrize("heads", [False, True])
 def test_one_client_with_all_data_and_one_step_is_a_centralised_sgd_step(name: str, heads: bool) -> None:
     fed = quadratic(algorithm_of(name), b=[[1.0]], h=[[4.0]], heads=heads, work=LocalWork(64, steps=1))
