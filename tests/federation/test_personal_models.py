@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from mtl.federation.algorithms.local_adamw import LocalAdamW
 from torch import Tensor, nn
 
 from mtl.data.client_batches import LocalWork
@@ -17,6 +16,7 @@ from mtl.federation.algorithms.ditto import PERSONAL, ditto
 from mtl.federation.algorithms.fedavg import fedavg
 from mtl.federation.algorithms.fedrep import fedrep
 from mtl.federation.algorithms.finetune import finetune
+from mtl.federation.algorithms.local_adam import LocalAdamW
 from mtl.federation.algorithms.local_sgd import LocalSGD
 from mtl.federation.algorithms.pfedme import pfedme
 from mtl.federation.client_models import personal_models, tuned_models
@@ -128,8 +128,6 @@ def test_a_client_that_drops_out_keeps_its_personal_model() -> None:
 @pytest.mark.parametrize("make", BACKENDS)
 @pytest.mark.parametrize("client", [MOMENTUM, LocalAdamW(learning_rate=0.01, weight_decay=0.1)])
 def test_fedrep_moves_nothing_but_what_it_trains(make: Callable[[Training], Backend], client: LocalSGD) -> None:
-    if make is StackedBackend and isinstance(client, LocalAdamW):
-        client = MOMENTUM  # AdamW counts steps in one number for a stack
     for share, still in ((1.0, "trunk."), (0.0, "heads.")):
         fed = images(f"fedrep algorithm.head_share={share}", make, client=client)
         start = initial_state(fed)
@@ -139,6 +137,18 @@ def test_fedrep_moves_nothing_but_what_it_trains(make: Callable[[Training], Back
         moved = {name for name, value in rows.items() if not torch.equal(value, first[name].expand_as(value))}
         assert moved
         assert not {name for name in moved if name.startswith(still)}
+
+
+@pytest.mark.parametrize("make", BACKENDS)
+@pytest.mark.parametrize("client", [replace(MOMENTUM, clip=0.05), LocalAdamW(learning_rate=0.01, weight_decay=0.1, clip=0.05)])
+def test_the_head_steps_of_fedrep_are_those_with_a_frozen_trunk(make: Callable[[Training], Backend], client: LocalSGD) -> None:
+    names = frozenset(name for name in model_of("dropout", uneven([2], 1)).params() if not name.startswith("heads."))
+    fed = images("fedrep algorithm.head_share=1", make, client=client)
+    frozen = images("fedper", make, client=client, frozen=lambda round: names)
+    one, other = (rounds(federation, 2)[0][-1].bank.state_dict() for federation in (fed, frozen))
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.allclose(value, other[name], rtol=1e-12, atol=1e-12), name
 
 
 def test_fedrep_trains_the_heads_first_and_each_client_by_its_number_of_steps() -> None:

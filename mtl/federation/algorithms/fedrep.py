@@ -21,7 +21,7 @@ from mtl.federation.algorithms.contract import STEPS, ClientAlgorithm, Optimizer
 from mtl.federation.algorithms.fedavg import FedAvg
 from mtl.federation.layout import is_head
 
-PHASE = "phase"
+HEADS, PHASE = "heads", "phase"
 
 
 @dataclass(frozen=True)
@@ -43,24 +43,32 @@ class HeadsThenTrunk(ClientAlgorithm):
             raise ValueError(f"algorithm.head_share must be in [0, 1], got {self.head_share}")
 
     def init(self, slots: Slots, optimizer: Optimizer) -> Slots:
-        """See `ClientAlgorithm`."""
-        return super().init(slots, optimizer) | {PHASE: {"done": torch.zeros_like(slots[STEPS]["count"])}}
+        """See `ClientAlgorithm`: heads and trunk have a state each."""
+        heads, trunk = split_heads(slots["params"])
+        phase = {"done": torch.zeros_like(slots[STEPS]["count"])}
+        return {HEADS: optimizer.init(heads), "params": optimizer.init(trunk), PHASE: phase}
 
     def step(
         self, slots: Slots, state: Slots, gradients: Callable[[Params], Params], optimizer: Optimizer, learning_rate: Tensor
     ) -> None:
         """See `ClientAlgorithm`."""
-        done, head_steps = state[PHASE]["done"], torch.floor(self.head_share * slots[STEPS]["count"] + 0.5)
-        parts = slots["params"], state["params"]
-        grads = gradients(slots["params"])
-        before = [{name: value.clone() for name, value in part.items()} for part in parts]
-        optimizer.step(slots["params"], grads, state["params"], learning_rate)
-        # Clients of a stack may be in different phases: what is fixed on a client gets its values back.
-        for part, old in zip(parts, before, strict=True):
-            for name, value in part.items():
-                moves = (done < head_steps) == is_head(name)
-                value.copy_(torch.where(moves.view(moves.shape + (1,) * (value.dim() - moves.dim())), value, old[name]))
+        grads, done = gradients(slots["params"]), state[PHASE]["done"]
+        on_heads = done < torch.floor(self.head_share * slots[STEPS]["count"] + 0.5)
+        heads, trunk = split_heads(slots["params"])
+        for params, part_state, moves in ((heads, state[HEADS], on_heads), (trunk, state["params"], ~on_heads)):
+            if params:
+                before = [value.clone() for value in (*params.values(), *part_state.values())]
+                optimizer.step(params, grads, part_state, learning_rate)
+                # Clients of a stack may be in different phases: what is fixed on a client gets its values back.
+                for value, old in zip((*params.values(), *part_state.values()), before, strict=True):
+                    value.copy_(torch.where(moves.view(moves.shape + (1,) * (value.dim() - moves.dim())), value, old))
         done += 1
+
+
+def split_heads(params: Params) -> tuple[Params, Params]:
+    """Return the heads and the rest."""
+    heads = {name: value for name, value in params.items() if is_head(name)}
+    return heads, {name: value for name, value in params.items() if name not in heads}
 
 
 def fedrep(head_share: float = 0.5, learning_rate: float = 1.0, momentum: float = 0.0) -> Algorithm:
