@@ -49,8 +49,10 @@ def test_ditto_on_problem_q(make: Callable[[Training], Backend]) -> None:
 
 def test_pfedme_solved_exactly_on_problem_q() -> None:
     """x ends where FedProx does that is solved exactly."""
-    fed = quadratic(pfedme(pull=1.0, inner_steps=200, inner_rate=0.1), client=SGD, work=LocalWork(64, steps=1))
-    states, _ = rounds(fed, 200)
+    fed = quadratic(
+        pfedme(pull=1.0, inner_steps=80, inner_rate=0.1), client=replace(SGD, learning_rate=1.0), work=LocalWork(64, steps=1)
+    )
+    states, _ = rounds(fed, 25)
     assert float(states[-1].params["trunk.x"]) == pytest.approx(-3 / 13, abs=1e-6)
     assert kept(fed, states[-1], PERSONAL).flatten().tolist() == pytest.approx([0.384615, -0.846154], abs=1e-6)
 
