@@ -80,6 +80,8 @@ RUNS: dict[str, str] = {
     "cohort": f"{PLAIN} partition=log_normal_labels partition.num_clients=5 partition.min_images=1 assignment=all sampling=cohort "
     "sampling.cohort=3 sampling.dropout=.3 schedule=constant engine.backend=vmap",
     "fleet_deadline": f"{PLAIN} {CLIENTS} fleet=mix fleet.mix={{raspberry_pi_4:2,phone_low:2}} fleet.deadline=.1",
+    "fedbuff": f"{PLAIN} {CLIENTS} fleet=mix fleet.mix={{raspberry_pi_4:2,phone_low:2}} algorithm=fedbuff algorithm.buffer=2",
+    "fedasync": f"{PLAIN} {CLIENTS} fleet=mix fleet.mix={{raspberry_pi_4:2,phone_low:2}} algorithm=fedasync keep=heads",
     "fleet_first_ones": f"{PLAIN} {CLIENTS} fleet=mix fleet.mix={{raspberry_pi_4:2,phone_low:2}} fleet.wait_for=2 sampling=cohort "
     "sampling.cohort=3 keep=heads",
     "fleet_shrinks": f"{PICTURES} {CLASSIC} {CLIENTS} fleet=mix fleet.mix={{large:1,little:3}} fleet.memory=shrink widths=levels "

@@ -7,7 +7,17 @@ report puts them into one group.
 from collections.abc import Mapping
 from typing import Any
 
-REPORTING = ("output_dir", "resume", "name", "objective", "tracking", "write_report", "checkpoint_every", "profile")
+REPORTING = (
+    "output_dir",
+    "resume",
+    "name",
+    "objective",
+    "target_accuracy",
+    "tracking",
+    "write_report",
+    "checkpoint_every",
+    "profile",
+)
 
 ROUNDING: dict[str, tuple[str, ...]] = {
     "trainer": ("accelerator", "devices", "num_nodes", "threads"),

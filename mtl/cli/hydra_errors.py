@@ -95,7 +95,7 @@ def _unknown(key: str, words: Sequence[str]) -> str:
     """Name the keys that stand where an unknown one was set."""
     parent, _, name = key.rpartition(".")
     try:
-        config = compose([word for word in words if word.partition("=")[0] in DEFAULTS and "," not in word])
+        config = compose([word for word in words if word.partition("=")[0] in (*DEFAULTS, "+experiment") and "," not in word])
     except ConfigCompositionException:
         return f"unknown option {key}"
     node = OmegaConf.select(config, parent) if parent else config

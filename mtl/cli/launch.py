@@ -73,12 +73,13 @@ def launch(words: list[str]) -> int:
 
 def _single(flags: list[str], words: list[str]) -> int:
     """Start one run, or let Hydra print what its flags say; returns the exit code."""
+    words = [*words, *member_words(words)]
     if set(flags) - {"-r", "--run"}:
-        sys.argv = ["mtl train", *flags, *words, *member_words(words)]
+        sys.argv = ["mtl train", *flags, *words]
         hydra.main(version_base="1.3", config_path=None, config_name=CONFIG_NAME)(_run)()
     else:
         with hydra_with_groups(experiments_folder()) as running:
-            running.run(CONFIG_NAME, _run, [*words, *member_words(words)])
+            running.run(CONFIG_NAME, _run, words)
     return 0
 
 
@@ -94,8 +95,8 @@ def _sweep(flags: list[str], words: list[str]) -> int:
         show_plan(plan)
         return 0
     if GPU_PER_JOB in flags:
-        words = [*plan.words, f"hydra.callbacks.sweep.gpus=[{','.join(map(quote, _gpus(plan)))}]"]
-        plan = replace(plan, user_words=[GPU_PER_JOB, *plan.user_words], words=words)
+        word = f"hydra.callbacks.sweep.gpus=[{','.join(map(quote, _gpus(plan)))}]"
+        plan = replace(plan, words=[*plan.words, word], user_words=[GPU_PER_JOB, *plan.user_words])
     return run_sweep(plan, _run)
 
 

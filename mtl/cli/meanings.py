@@ -40,7 +40,7 @@ KEYS = {
     "norm": "what replaces a trunk's BatchNorm: group (GroupNorm), frozen (fixed statistics), local (those of the batch); refuse: an error",
     "known_labels": "hides training labels at random",
     "weights": "what the trunk starts from: a run directory, a weights file, or a name of torchvision's such as DEFAULT; null: random",
-    "keep": "what stays on a client and is never sent: nothing, heads or all",
+    "keep": "what stays on a client and is never sent: nothing, heads, norms (of the trunk) or all",
     "fusion": "how the subtasks' scores become one decision: argmax, or platt (each client calibrates its scores first)",
     "reduction": "how losses are combined: mean, sum, or known (mean over the known labels of each subtask)",
     "mirror": "score each image by the mean over itself and its mirror image; false where left and right matter",
@@ -49,6 +49,8 @@ KEYS = {
     "checkpoint_every": "rounds from one checkpoint to the next",
     "best_by": "validation metric that chooses the round to test, such as auroc; null: rank1, auroc, or named or ap50 for mode=detection",
     "objective": "validation metric that a search maximises, of the chosen round, such as val/auroc; null: the one that chooses the round",
+    "target_accuracy": "value of the validation metric that chooses the round; the summary says when it was first reached, in rounds, "
+    "modelled seconds and joules",
     "seed": "seed of every random draw",
     "start": "run directory whose whole model training starts from; null: a new model",
     "name": "name of the run in W&B and in reports; null: the name of its directory",

@@ -22,7 +22,6 @@ from mtl.cli.sweep import Job, Plan
 from mtl.report.page import write_report
 from mtl.report.runs import find_runs
 from mtl.run.config import CONFIG_NAME, hydra_with_groups
-from mtl.run.experiment_keys import member_words
 from mtl.run.named_experiments import experiments_folder
 
 
@@ -79,7 +78,7 @@ def run_sweep(plan: Plan, run: Callable[[DictConfig], float | None]) -> int:
         with _stopping(records, in_process=plan.in_process), hydra_with_groups(experiments_folder()) as hydra:
             loader: Any = PlannedJobs(hydra.config_loader, plan.jobs or ())
             hydra.config_loader = loader
-            hydra.multirun(CONFIG_NAME, run, [*plan.words, *member_words(plan.words)])
+            hydra.multirun(CONFIG_NAME, run, plan.words)
     except KeyboardInterrupt:
         records.stop()
     except Exception as error:  # noqa: BLE001 the table comes first; a launcher whose processes were stopped fails too

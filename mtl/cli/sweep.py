@@ -97,8 +97,8 @@ def make_plan(words: Sequence[str], *, many: bool = False) -> Plan:
 
 
 def _make_plan(hydra: Hydra, words: list[str], many: bool) -> Plan:
-    every = [*words, *member_words(words), MODE]
-    master = hydra.compose_config(CONFIG_NAME, every, RunMode.MULTIRUN, with_log_configuration=False)
+    added = member_words(words)
+    master = hydra.compose_config(CONFIG_NAME, [*words, MODE, *added], RunMode.MULTIRUN, with_log_configuration=False)
     params = [f"{key}={value}" for key, value in (master.hydra.sweeper.get("params") or {}).items()]
     arguments = [*params, *OmegaConf.to_container(master.hydra.overrides.task)]  # type: ignore[misc]
     sizes = _sizes(arguments)
@@ -121,7 +121,8 @@ def _make_plan(hydra: Hydra, words: list[str], many: bool) -> Plan:
         twins = [str(number) for number, first in _twins(jobs).items() if number != first]
         known.append(f"hydra.callbacks.sweep.twins=[{','.join(twins)}]")
     in_process = str(master.hydra.launcher._target_).endswith(".BasicLauncher")
-    return Plan(folder, jobs, token, in_process, user_words, [*user_words, *known], master.write_report == "auto")
+    words = [*user_words, *known, *added]
+    return Plan(folder, jobs, token, in_process, user_words, words, master.write_report == "auto")
 
 
 def _twins(jobs: Sequence[Job]) -> dict[int, int]:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.utils.rnn import pad_sequence
 
 from mtl.base.types import Params
 from mtl.data.federated_data import FederatedData
@@ -78,7 +79,7 @@ class Inference:
     ) -> Iterator[tuple[list[int], slice, Tensor]]:
         """Yield some clients at a time, with a slice of the images and their scores [K, images, T] by these clients' models."""
         images = data.images[index]
-        if state.bank.layout.keep == "all":
+        if state.bank.layout.keep in ("all", "norms"):
             at_once = min(len(images), images_at_once(self.model, BATCH))
             activations = self.model.activation_numel * at_once
             size = min(MAX_PIXELS // max(images[0].numel() * at_once, 1), MAX_ACTIVATIONS // max(activations, 1))
@@ -108,6 +109,35 @@ class Inference:
                     yield clients, rows, self._stacked("decide", client_heads, features)
                 else:  # heads without parameters are the same for all clients
                     yield clients, rows, self._call("decide", {}, features).float().expand(len(clients), -1, -1)
+
+    @torch.no_grad()
+    def own_scores(self, params: Params, images: Tensor, index: Sequence[Tensor], *, stacked: bool = False) -> list[Tensor]:
+        """Return the scores of each client's images by its own model, [n_k, T] each.
+
+        Args:
+            params: of the clients' models, stacked [K, ...].
+            images: stored images.
+            index: int64 [n_k], the images of each of the K clients.
+            stacked: whether several models are evaluated at once.
+        """
+        if not stacked or self.model.local_norms:
+            models = ({name: value[k] for name, value in params.items()} for k in range(len(index)))
+            return [self._model_scores(model, images[rows]) for model, rows in zip(models, index, strict=True)]
+        limit = max(min(MAX_PIXELS // images[0].numel(), MAX_ACTIVATIONS // self.model.activation_numel), 1)
+        scores: list[list[Tensor]] = [[] for _ in index]
+        longest_first = sorted(range(len(index)), key=lambda k: -len(index[k]))
+        while longest_first:
+            count = min(len(index[longest_first[0]]), limit)
+            block, longest_first = longest_first[: limit // max(count, 1)], longest_first[limit // max(count, 1) :]
+            place = torch.tensor(block, device=images.device)
+            of_block = {name: value[place] for name, value in params.items()}
+            # Shorter lists are padded with the first image of the block.
+            padded = pad_sequence([index[k] for k in block], batch_first=True, padding_value=int(index[block[0]][0]))
+            for part in padded.split(count, 1):
+                call = vmap(lambda model, pictures: self._call("scores", model, pictures))
+                for k, of_client in zip(block, call(of_block, images[part]), strict=True):
+                    scores[k].append(of_client.float())
+        return [torch.cat(parts)[: len(rows)] for parts, rows in zip(scores, index, strict=True)]
 
     def _calibration(self, data: FederatedData, state: State, client: int) -> tuple[Tensor, Tensor]:
         images = data.clients[client]

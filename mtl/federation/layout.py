@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from mtl.base.types import Params
 
 Kind = Literal["trunk", "head", "loss", "detector"]
-Keep = Literal["nothing", "heads", "all"]
+Keep = Literal["nothing", "heads", "norms", "all"]
 KINDS: dict[str, Kind] = {"heads": "head", "loss": "loss", "detector": "detector"}
 Frozen = Callable[[int], frozenset[str]]
 
@@ -36,9 +36,11 @@ class Layout:
     """Which parameters stay on the clients, and which are frozen.
 
     Args:
-        keep: what stays on the clients: `nothing`, their `heads` (FedPer, Arivazhagan et al. 2019, here with a head per subtask), or `all`
-            of the model (each client trains alone). What stays is neither sent nor averaged, and lasts from round to round.
+        keep: what stays on the clients: `nothing`, their `heads` (FedPer, Arivazhagan et al. 2019, here with a head per subtask), the
+            `norms` (FedBN, Li et al. 2021), or `all` of the model (each client trains alone). What stays is neither sent nor averaged, and
+            lasts from round to round.
         frozen: returns the names of the parameters that are neither trained nor sent in a round.
+        norms: names of the parameters of the trunk's norm layers.
 
     Raises:
         ValueError: `keep` is unknown.
@@ -46,6 +48,7 @@ class Layout:
 
     keep: str = "nothing"
     frozen: Frozen = never_frozen
+    norms: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if self.keep not in get_args(Keep):
@@ -53,7 +56,7 @@ class Layout:
 
     def stays(self, name: str) -> bool:
         """Return whether the parameter of this name stays on the clients."""
-        return self.keep == "all" or (self.keep == "heads" and is_head(name))
+        return self.keep == "all" or (self.keep == "heads" and is_head(name)) or (self.keep == "norms" and name in self.norms)
 
     def sent(self, params: Params) -> Params:
         """Return the parameters that are not kept on the clients; each of them travels in some round."""

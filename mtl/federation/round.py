@@ -1,6 +1,6 @@
 """One round: broadcast, local training, aggregation. It returns a new state; a round that fails leaves the old one unchanged."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -12,7 +12,7 @@ from mtl.data.federated_data import FederatedData
 from mtl.federation.aggregators.contract import Update
 from mtl.federation.algorithms.contract import RECEIVED
 from mtl.federation.clients.bank import Bank, ClientStates
-from mtl.federation.clients.contract import Backend, Block, CohortJob, Training
+from mtl.federation.clients.contract import Backend, Block, CohortJob, Start, Training
 from mtl.federation.collectors import Collector, Conflict, Report, all_sums, mean_losses
 from mtl.federation.layout import Layout
 from mtl.federation.orders import Cohort, Orders
@@ -29,10 +29,12 @@ class State:
     Attributes:
         server: slots of the server; `params` is the global model.
         bank: per-client state.
+        versions: earlier global models that clients in flight train on, by round; empty in synchronous rounds.
     """
 
     server: Slots
     bank: Bank = field(repr=False)
+    versions: dict[int, Params] = field(default_factory=dict, repr=False)
 
     @property
     def params(self) -> Params:
@@ -100,6 +102,7 @@ class Federation:
             learning_rate=training.optimizer.learning_rate * self.schedule.factor(round, self.num_rounds),
             progress=round / self.num_rounds,
             seed=training.seed,
+            versions=state.versions,
         )
 
     def collectors(self, orders: Orders, bank: Bank) -> Collected:
@@ -117,16 +120,30 @@ class Federation:
         cohort, slots = orders.cohort, orders.slots | orders.broadcast
         if RECEIVED in self.training.client.reads:
             slots = slots | {RECEIVED: orders.travelling}
-        job = CohortJob(
-            clients=[cohort.clients[place] for place in ranks.share(cohort.samples.tolist())],
-            round=cohort.round,
-            start=lambda clients: bank.load(clients, slots),
-            learning_rate=orders.learning_rate,
-            progress=orders.progress,
-            frozen=orders.frozen,
-        )
-        for block in self.backend(job, self.data):
-            yield block, cohort.places(block.clients)
+        mine = set(ranks.share(cohort.samples.tolist()))
+        for again, places in enumerate(cohort.waves()):
+            job = CohortJob(
+                clients=[client for client, place in places.items() if place in mine],
+                round=cohort.round,
+                start=_start_of(orders, bank, slots, places),
+                learning_rate=orders.learning_rate,
+                progress=orders.progress,
+                frozen=orders.frozen,
+                again=again,
+            )
+            for block in self.backend(job, self.data):
+                yield block, torch.tensor([places[client] for client in block.clients], dtype=torch.long)
+
+
+def _start_of(orders: Orders, bank: Bank, slots: Slots, places: Mapping[int, int]) -> Start:
+    """Return the start of clients: their state, and the parameters that each was sent. `places` are their positions in the cohort."""
+
+    def start(clients: Sequence[int]) -> Slots:
+        loaded = bank.load(clients, slots)
+        earlier = orders.earlier([places[client] for client in clients])
+        return loaded | {slot: loaded[slot] | earlier for slot in ("params", RECEIVED) if slot in loaded}
+
+    return start
 
 
 @dataclass
@@ -212,7 +229,7 @@ def run_round(fed: Federation, state: State, round: int) -> tuple[State, RoundLo
     if collected.client_states.sums:
         check_health(log)
         state.bank.store(cohort.clients, collected.client_states)
-    return State(server, state.bank), log
+    return State(server, state.bank, orders.versions_in_flight()), log
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from mtl.base.types import Params
 from mtl.data.client_batches import LocalWork
 from mtl.data.federated_data import FederatedData
 from mtl.devices.ledger import Workload
-from mtl.federation.algorithms.contract import ClientAlgorithm, Optimizer
+from mtl.federation.algorithms.contract import STEPS, ClientAlgorithm, Optimizer
 from mtl.federation.layout import Layout
 from mtl.federation.message import client_bytes
 from mtl.federation.objective import Objective
@@ -120,7 +120,7 @@ def training_cost(
     state = optimizer.init(params)
 
     def state_bytes(assignment: Tensor) -> Tensor:
-        copies = 2 + len({*client.reads, *client.keeps})
+        copies = 2 + len({*client.reads, *client.keeps} - {STEPS})
         return copies * client_bytes(params, assignment) + client_bytes(state, assignment)
 
     features = isinstance(model.trunk, Trunk) and model.trunk.passed_over > 0

@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
-from mtl.base.types import Slots
+from mtl.base.types import Params, Slots
 from mtl.data.federated_data import FederatedData
 from mtl.federation.clients.bank import Bank
 from mtl.federation.inference import Inference
@@ -18,9 +18,12 @@ from mtl.federation.ranks import Ranks
 from mtl.federation.round import Federation, State, check_health, run_round
 from mtl.federation.workload import TrainingCost, training_cost
 from mtl.learning.checkpoints import CheckpointError
+from mtl.learning.clients import ClientResults, ClientTest
 from mtl.learning.learner import DEFAULT, Learner, Reporting
 from mtl.models.multi_task_model import MultiTaskModel
 from mtl.models.peers import Peers
+
+NO_TEST = ClientTest()
 
 
 class FederatedLearning(Learner):
@@ -32,6 +35,7 @@ class FederatedLearning(Learner):
         inference: how the heads' logits become scores.
         bank: the clients' state between rounds.
         reporting: what is logged.
+        client_test: how single clients are tested.
     """
 
     def __init__(
@@ -42,11 +46,14 @@ class FederatedLearning(Learner):
         bank: Bank,
         *,
         reporting: Reporting = DEFAULT,
+        client_test: ClientTest = NO_TEST,
     ) -> None:
         super().__init__(federation.data, reporting)
         self.automatic_optimization = False
         self.model, self.federation, self.inference, self.bank = model, federation, inference, bank
+        self.client_test, self.client_results = client_test, ClientResults([], [], {})
         self.server_state = _without_params(federation.server.init(model.params(), federation.layout))
+        self.versions: dict[int, Params] = {}
         if federation.population.sampling.modelled:
             self.account |= {"modelled_seconds": 0.0, "modelled_joules": 0.0}
         self.account |= dict.fromkeys(federation.population.views.account_names, 0)
@@ -74,6 +81,9 @@ class FederatedLearning(Learner):
         self.server_state = {
             slot: {name: value.to(self.device) for name, value in values.items()} for slot, values in self.server_state.items()
         }
+        self.versions = {
+            round: {name: value.to(self.device) for name, value in params.items()} for round, params in self.versions.items()
+        }
 
     def training_step(self, round_number: Tensor, batch_idx: int) -> STEP_OUTPUT:
         """Run one round."""
@@ -94,7 +104,7 @@ class FederatedLearning(Learner):
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(state.params[name])
-        self.server_state = _without_params(state.server)
+        self.server_state, self.versions = _without_params(state.server), state.versions
         return None
 
     def validation_step(self, index: Tensor, batch_idx: int) -> STEP_OUTPUT:
@@ -136,8 +146,11 @@ class FederatedLearning(Learner):
         return costs | {"flops_total": total}
 
     def test_step(self, index: Tensor, batch_idx: int) -> STEP_OUTPUT:
-        """Test the server's architecture; of the others only metrics over all subtasks are recorded."""
+        """Test the server's architecture; of the others only metrics over all subtasks are recorded. Then test single clients."""
         super().test_step(index, batch_idx)
+        assert self.test_scores is not None
+        self.client_results = self.client_test.run(self.federation, self._state(), self.inference, self.test_scores)
+        self.test_metrics |= self.client_results.metrics()
         if isinstance(trunk := self.model.trunk, Peers):
             for name in trunk.names[1:]:
                 with trunk.choosing(name):
@@ -157,19 +170,22 @@ class FederatedLearning(Learner):
         return scores
 
     def write_results(self, run_dir: Path, data: FederatedData) -> None:
-        """Write the results of the test, and the devices of the fleet."""
+        """Write the results of the test, those of single clients, and the devices of the fleet."""
         super().write_results(run_dir, data)
+        self.client_results.write(run_dir, data)
         population = self.federation.population
         population.sampling.write(run_dir, data.clients.sizes, population.views.widths)
 
     def _state(self) -> State:
-        return State({"params": self.model.params()} | self.server_state, self.bank)
+        return State({"params": self.model.params()} | self.server_state, self.bank, self.versions)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the state of the server, the clients and the backend."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["server_state"] = self.server_state
+        checkpoint["versions"] = self.versions
         checkpoint["bank"] = self.bank.state_dict()
+        checkpoint["kept"] = {"keep": self.bank.layout.keep, "answers": self.federation.training.client.answers}
         checkpoint["backend"] = self.federation.backend.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -180,7 +196,7 @@ class FederatedLearning(Learner):
                 f"a checkpoint must hold the server's slots {', '.join(self.server_state)}, got "
                 f"{', '.join(checkpoint['server_state']) or 'none'}: another algorithm or an earlier version of mtl wrote it; train again"
             )
-        self.server_state = checkpoint["server_state"]
+        self.server_state, self.versions = checkpoint["server_state"], checkpoint["versions"]
         try:
             self.bank.load_state_dict(checkpoint["bank"])
         except ValueError as error:

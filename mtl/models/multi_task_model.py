@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mtl.base.types import Params
 from mtl.models.architecture import Representation
 from mtl.models.dropout import KeyedDropout, use_keyed_dropout
-from mtl.models.norm import LocalBatchNorm, refuse_batch_norm
+from mtl.models.norm import LocalBatchNorm, norm_params, refuse_batch_norm
 
 
 class MultiTaskModel(nn.Module):
@@ -30,6 +30,7 @@ class MultiTaskModel(nn.Module):
         activation_numel: activation values per image when scoring; bounds the batch size; 1 where they need not be counted.
         dropouts: names of the dropout layers.
         local_norms: names of the layers that normalise with the statistics of the batch.
+        norms: names of the parameters of the trunk's norm layers.
     """
 
     def __init__(self, trunk: nn.Module, heads: nn.Module, loss: nn.Module, detector: nn.Module | None = None) -> None:
@@ -43,6 +44,7 @@ class MultiTaskModel(nn.Module):
         use_keyed_dropout(self)
         self.dropouts = [name for name, layer in self.named_modules() if isinstance(layer, KeyedDropout)]
         self.local_norms = [name for name, layer in self.named_modules() if isinstance(layer, LocalBatchNorm)]
+        self.norms = frozenset(f"trunk.{name}" for name in norm_params(trunk))
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, c, H, W] -> [B, T]."""

@@ -45,6 +45,17 @@ def replace_batch_norm(trunk: nn.Module, norm: str = "refuse") -> nn.Module:
     return replaced.get(trunk, trunk)
 
 
+def norm_params(module: nn.Module) -> list[str]:
+    """Return the names of the parameters of the norm layers of a module."""
+    kinds = (_ChannelNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+    return [
+        f"{path}.{name}" if path else name
+        for path, layer in module.named_modules()
+        if isinstance(layer, kinds)
+        for name, _ in layer.named_parameters(recurse=False)
+    ]
+
+
 def refuse_batch_norm(model: nn.Module) -> None:
     """Raise ValueError where `model` has a BatchNorm."""
     for name, layer in model.named_modules():

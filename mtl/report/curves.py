@@ -103,14 +103,14 @@ def draw_learning_by_group(groups: Sequence[Group]) -> Drawing:
 def draw_costs(groups: Sequence[Group]) -> Drawing:
     """Draw the rate that a run is judged by against its cost so far: bytes on the link, modelled seconds, modelled joules.
 
-    Only the first `MAX_GROUPS` groups are drawn.
+    With modelled costs the first panel is by round. A dotted line is the target of the runs. Only the first `MAX_GROUPS` groups are drawn.
     """
     groups = groups[:MAX_GROUPS]
     chosen = [f"val/{run.config.get('best_by')}" for group in groups for run in group.runs]
     judged = next((name for name in (*chosen, *JUDGED) if any(group.curve(name) for group in groups)), None)
     if judged is None:
         return None
-    panels = []
+    panels: list[tuple[str, str, list[list[tuple[float, Spread]]]]] = []
     for label, metrics, unit in COSTS:
         lines = [_cost_line(group, judged, metrics) for group in groups]
         # What one group has paid before its first round tells nothing over the rounds.
@@ -118,16 +118,24 @@ def draw_costs(groups: Sequence[Group]) -> Drawing:
             panels.append((label, unit, lines))
     if not panels:
         return None
-    figure = Figure(figsize=(3.3 * len(panels) + 0.6, 2.7))
+    if any("modelled" in label for label, _, _ in panels):
+        panels.insert(0, ("round", "", [list(group.curve(judged).items()) for group in groups]))
+    figure = Figure(figsize=((3.3 if len(panels) < 4 else 2.7) * len(panels) + 0.6, 2.7))
     stage, _, name = judged.partition("/")
+    targets = {run.target for group in groups for run in group.runs if run.target is not None}
     for axes, (label, unit, lines) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
-        scale, prefix = decimal_multiple(max(x for line in lines for x, _ in line))
+        scale, prefix = decimal_multiple(max(x for line in lines for x, _ in line)) if unit else (1.0, "")
         for index, line in enumerate(lines):
             xs, spreads = [x / scale for x, _ in line], [spread for _, spread in line]
             axes.plot(xs, [spread.mean for spread in spreads], **pick_line(index, marked=True))
             low, high = [spread.minimum for spread in spreads], [spread.maximum for spread in spreads]
             axes.fill_between(xs, low, high, color=pick_colour(index), alpha=0.15, linewidth=0)
-        axes.set(xlabel=f"{label}, {prefix}{unit}", ylabel=f"{LABELS.get(name, name)}, {STAGES[stage].lower().partition(',')[0]}")
+        for target in targets:
+            axes.axhline(target, color=GREY, linewidth=0.8, linestyle=":")
+        axes.set(
+            xlabel=f"{label}, {prefix}{unit}" if unit else label,
+            ylabel=f"{LABELS.get(name, name)}, {STAGES[stage].lower().partition(',')[0]}",
+        )
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.grid()

@@ -18,6 +18,7 @@ from mtl.report.html import write_figure, write_page, write_table
 from mtl.report.runs import Run
 from mtl.report.sections import COSTS_CAPTION, SECTIONS
 from mtl.report.tables import UNKNOWN, columns_of, comparison_rows, scaled_unit
+from mtl.report.target import ROUND
 
 MAX_DETAILED_GROUPS = 6
 
@@ -205,6 +206,10 @@ def _write_facts(group: Group) -> str:
     ):
         spread = group.spread(metric)
         tiles.append((title, UNKNOWN if spread is None else f"{spread.mean:,.0f}"))
+    if (target := group.runs[0].target) is not None:
+        first = group.spread(ROUND)
+        reached = "not reached" if first is None else f"reached in round {first.mean:,.0f}"
+        tiles.append((f"Target: {100 * target:g} % on validation images", reached))
     for title, metric, unit in (
         ("Parameters", "cost/parameters", ""),
         ("FLOPs per image, forward", "cost/flops_forward", ""),

@@ -75,6 +75,12 @@ class Run:
         """Name of the run, or that of its directory."""
         return str(self.config.get("name") or self.path.resolve().name)
 
+    @property
+    def target(self) -> float | None:
+        """The accuracy on validation images that `target_accuracy` asks for."""
+        target = self.config.get("target_accuracy")
+        return float(target) if isinstance(target, int | float) else None
+
     def task_names(self, num_tasks: int) -> list[str]:
         """Names for the columns of an array [.., T].
 

@@ -7,8 +7,8 @@ from mtl.report import curves, detection, maps, multitask, style
 from mtl.report.groups import Group, flatten
 
 COSTS_CAPTION = (
-    "The judged rate against what it had cost until then. Bytes are counted; seconds and joules are modelled from device profiles, "
-    "not measured."
+    "The judged rate against what it had cost until then, with a fleet also by round; dotted, the target. Bytes are counted; seconds and "
+    "joules are modelled from device profiles, not measured."
 )
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mtl.report.groups import Group, Spread, read_groups
+from mtl.report.target import ROUND
 
 UNKNOWN = "–"
 PREFIXES = ("", "k", "M", "G", "T", "P")
@@ -97,15 +98,21 @@ MODELLED = (
     Column("Modelled seconds", "cost/modelled_seconds", scaled(1, 1), False),
     Column("Modelled energy per client", "cost/modelled_joules_per_client", scaled_unit("J"), False),
 )
+# Of runs with `target_accuracy` only.
+TARGET = (
+    Column("Rounds to target", ROUND, scaled(1, 0), False),
+    Column("Modelled seconds to target", "cost/modelled_seconds_to_target", scaled(1, 1), False),
+    Column("Modelled energy to target", "cost/modelled_joules_to_target", scaled_unit("J"), False),
+)
 
 
 def columns_of(groups: Sequence[Group]) -> tuple[Column, ...]:
-    """The columns of a comparison: those of detection and of modelled costs only where some run has them."""
+    """The columns of a comparison: those of detection, of modelled costs and of a target only where some run has them."""
 
     def known(columns: tuple[Column, ...]) -> tuple[Column, ...]:
         return tuple(column for column in columns if any(group.spread(column.metric) for group in groups))
 
-    return known(DETECTION) + COLUMNS + known(MODELLED)
+    return known(DETECTION) + COLUMNS + known(MODELLED) + known(TARGET)
 
 
 def comparison_rows(groups: Sequence[Group], columns: Sequence[Column] | None = None) -> list[Row]:

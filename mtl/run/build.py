@@ -18,7 +18,7 @@ from mtl.devices.fleet import deal_out, training_memory
 from mtl.devices.ledger import Workload
 from mtl.devices.widths import Level, narrow
 from mtl.federation.algorithms.algorithm import Algorithm
-from mtl.federation.layout import Layout
+from mtl.federation.layout import Frozen, Layout, never_frozen
 from mtl.federation.objective import Objective
 from mtl.federation.population.views import Views, largest_that_fit
 from mtl.federation.workload import client_workload, training_cost
@@ -176,7 +176,7 @@ def build_workloads(config: DictConfig, data: FederatedData, levels: Sequence[Le
         client_workload(
             cost,
             level.model.params(),
-            layout=Layout(resolve_keep(config)),
+            layout=build_layout(config, level.model),
             work=work,
             data=data,
             slots_down=1 + len(algorithm.server.sends),
@@ -192,15 +192,26 @@ def build_algorithm(config: DictConfig) -> Algorithm:
     return algorithm if isinstance(algorithm, Algorithm) else Algorithm(algorithm)
 
 
+def build_layout(config: DictConfig, model: MultiTaskModel, frozen: Frozen = never_frozen) -> Layout:
+    """Build the layout of a run; raises ValueError where norm layers shall stay on the clients and there are none."""
+    layout = Layout(resolve_keep(config), frozen, model.norms)
+    if layout.keep == "norms" and not model.norms:
+        raise ValueError(
+            "keep=norms and algorithm=fedbn need a trunk with norm layers, such as small_cnn, or norm=group; got one without"
+        )
+    return layout
+
+
 def resolve_keep(config: DictConfig) -> str:
-    """Return what stays on the clients in the mode of a run: nothing, heads or all."""
+    """Return what stays on the clients in the mode and with the algorithm of a run: nothing, heads, norms or all."""
     match config.mode:
         case "centralised" | "detection":
             return "nothing"
         case "local" | "single_task":
             return "all"
     keep: str = config.keep
-    return keep
+    algorithm = build_algorithm(config)
+    return keep if algorithm.keep == "nothing" else algorithm.keep
 
 
 def _with_source(config: DictConfig, transfer: Transfer, source_config: DictConfig, data: FederatedData) -> FederatedData:

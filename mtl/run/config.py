@@ -39,9 +39,9 @@ def register(experiments: Path | None = None) -> Mapping[str, str]:
     Returns:
         By name, the errors of experiments that cannot be read.
     """
+    named = join_experiments()
     # Hydra copies its sources for every configuration. The store, which it does not change, is by far the largest part of them.
     ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
-    named = join_experiments()
     store = ZenStore("mtl", overwrite_ok=True)
     for groups, partial in ((WHOLE, False), (PARTIAL, True)):
         for group, members in groups.items():

@@ -20,7 +20,6 @@ from mtl.federation.clients.contract import Backend, Training
 from mtl.federation.clients.gradients import GradientRule
 from mtl.federation.features import cache_features
 from mtl.federation.inference import Inference
-from mtl.federation.layout import Layout
 from mtl.federation.objective import Objective
 from mtl.federation.population.fleet import FleetSampling
 from mtl.federation.population.population import Population
@@ -31,12 +30,13 @@ from mtl.federation.round import Federation
 from mtl.federation.schedule import Schedule
 from mtl.federation.server import RunContext
 from mtl.learning.centralised import CentralisedLearning
+from mtl.learning.clients import ClientTest
 from mtl.learning.detection import DetectionLearning, SceneTraining
 from mtl.learning.federated import FederatedLearning
 from mtl.learning.learner import Learner, Reporting
 from mtl.models.multi_task_model import MultiTaskModel
 from mtl.models.transfer import Transfer
-from mtl.run.build import build_algorithm, build_views, build_workloads, resolve_keep
+from mtl.run.build import build_algorithm, build_layout, build_views, build_workloads
 from mtl.run.load import build_start
 
 logger = logging.getLogger(__name__)
@@ -109,16 +109,16 @@ def build_parts(config: DictConfig, data: FederatedData) -> Parts:
 
 
 def build_sampling(config: DictConfig, data: FederatedData, objective: Objective, views: Views) -> Draws:
-    """Build the sampling of clients; with a fleet, devices that are too slow or unavailable drop out."""
-    sampling, fleet = instantiate(config.sampling), instantiate(config.fleet)
+    """Build the sampling of clients: with a fleet, devices that are too slow or unavailable drop out; the algorithm may change it."""
+    sampling, fleet, algorithm = instantiate(config.sampling), instantiate(config.fleet), build_algorithm(config).server
     if fleet.mix is None:
         sampling.outcome(
             data.num_clients, seed=config.seed, round=0
         )  # raises where the cohort is larger than the number of clients
         draws: Draws = sampling
-        return draws
+        return algorithm.draws(draws)
     workload = views.workload(build_workloads(config, data, views.levels, objective))
-    return FleetSampling(sampling, fleet, workload, data.assignment, seed=config.seed)
+    return algorithm.draws(FleetSampling(sampling, fleet, workload, data.assignment, seed=config.seed))
 
 
 def build_centralised(config: DictConfig, parts: Parts) -> tuple[Learner, int]:
@@ -155,7 +155,7 @@ def build_federated(config: DictConfig, parts: Parts, run_dir: Path) -> tuple[Le
 
 def _federated(config: DictConfig, parts: Parts, training: Training, run_dir: Path) -> Learner:
     data, model, engine = parts.data, parts.model, config.engine
-    layout = Layout(resolve_keep(config), parts.transfer.schedule(model))
+    algorithm, layout = build_algorithm(config), build_layout(config, model, parts.transfer.schedule(model))
 
     def backend(training: Training) -> Backend:
         name = engine.backend if training.objective.distil is None else "loop"
@@ -173,7 +173,7 @@ def _federated(config: DictConfig, parts: Parts, training: Training, run_dir: Pa
         sizes=data.clients.sizes,
         assignment=data.assignment,
     )
-    server = replace(instantiate(config.server), algorithm=build_algorithm(config).server)
+    server = replace(instantiate(config.server), algorithm=algorithm.server)
     federation = Federation(
         data=data,
         training=training,
@@ -201,7 +201,8 @@ def _federated(config: DictConfig, parts: Parts, training: Training, run_dir: Pa
             f"files in {bank.folder}" if bank.folder else "memory",
         )
     inference = Inference(model, parts.objective, config.fusion)
-    return FederatedLearning(model, federation, inference, bank, reporting=parts.reporting)
+    test = ClientTest(algorithm.tuning, config.seed, active=config.mode != "single_task")
+    return FederatedLearning(model, federation, inference, bank, reporting=parts.reporting, client_test=test)
 
 
 def _pooled_training(config: DictConfig, parts: Parts) -> tuple[Training, int]:

@@ -10,7 +10,7 @@ import torch
 from hydra_zen import instantiate
 from omegaconf import DictConfig
 
-from mtl.base.types import Params
+from mtl.base.types import Params, Slots
 from mtl.data.federated_data import FederatedData
 from mtl.edge.distil import Distillation, Distilling
 from mtl.edge.prune import cut_channels, take_shapes
@@ -23,7 +23,7 @@ from mtl.models.multi_task_model import MultiTaskModel
 from mtl.models.peers import Peers
 from mtl.models.transfer import Transfer
 from mtl.models.weights import CHECKPOINTS
-from mtl.run.build import build_model, build_objective, read_config, resolve_keep
+from mtl.run.build import build_model, build_objective, read_config
 from mtl.run.objects import require
 
 
@@ -63,7 +63,7 @@ def load_run(run_dir: Path, *, client: int | None = None) -> TrainedRun:
 
     Args:
         run_dir: the directory.
-        client: the client whose model is loaded, where parts of the model stay on the clients.
+        client: the client whose model is loaded, where parts of it or a model of its own stay on the client.
 
     Raises:
         ValueError: there is no run or no undamaged checkpoint, `client` is not one of the run's or not needed, or the trunk stays on the
@@ -84,17 +84,17 @@ def load_run(run_dir: Path, *, client: int | None = None) -> TrainedRun:
         take_shapes(model, state)
     tested = len(tasks) - checkpoint["num_source"]
     trained_tasks = tuple(range(tested))
-    bank = checkpoint.get("bank", {})
-    keep = resolve_keep(config)
-    mixed = isinstance(model.trunk, Peers)
-    if client is not None and keep == "nothing" and not mixed:
+    keep, answers = _kept(checkpoint, files[0])
+    mixed, own = isinstance(model.trunk, Peers), keep != "nothing" or answers != "params"
+    if client is not None and not own and not mixed:
         raise ValueError(f"client must be left out where nothing stays on the clients, as in {run_dir}, got {client}")
-    if client is not None and keep != "nothing":
+    if client is not None and own:
         params = {name: state[name] for name in model.params()}
-        client_tasks, client_params = _client_params(run_dir, keep, params, bank, client)
-        trained_tasks = tuple(task for task in client_tasks if task < tested)
-        state |= client_params
-    elif client is None and keep == "all":
+        slots = {"params": params} | ({} if answers == "params" else {answers: params})
+        rows = _client_rows(run_dir, Layout(keep, norms=model.norms), slots, checkpoint["bank"], client)
+        trained_tasks = tuple(task for task in rows.tasks_of(client) if task < tested)
+        state |= {name: value[0] for name, value in rows.load([client], slots)[answers].items()}
+    elif client is None and keep in ("all", "norms"):
         raise ValueError(f"run {run_dir} has one trunk for each client: the argument client must name one")
     elif client is None and keep == "heads":
         trained_tasks = ()
@@ -208,11 +208,17 @@ def _client_arrays(run_dir: Path, client: int, *names: str) -> np.ndarray[Any, A
     return arrays
 
 
-def _client_params(run_dir: Path, keep: str, params: Params, bank: dict[str, Any], client: int) -> tuple[tuple[int, ...], Params]:
-    """The subtasks that a client trains, and the parameters that stay on it."""
-    assignment = torch.from_numpy(_client_arrays(run_dir, client, "assignment", "source_assignment"))
-    slots = {"params": params}
-    rows = Bank(Layout(keep), slots, assignment)
-    rows.load_state_dict(bank)
-    tasks = tuple(assignment[client].nonzero().flatten().tolist())
-    return tasks, {name: value[0] for name, value in rows.load([client], slots)["params"].items()}
+def _kept(checkpoint: dict[str, Any], file: Path) -> tuple[str, str]:
+    """What stays on the clients, see `Layout`, and the slot whose model answers for one."""
+    if "bank" not in checkpoint:  # trained in one place
+        return "nothing", "params"
+    if "kept" not in checkpoint:
+        raise ValueError(f"{file} must say what stays on the clients, and an earlier version of mtl wrote it: train again")
+    return checkpoint["kept"]["keep"], checkpoint["kept"]["answers"]
+
+
+def _client_rows(run_dir: Path, layout: Layout, slots: Slots, bank: dict[str, Any], client: int) -> Bank:
+    """Those slots of the clients that are given, as the checkpoint has them."""
+    rows = Bank(layout, slots, torch.from_numpy(_client_arrays(run_dir, client, "assignment", "source_assignment")))
+    rows.load_state_dict({key: value for key, value in bank.items() if key == "clients" or key.partition("/")[0] in slots})
+    return rows

@@ -37,14 +37,8 @@ from mtl.devices.widths import Widths
 from mtl.edge.distil import Distilling
 from mtl.edge.prune import Pruning
 from mtl.faces.finder import DetectionOptions
-from mtl.federation.algorithms.fedavg import fedavg
-from mtl.federation.algorithms.feddyn import feddyn
-from mtl.federation.algorithms.fednova import fednova
-from mtl.federation.algorithms.fedopt import FedAdagrad, FedAdam, FedYogi
-from mtl.federation.algorithms.fedprox import fedprox
 from mtl.federation.algorithms.local_adam import LocalAdam, LocalAdamW
 from mtl.federation.algorithms.local_sgd import LocalSGD
-from mtl.federation.algorithms.scaffold import scaffold
 from mtl.federation.population.sampling import Sampling
 from mtl.federation.schedule import Schedule
 from mtl.federation.server import mean
@@ -74,6 +68,7 @@ from mtl.models.ple import ple
 from mtl.models.soft_sharing import soft_sharing
 from mtl.models.sphereface import sphereface_cnn
 from mtl.models.transfer import Transfer
+from mtl.run.algorithms import ALGORITHMS
 
 # group -> (how it is built, members). A new loss, trunk, rule or data set is one line here.
 WHOLE: dict[str, dict[str, Any]] = {
@@ -159,17 +154,7 @@ WHOLE: dict[str, dict[str, Any]] = {
         "phones": (Fleet, {"mix": {"phone_low": 0.3, "phone_mid": 0.5, "phone_high": 0.2}}),
     },
     "widths": {"whole": Widths, "levels": (Widths, {"levels": [1.0, 0.5, 0.25]})},
-    "algorithm": {
-        "fedavg": fedavg,
-        "fedavgm": (fedavg, {"momentum": 0.9}),
-        "fedadagrad": FedAdagrad,
-        "fedadam": FedAdam,
-        "fedyogi": FedYogi,
-        "fedprox": fedprox,
-        "scaffold": scaffold,
-        "fednova": fednova,
-        "feddyn": feddyn,
-    },
+    "algorithm": ALGORITHMS,
     "server": {
         "mean": mean,
         "fedaws": fedaws,

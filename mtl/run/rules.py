@@ -12,13 +12,16 @@ from omegaconf import DictConfig, OmegaConf
 from mtl.balancing.weighting import Equal
 from mtl.federation.aggregators.weighted_mean import WeightedMean
 from mtl.federation.algorithms.contract import ClientAlgorithm
+from mtl.federation.algorithms.fedrep import HeadsThenTrunk
 from mtl.federation.algorithms.local_optimizer import LocalOptimizer
+from mtl.federation.algorithms.local_sgd import LocalSGD
 from mtl.federation.algorithms.scaffold import ControlledAtReceived
 from mtl.federation.server_steps.distil_ensemble import DistilEnsemble
 from mtl.federation.server_steps.spread_heads import SpreadHeads
 from mtl.losses.by_kind import ByKind
 from mtl.models.heads import FixedCodes
 from mtl.models.peers import peers
+from mtl.run.asynchronous import asynchronous_problems
 from mtl.run.build import build_algorithm, resolve_keep
 from mtl.run.config import check_keys
 from mtl.run.objects import given
@@ -76,6 +79,8 @@ def _choices(config: DictConfig) -> Iterator[str]:
     for name in AT_LEAST_ONE:
         if (value := OmegaConf.select(config, name)) is not None and value < 1:
             yield f"{name} must be >= 1, got {value}"
+    if config.target_accuracy is not None and not 0 < config.target_accuracy <= 1:
+        yield f"target_accuracy must be in (0, 1], got {config.target_accuracy}"
 
 
 def _processes(config: DictConfig) -> Iterator[str]:
@@ -100,9 +105,9 @@ def _algorithm(config: DictConfig) -> Iterator[str]:
         return
     if config.mode != "federated" or config.keep == "all":
         yield f"{name} needs mode=federated and keep=nothing or heads, got mode={config.mode} keep={config.keep}"
-    if isinstance(algorithm.client, ControlledAtReceived) and config.keep == "heads":
-        yield f"{name} algorithm.option=I needs keep=nothing, as it computes gradients at the received model; got heads"
-    if server.needs_sgd and not getattr(optimizer, "is_sgd", False):
+    if isinstance(algorithm.client, ControlledAtReceived) and config.keep != "nothing":
+        yield f"{name} algorithm.option=I needs keep=nothing, as it computes gradients at the received model; got {config.keep}"
+    if server.needs_sgd and type(optimizer) is not LocalSGD:
         yield f"{name} reads gradients out of the updates of SGD: client must be sgd, got {_member(config.client)}"
     elif server.needs_sgd and optimizer.clip is not None:
         yield f"{name} reads gradients out of the updates, which clipping changes: client.clip must be null, got {optimizer.clip}"
@@ -113,6 +118,29 @@ def _algorithm(config: DictConfig) -> Iterator[str]:
         yield f"{name} needs the weighted mean of the updates: server.balancer must be null, got {type(aggregator).__name__}"
     if len(config.widths.levels) > 1 or _is(config.trunk, peers):
         yield f"{name} needs clients that train the whole model: widths=whole, and not trunk=peers"
+
+
+def _asynchronous(config: DictConfig) -> Iterator[str]:
+    name, has_ensemble = f"algorithm={_member(config.algorithm)}", _has_step(config, "feddf", DistilEnsemble)
+    return asynchronous_problems(config, build_algorithm(config), name, has_ensemble=has_ensemble)
+
+
+def _personal(config: DictConfig) -> Iterator[str]:
+    """Algorithms with a model for each client."""
+    algorithm, name = build_algorithm(config), f"algorithm={_member(config.algorithm)}"
+    keep, tuning, own = algorithm.keep, algorithm.tuning.steps > 0, algorithm.client.answers != "params"
+    if config.mode != "federated" and (tuning or own or keep != "nothing"):
+        yield f"{name} needs mode=federated, got {config.mode}"
+    if keep != "nothing" and config.keep not in ("nothing", keep):
+        yield f"{name} is keep={keep}: keep must be {keep}, or nothing, which leaves it to the algorithm; got {config.keep}"
+    if own and config.keep != "nothing":
+        yield f"{name} has a second, whole model on each client: keep must be nothing, got {config.keep}"
+    if (tuning or own) and (len(config.widths.levels) > 1 or _is(config.trunk, peers)):
+        yield f"{name} needs clients that train the whole model: widths=whole, and not trunk=peers"
+    if own and (balancer := _remembers_gradients(config)):
+        yield f"{name} takes gradients at two models, and balancer {balancer} remembers those of one"
+    if isinstance(algorithm.client, HeadsThenTrunk) and _is(config.heads, FixedCodes):
+        yield f"{name} trains heads and trunk in turn: heads must have parameters, and heads=codes has none"
 
 
 def _views(config: DictConfig) -> Iterator[str]:
@@ -141,8 +169,8 @@ def _views(config: DictConfig) -> Iterator[str]:
 def _whole_updates(config: DictConfig, needs: str) -> Iterator[str]:
     if config.mode != "federated":
         yield f"{needs} mode=federated, got {config.mode}"
-    if config.keep == "all":
-        yield f"{needs} a trunk that is sent: keep=nothing or heads, got all"
+    if (keep := resolve_keep(config)) in ("norms", "all"):
+        yield f"{needs} a trunk that is sent: keep=nothing or heads, got {keep}"
     if config.transfer.trained is not None:
         yield f"{needs} a trunk that is trained whole: transfer.trained must be null, got {config.transfer.trained}"
     if OmegaConf.select(config, "server.balancer") is not None:
@@ -230,6 +258,8 @@ RULES: tuple[Callable[[DictConfig], Iterator[str]], ...] = (
     _processes,
     _client,
     _algorithm,
+    _asynchronous,
+    _personal,
     _views,
     _start,
     _source,

@@ -131,6 +131,7 @@ def top_level() -> Any:
         checkpoint_every=ZenField(int, 5),
         best_by=ZenField(str | None, None),
         objective=ZenField(str | None, None),
+        target_accuracy=ZenField(float | None, None),
         seed=ZenField(int, 0),
         start=ZenField(str | None, None),
         name=ZenField(str | None, None),

@@ -21,7 +21,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from mtl.base.files import write_json
 from mtl.base.types import Diverged, Interrupted, InUse, NoObjective
 
 GRACE = 10.0  # seconds in which the other ranks may end by themselves
@@ -62,7 +61,9 @@ def run_ranks(count: int, config: dict[str, Any], run_dir: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="mtl-ranks-") as name:
         folder = Path(name)
         task = folder / "task.json"
-        write_json(task, {"config": config, "run_dir": str(run_dir), "log_level": logging.getLogger().getEffectiveLevel()})
+        job = {"config": config, "run_dir": str(run_dir), "log_level": logging.getLogger().getEffectiveLevel()}
+        # Not sorted: `fleet.mix` deals out devices in the order of its keys.
+        task.write_text(json.dumps(job), encoding="utf-8")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

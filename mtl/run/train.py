@@ -31,6 +31,7 @@ from mtl.run.learners import build_learner
 from mtl.run.objective import check_objective
 from mtl.run.rules import check_rules
 from mtl.run.spawn import inside_rank, run_ranks
+from mtl.run.target import check_target, target_summary
 from mtl.run.tracking import complete_record
 from mtl.run.trainer import RunLogger, build_trainer
 
@@ -74,6 +75,7 @@ def _train(config: DictConfig, run_dir: Path, ranks: Ranks) -> Summary:
     run_dir = ranks.broadcast(run_dir)  # every rank uses the run directory of the first
     learner, steps = build_learner(config, data, run_dir)
     check_objective(config, learner)
+    check_target(config, learner)
     content = data_digest(data)
     identity = Identity(fingerprint(_plain(config), content.encode()), files_fingerprint(config, *learner.further_data))
     ranks.require_same({**versions(), "configuration and data": identity.run, "files": identity.files})
@@ -91,6 +93,7 @@ def _train(config: DictConfig, run_dir: Path, ranks: Ranks) -> Summary:
             summary = _fit_and_test(config, run_dir, learner, trainer, loaders, start.checkpoint)
             if tracker is not None:
                 learner.write_results(run_dir, data)
+                summary |= target_summary(config, run_dir, learner)
                 write_json(run_dir / "summary.json", summary)  # written last: where it exists, all results do
                 if config.write_report:
                     write_report([run_dir])

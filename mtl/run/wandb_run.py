@@ -151,6 +151,7 @@ class WandbRun:
             init_timeout=INIT_TIMEOUT,
             finish_timeout_raises=True,
             x_disable_stats=not options.system,
+            x_save_requirements=False,  # the run directory has the versions
             reinit="create_new",  # never the run of an earlier job in this process
             **timeout,
         )

@@ -18,6 +18,7 @@ from mtl.cli.launch import launch
             ["loss=bce", "loss.scal=1"],
             "unknown option loss.scal; did you mean scale?\nloss has the keys positive_weight, scale\n",
         ),
+        (["+experiment=synthetic", "partition.num_clients=9"], "unknown option partition.num_clients\n"),
         (["partition.num_clients=2.5"], "partition.num_clients must be a whole number, got 2.5\n"),
         (["partition.num_clients=null"], "partition.num_clients must not be null\n"),
         (["loss.margin=[.4]"], "loss.margin must be a number, got [0.4]\n"),

@@ -42,10 +42,12 @@ def build_federation(
 ) -> Federation:
     """Return a federation with defaults; `steps` replace those that the server's options make."""
     views = views or Views.whole(training.model, data.num_clients)
-    layout, server = Layout(keep, frozen), server or mean()
+    server = server or mean()
     if algorithm is not None:
+        keep = keep if algorithm.keep == "nothing" else algorithm.keep
         training, server = replace(training, client=algorithm.client), replace(server, algorithm=algorithm.server)
-    params, shape = training.model.params(), data.image_shape
+    params, shape, norms = training.model.params(), data.image_shape, getattr(training.model, "norms", frozenset())
+    layout = Layout(keep, frozen, norms)
     context = RunContext(
         views=views,
         layout=layout,

@@ -38,7 +38,12 @@ from tests.federation.small_federations import build_federation, initial_state, 
 from tests.federation.test_backends import FACES, assert_close, model_of, uneven
 from tests.run.test_train import kill_after, numbers, small, without_time
 
-NAMES = [*WHOLE["algorithm"], "scaffold algorithm.option=I", "fednova algorithm.mu=.1"]
+ASYNCHRONOUS = ("fedbuff", "fedasync")  # their laws are in test_asynchronous.py
+NAMES = [
+    *(name for name in WHOLE["algorithm"] if name not in ASYNCHRONOUS),
+    "scaffold algorithm.option=I",
+    "fednova algorithm.mu=.1",
+]
 MOMENTUM = LocalSGD(learning_rate=0.02, momentum=0.9, weight_decay=1e-2, head_scale=0.5)
 
 
@@ -46,6 +51,9 @@ def algorithm_of(name: str) -> Algorithm:
     words = name.split()
     made = instantiate(compose([f"algorithm={words[0]}", *words[1:]]).algorithm)
     return made if isinstance(made, Algorithm) else Algorithm(made)
+
+
+SENT_WHOLE = [name for name in NAMES if algorithm_of(name).keep in ("nothing", "norms")]
 
 
 def images(
@@ -79,7 +87,9 @@ def assert_agree(name: str, keep: str, make: Callable[[Training], Backend], tole
 @pytest.mark.parametrize("keep", ["nothing", "heads"])
 @pytest.mark.parametrize("name", NAMES)
 def test_loop_and_stacked_agree(name: str, keep: str) -> None:
-    if not ("option=I" in name and keep == "heads"):
+    client = algorithm_of(name).client
+    takes_heads_too = client.answers != "params" or client.passes > 1  # gradients of whole models, which the rules ask to be sent
+    if keep == "nothing" or not takes_heads_too:
         assert_agree(name, keep, lambda training: StackedBackend(training, block=3), 1e-10)
 
 
@@ -110,7 +120,7 @@ def test_clients_that_drop_out_leave_no_trace(name: str) -> None:
     assert_same({"bank": ends[0].bank.state_dict()}, {"bank": ends[1].bank.state_dict()})
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in SENT_WHOLE if name != "pfedme"])  # it steps along the pull alone
 @pytest.mark.parametrize("heads", [False, True])
 def test_one_client_with_all_data_and_one_step_is_a_centralised_sgd_step(name: str, heads: bool) -> None:
     fed = quadratic(algorithm_of(name), b=[[1.0]], h=[[4.0]], heads=heads, work=LocalWork(64, steps=1))
@@ -138,7 +148,7 @@ def test_head_t_is_a_federation_of_the_clients_that_train_subtask_t(name: str) -
         assert path(alone, 5) == pytest.approx([float(x[task]) for x in together], rel=1e-12)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SENT_WHOLE)
 def test_the_heads_learning_rate_is_a_learning_rate(name: str) -> None:
     whole = quadratic(algorithm_of(name), client=replace(SGD, momentum=0.5, learning_rate=0.05))
     half = quadratic(algorithm_of(name), heads=True, client=replace(SGD, momentum=0.5, head_scale=0.5))
@@ -206,7 +216,7 @@ def test_fednova_of_equal_steps_is_fedavg(momentum: float) -> None:
 
 
 def test_a_client_without_a_step_adds_nothing_to_fednova() -> None:
-    params = {"trunk.w": torch.zeros(2, dtype=torch.float64)}
+    params = {"trunk.w": torch.zeros(2, dtype=torch.float64), "loss.bias": torch.zeros((), dtype=torch.float64)}
     orders = make_orders(params, torch.ones(2, 1, dtype=torch.bool), [1, 3])
     orders = replace(orders, cohort=replace(orders.cohort, steps=[4, 0]))
     algorithm = fednova()
@@ -215,9 +225,11 @@ def test_a_client_without_a_step_adds_nothing_to_fednova() -> None:
         Normalised(algorithm.client, algorithm.server.step, SGD), orders, torch.tensor([1.0, 3.0], dtype=torch.float64)
     )
     update = {"trunk.w": torch.tensor([[4.0, 8.0], [0.0, 0.0]], dtype=torch.float64)}
+    update["loss.bias"] = torch.tensor([2.0, 0.0], dtype=torch.float64)
     collected.add(Block([0, 1], {}, update, torch.zeros(2, 2, 1)), torch.tensor([0, 1]))
     # p = 1/4 and 3/4, a = 4 and 0: tau = 1, and the mean of the updates over a is (1/4, 1/2).
     assert collected.value()["trunk.w"].tolist() == pytest.approx([0.25, 0.5])
+    assert float(collected.value()["loss.bias"]) == pytest.approx(0.125)
 
 
 def test_in_round_one_feddyn_goes_twice_as_far_as_fedprox() -> None:
@@ -238,8 +250,9 @@ def test_the_ledger_is_the_length_of_the_packed_messages_slot_by_slot(name: str)
     fed = images(name, LoopBackend)
     _, logs = rounds(fed, 2)
     algorithm, start = fed.server.algorithm, initial_state(fed)
-    down = {"params": start.params} | algorithm.broadcast(start.server, start.params)
-    up: Slots = {"params": start.params}
+    sent = fed.layout.sent(start.params)
+    down = {"params": sent} | algorithm.broadcast(start.server, sent)
+    up: Slots = {"params": sent}
     for block, _ in fed.train(fed.orders(start, fed.population.draw(fed.data, 0)), start.bank, Ranks()):
         up |= {slot: {key: value[0] for key, value in values.items()} for slot, values in block.sent.items()}
     log = logs[0]
@@ -300,4 +313,5 @@ def test_two_ranks_agree_with_one(name: str, class_folders: Path, tmp_path: Path
     one, two = (read_checkpoint(tmp_path / folder / "checkpoints" / "last.ckpt") for folder in ("one", "two"))
     for part in ("state_dict", "bank"):
         for key, value in one[part].items():
-            assert torch.allclose(two[part][key], value, rtol=1e-5, atol=1e-6), key
+            # A variate is an update divided by the way of its steps, about .02 in the last round, and so is its rounding.
+            assert torch.allclose(two[part][key], value, rtol=1e-5, atol=1e-6 if part == "state_dict" else 5e-5), key

@@ -7,9 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtl.base.types import Params
+from mtl.federation.algorithms.contract import ClientAlgorithm
 from mtl.federation.algorithms.local_adam import LocalAdam, LocalAdamW
 from mtl.federation.algorithms.local_optimizer import LocalOptimizer, clip_by_norm
 from mtl.federation.algorithms.local_sgd import LocalSGD
+from mtl.federation.algorithms.reach import reach
 from mtl.federation.schedule import Schedule
 from tests.conftest import clone
 
@@ -167,18 +169,13 @@ def test_heads_that_do_not_learn_do_not_count_in_the_norm() -> None:
     assert params["heads.w"].item() == 0
 
 
-@pytest.mark.parametrize("nesterov", [False, True])
-def test_total_weight_is_how_far_a_round_along_a_constant_gradient_goes(nesterov: bool) -> None:
-    sgd, steps = LocalSGD(momentum=0.9, weight_decay=0.0, nesterov=nesterov), 5
-    params = {"trunk.w": torch.zeros(1, dtype=torch.float64)}
-    state = sgd.init(params)
-    for _ in range(steps):
-        sgd.step(params, {"trunk.w": torch.ones(1, dtype=torch.float64)}, state, torch.tensor(1.0, dtype=torch.float64))
-    assert sgd.total_weight(steps) == pytest.approx(-params["trunk.w"].item(), rel=1e-12)
-    # a_5 = (5 - .9 (1 - .9^5) / .1) / .1, by hand; Nesterov's is 5 + .9 a_5.
-    assert sgd.total_weight(steps) == pytest.approx(5 + 0.9 * 13.1441 if nesterov else 13.1441)
-    assert LocalSGD(momentum=0.0).total_weight(7) == 7
-    assert [kind.is_sgd for kind in (LocalSGD, LocalAdam, LocalAdamW)] == [True, False, False]
+def test_a_round_of_nesterov_along_one_gradient_reaches_as_far_as_by_hand() -> None:
+    # v_k sums to a_5 = (5 - .9 (1 - .9^5) / .1) / .1 = 13.1441, and a step is g + .9 v_k. Clipping does not count.
+    for clip in (None, 0.1):
+        sgd = LocalSGD(nesterov=True, clip=clip)
+        reached = reach(sgd, ClientAlgorithm(), ["trunk.w", "heads.w"], steps=[5], learning_rate=0.5)
+        assert reached["trunk.w"].item() == pytest.approx(0.5 * (5 + 0.9 * 13.1441))
+        assert reached["heads.w"].item() == pytest.approx(0.1 * reached["trunk.w"].item())
 
 
 def test_adamw_is_torchs_and_a_parameter_that_begins_later_counts_its_own_steps() -> None:

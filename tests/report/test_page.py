@@ -109,19 +109,40 @@ def test_modelled_costs_are_drawn_and_called_so_where_there_is_a_fleet(tmp_path:
     run = fabricate(tmp_path / "run", has_fleet=True, **size)
     figure = draw_costs(group_runs([read_run(run)]))
     assert [axes.get_xlabel() for axes in figure.axes] == [
+        "round",
         "sent and received by all clients, MB",
         "modelled time, s",
         "modelled energy of all clients, J",
     ]
     # At the last round: 1.634 MB up and as much down for each of two clients in each of ten rounds; 12.5 s and 80 J a round.
     last = [axes.lines[0].get_xdata()[-1] for axes in figure.axes]
-    assert last == pytest.approx([2 * 2 * 1.634 * 10, 125, 800])
+    assert last == pytest.approx([10, 2 * 2 * 1.634 * 10, 125, 800])
     page = Page(write_report([run]))
     assert all(words in page.text for words in ("Modelled seconds125.0", "Modelled energy per client400 J", "not measured"))
     assert "Modelled seconds" not in Page(single).text
     other = fabricate(tmp_path / "other", mode="centralised", **size)
     both = group_runs([read_run(run), read_run(other)])
     assert "Modelled energy per client" in [column.title for column in columns_of(both)]
+
+
+def test_the_target_is_a_line_across_the_curves_and_in_the_table(tmp_path: Path, fabricate) -> None:
+    size = {"num_tasks": 4, "num_clients": 2, "num_rounds": 10, "has_fleet": True}
+    reached, missed = (
+        fabricate(tmp_path / name, config={"target_accuracy": target}, **size)
+        for name, target in (("reached", 0.5), ("missed", 0.99))
+    )
+    summary = json.loads((reached / "summary.json").read_text())
+    costs = {"fit/target_round": 4, "cost/modelled_seconds_to_target": 50.0, "cost/modelled_joules_to_target": 3200.0}
+    (reached / "summary.json").write_text(json.dumps(summary | costs))
+    figure = draw_costs(group_runs([read_run(reached)]))
+    assert [axes.lines[-1].get_ydata() for axes in figure.axes] == [[0.5, 0.5]] * 4
+    text = Page(write_report([reached])).text
+    assert all(
+        words in text for words in ("Target: 50 % on validation imagesreached in round 4", "Modelled energy to target3.2 kJ")
+    )
+    text = Page(write_report([missed])).text
+    assert "Target: 99 % on validation imagesnot reached" in text
+    assert "Rounds to target" not in text
 
 
 def test_drawing_leaves_no_global_setting_and_no_pyplot_behind(comparison: Path) -> None:

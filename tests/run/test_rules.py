@@ -29,6 +29,7 @@ PEERS = [
     "trunk.server=a",
     "+trunk.shares={a:4,b:4}",
 ]
+BUFFERED = ["algorithm=fedbuff", "fleet=phones"]
 LEVELS = ["widths=levels", "widths.shares=[2,3,3]"]
 CACHE = ["transfer=features", "transfer.trained=1", "transfer.cache=true", "augmentation=none", "mirror=false"]
 SOURCE = ["transfer=instances", "transfer.source=runs/a", "weights=runs/a"]
@@ -56,6 +57,7 @@ SOURCE = ["transfer=instances", "transfer.source=runs/a", "weights=runs/a"]
         (["algorithm=fedprox", "mode=centralised"], "algorithm=fedprox needs mode=federated"),
         (["algorithm=fednova", "keep=all"], "needs mode=federated and keep=nothing or heads, got mode=federated keep=all"),
         (["algorithm=feddyn", "server=conflict_averse"], "server.balancer must be null, got ConflictAverse|CAGrad"),
+        (["algorithm=scaffold", "client.clip=1"], "which clipping changes: client.clip must be null, got 1"),
         ([*LEVELS, "algorithm=scaffold"], "algorithm=scaffold needs clients that train the whole model: widths=whole"),
         ([*PEERS, "algorithm=fednova"], "algorithm=fednova needs clients that train the whole model"),
         (["algorithm=scaffold", "algorithm.option=I", "keep=heads"], "algorithm.option=I needs keep=nothing"),
@@ -84,6 +86,22 @@ SOURCE = ["transfer=instances", "transfer.source=runs/a", "weights=runs/a"]
         ([*CACHE, "mirror=true"], "augmentation=none and mirror=false, got augmentation that keeps them and mirror=true"),
         ([*CACHE, "mode=detection"], "mode=detection trains on scenes too"),
         ([*CACHE, "server=feddf"], "server=feddf needs images that are not features"),
+        (["algorithm=fedbuff"], "algorithm=fedbuff needs a fleet, whose modelled seconds say who arrives when: fleet=phones"),
+        ([*BUFFERED, "algorithm.concurrency=3"], r"algorithm.buffer must be in \[1, 3\].*algorithm.concurrency.*got 4"),
+        ([*BUFFERED, "algorithm.staleness=-1"], "algorithm.staleness must be >= 0, got -1"),
+        ([*BUFFERED, "algorithm.buffer=0"], "algorithm.buffer must be >= 1, got 0"),
+        ([*BUFFERED, "fleet.deadline=3"], "algorithm=fedbuff waits for 4 arrivals: fleet.deadline must be null, got 3"),
+        ([*BUFFERED, "fleet.wait_for=3"], "fleet.wait_for must be null, got 3"),
+        ([*BUFFERED, "sampling=cohort"], "draws clients as others arrive: sampling=all and algorithm.concurrency"),
+        ([*BUFFERED, "server=feddf"], "of which server=feddf would make one ensemble"),
+        ([*BUFFERED, "server=conflict_averse"], "algorithm=fedbuff needs the weighted mean of the updates"),
+        ([*BUFFERED, *LEVELS], "algorithm=fedbuff needs clients that train the whole model"),
+        ([*BUFFERED, "mode=local"], "algorithm=fedbuff needs mode=federated"),
+        ([*BUFFERED, "keep=heads"], "train twice in a round, and no state may stay on it .*: keep must be nothing, got heads"),
+        ([*BUFFERED, "balancer=famo"], "train twice in a round, .*: balancer must be one without memory, got FAMO"),
+        ([*BUFFERED, "transfer.unfreeze_every=2"], "transfer.unfreeze_every must be null, got 2"),
+        (["algorithm=fedasync", "fleet=phones", "algorithm.alpha=2"], r"algorithm.alpha must be in \(0, 1\], got 2"),
+        (["target_accuracy=1.5"], r"target_accuracy must be in \(0, 1\], got 1.5"),
         (["server=feddf", "keep=heads"], "mode=federated and keep=nothing, got clients that keep heads"),
         (["server=fedaws", "heads=codes"], "needs heads that the clients send: heads=cosine or linear, and keep=nothing"),
     ],

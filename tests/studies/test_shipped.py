@@ -8,13 +8,14 @@ import pytest
 from mtl.cli.main import main
 from mtl.studies.files import SHIPPED
 from mtl.studies.study import Study
+from tests.composing import compose
 
 NAMES = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
-QUICKEST = ("detect", "missing_labels")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_job_composes_and_keeps_the_rules(name: str, tmp_path: Path) -> None:
+def test_every_job_composes_and_keeps_the_rules(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mtl.studies.jobs.compose", lambda words, experiments: compose(words))
     study = Study(name, folder=tmp_path)
     assert {source.is_done for source in study.grid.sources()} <= {False}
     jobs = study.jobs()
@@ -49,12 +50,7 @@ def train_quick(name: str, folder: Path) -> None:
     assert "Incomplete" not in table
 
 
-@pytest.mark.parametrize("name", QUICKEST)
-def test_the_quick_form_trains(name: str, tmp_path: Path) -> None:
-    train_quick(name, tmp_path)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in QUICKEST])
-def test_the_quick_form_of_the_others_trains(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_the_quick_form_trains(name: str, tmp_path: Path) -> None:
     train_quick(name, tmp_path)

@@ -8,6 +8,7 @@ from mtl.federation.aggregators.contract import Aggregator, Update
 from mtl.federation.algorithms.contract import ClientAlgorithm
 from mtl.federation.layout import Layout
 from mtl.federation.orders import Orders
+from mtl.federation.population.sampling import Draws
 
 if TYPE_CHECKING:
     from mtl.federation.server import RunContext
@@ -33,6 +34,14 @@ class ServerAlgorithm:
             ValueError: it cannot work in this run.
         """
         return self
+
+    def draws(self, draws: Draws) -> Draws:
+        """Return who takes part in a round, from what `sampling` and `fleet` say.
+
+        Raises:
+            ValueError: the algorithm cannot work with these clients.
+        """
+        return draws
 
     def init(self, params: Params, layout: Layout) -> Slots:
         """Return the server's slots before the first round. `params`, those of the whole model, are one of them."""
@@ -63,13 +72,30 @@ class ServerAlgorithm:
 
 
 @dataclass(frozen=True)
+class FineTuning:
+    """What every client trains before its own model is tested; nothing without steps.
+
+    Attributes:
+        steps: local steps.
+        learning_rate: of the trunk, None for that of the clients at the start of their schedule.
+    """
+
+    steps: int = 0
+    learning_rate: float | None = None
+
+
+@dataclass(frozen=True)
 class Algorithm:
     """Both halves of a federated algorithm.
 
     Attributes:
         server: the server half.
         client: the client half.
+        keep: what stays on the clients, see `Layout`; `nothing` leaves it to the option `keep`.
+        tuning: what every client trains before its own model is tested.
     """
 
     server: ServerAlgorithm
     client: ClientAlgorithm = field(default_factory=ClientAlgorithm)
+    keep: str = "nothing"
+    tuning: FineTuning = field(default_factory=FineTuning)

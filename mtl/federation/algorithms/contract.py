@@ -13,6 +13,7 @@ from torch import Tensor
 from mtl.base.types import Params, Slots
 
 RECEIVED = "received"  # the slot of the parameters that the server has sent in this round, as they came
+STEPS = "steps"  # the slot with `count`, the local steps of each client in this round, float [] or [K]
 
 
 class Optimizer(Protocol):
@@ -68,16 +69,18 @@ class ClientAlgorithm:
     """The client half of a federated algorithm; this one is FedAvg's, which steps along the gradient and keeps nothing.
 
     Attributes:
-        reads: slots that a step reads besides `params`: of the server's broadcast, kept by the client, or `RECEIVED`.
+        reads: slots that a step reads besides `params`: of the server's broadcast, kept by the client, `RECEIVED` or `STEPS`.
         keeps: slots that stay on the client from round to round, of the names and shapes of parameters.
         sends: slots that the client sends besides the update of `params`.
         passes: gradients that are computed in a step.
+        answers: the slot whose model scores for the client: `params`, or one in `keeps` that has the names of what is sent.
     """
 
     reads: tuple[str, ...] = ()
     keeps: tuple[str, ...] = ()
     sends: tuple[str, ...] = ()
     passes: int = 1
+    answers: str = "params"
 
     def first(self, params: Params) -> Slots:
         """Return the slots in `keeps` of a client that has never trained. `params` are the parameters that are sent."""

@@ -91,7 +91,8 @@ class NormalisedUpdate:
         for name in names:
             counted = weights[:, None] * tasks if is_head(name) else weights[:, None]
             total = counted.sum(0)
-            self._tau[name] = (counted * plain[name][:, None]).sum(0) / total.where(total > 0, 1)
+            tau = (counted * plain[name][:, None]).sum(0) / total.where(total > 0, 1)
+            self._tau[name] = tree.rows(tau, orders.travelling[name]) if is_head(name) else tau[0]
         self._mean = RunningMean(orders, weights, self._normalise)
         self.sums = self._mean.sums
 
@@ -101,7 +102,7 @@ class NormalisedUpdate:
 
     def value(self) -> Params:
         """See `Update`."""
-        return {name: value * tree.rows(self._tau[name].to(value), value) for name, value in self._mean.value().items()}
+        return {name: value * self._tau[name].to(value) for name, value in self._mean.value().items()}
 
     def keep_untrained(self, name: str, before: Tensor, after: Tensor) -> Tensor:
         """See `Update`."""

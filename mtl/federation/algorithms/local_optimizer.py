@@ -10,7 +10,7 @@ stays so, and the round's check of health finds it.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -34,8 +34,6 @@ class LocalOptimizer:
         scales: that of single parameters by name, where it is not 1 (see `transfer`)
         stacked: whether parameters have a first axis of clients (see `for_stack`)
     """
-
-    is_sgd: ClassVar[bool] = False  # whether the update is a fixed weighted sum of the gradients, see `LocalSGD.total_weight`
 
     learning_rate: float
     weight_decay: float = 0.0

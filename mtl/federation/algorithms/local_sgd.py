@@ -7,7 +7,6 @@ code serves one client and a stack of clients. The momentum starts at zero in ev
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,8 +31,6 @@ class LocalSGD(LocalOptimizer):
         stacked: whether parameters have a first axis of clients (see `for_stack`)
     """
 
-    is_sgd: ClassVar[bool] = True
-
     learning_rate: float = 0.05
     weight_decay: float = 5e-4
     momentum: float = 0.9
@@ -45,18 +42,6 @@ class LocalSGD(LocalOptimizer):
             raise ValueError(f"client.momentum must be in [0, 1), got {self.momentum}")
         if self.nesterov and not self.momentum:
             raise ValueError(f"client.nesterov needs client.momentum > 0, got {self.momentum}")
-
-    def total_weight(self, steps: int) -> float:
-        """Return the summed weight of the gradients of a round in its update, divided by the learning rate.
-
-        Without momentum it is the number of steps K; with it (K - m (1 - m^K) / (1 - m)) / (1 - m). Weight decay and clipping do not count.
-
-        Args:
-            steps: local steps K of the round.
-        """
-        m = self.momentum
-        heavy = (steps - m * (1 - m**steps) / (1 - m)) / (1 - m)
-        return steps + m * heavy if self.nesterov else heavy
 
     def init(self, params: Params) -> Params:
         """Return a client's state at the start of its round: zero momentum."""

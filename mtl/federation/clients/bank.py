@@ -124,6 +124,11 @@ class Bank:
         """Return the clients that have trained; the others have the initial parameters."""
         return (self._place >= 0).nonzero().flatten().tolist()
 
+    def tasks_of(self, client: int) -> list[int]:
+        """Return the subtasks that a client trains."""
+        tasks: list[int] = self._assignment[client].nonzero().flatten().tolist()
+        return tasks
+
     def state_dict(self) -> Params:
         """Return the clients that have trained and their rows, which are not copied: save them before the next round."""
         clients = torch.cat([torch.zeros(0, dtype=torch.long), *self._order])

@@ -14,6 +14,7 @@ import torch
 
 from mtl.base import tree
 from mtl.data.federated_data import FederatedData
+from mtl.federation.algorithms.contract import STEPS
 from mtl.federation.clients.contract import Training
 from mtl.federation.ranks import Ranks
 from mtl.federation.workload import training_cost
@@ -40,7 +41,7 @@ def bytes_of_client(training: Training, data: FederatedData) -> int:
     batch = min(training.work.batch_size, max(data.clients.sizes))
     dtype = next(iter(params.values())).dtype
     cost = training_cost(training.model, training.objective, training.optimizer, training.work, data)
-    copies = COPIES + len({*client.reads, *client.keeps}) + len(client.sends)
+    copies = COPIES + len({*client.reads, *client.keeps} - {STEPS}) + len(client.sends)
     size = copies * tree.num_bytes(params) + ACTIVATIONS * cost.step.saved(batch)
     size += PREPARED * batch * data.images[0].numel() * dtype.itemsize
     size += training.rule.bytes_of_step(params, data.num_tasks)

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
+from mtl.base.seeding import derive_seed
 from mtl.base.types import Params, Slots
 from mtl.data.client_batches import CohortBatches, LocalWork, plan_batches
 from mtl.data.federated_data import FederatedData
-from mtl.federation.algorithms.contract import ClientAlgorithm, Optimizer
+from mtl.federation.algorithms.contract import STEPS, ClientAlgorithm, Optimizer
 from mtl.federation.clients.gradients import GradientRule, PlainSum, State
 from mtl.federation.layout import Layout
 from mtl.federation.objective import Objective
@@ -38,6 +39,7 @@ class CohortJob:
         progress: share of the run's training that is done, 0 to 1.
         max_steps: stop every client after this many steps, None to train in full; for timing.
         frozen: names of the parameters that are not trained in this round.
+        again: how often these clients have trained in this round before.
     """
 
     clients: Sequence[int]
@@ -47,6 +49,7 @@ class CohortJob:
     progress: float = 0.0
     max_steps: int | None = None
     frozen: frozenset[str] = frozenset()
+    again: int = 0
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,16 @@ class Training:
     @record_function("mtl/plan")
     def plan(self, clients: Sequence[int], job: CohortJob, data: FederatedData) -> CohortBatches:
         """Return the batches of some clients of the job. `clients` must be sorted by number of steps, the most first."""
-        return plan_batches(data.clients, clients, self.work, seed=self.seed, round=job.round, max_steps=job.max_steps)
+        seed = derive_seed(self.seed, "again", job.again) if job.again else self.seed
+        return plan_batches(data.clients, clients, self.work, seed=seed, round=job.round, max_steps=job.max_steps)
+
+    def start(self, clients: Sequence[int], job: CohortJob, data: FederatedData) -> Slots:
+        """Return the slots that the clients start from, stacked [K, ...], with `STEPS` where the algorithm reads it."""
+        slots = job.start(clients)
+        if STEPS not in self.client.reads:
+            return slots
+        counts = [self.work.num_steps(data.clients.size(client)) for client in clients]
+        return slots | {STEPS: {"count": torch.tensor(counts, dtype=torch.float32, device=data.images.device)}}
 
     def slots(self, params: Params, num_tasks: int, layout: Layout = WHOLE) -> Slots:
         """Return the slots of a client that has never trained. `params` are those of the global model."""

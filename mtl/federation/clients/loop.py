@@ -48,7 +48,7 @@ class LoopBackend:
 
     def _train(self, client: int, job: CohortJob, data: FederatedData) -> Block:
         training, device = self.training, data.images.device
-        start = job.start([client])
+        start = training.start([client], job, data)
         params, moved = self._reset(start["params"], job.frozen)
         memory = memory_on(device, {name: value[0] for name, value in start[MEMORY].items()})
         slots = {"params": moved} | {slot: _alone(start[slot], device) for slot in self._slots}

@@ -107,7 +107,7 @@ class StackedBackend:
         return None
 
     def _train(self, clients: Sequence[int], job: CohortJob, data: FederatedData) -> Block:
-        start, device = job.start(clients), data.images.device
+        start, device = self.training.start(clients, job, data), data.images.device
         dtype = next(iter(start["params"].values())).dtype
         batches = self.training.plan(clients, job, data)
         index = torch.tensor(clients)

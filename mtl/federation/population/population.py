@@ -41,4 +41,6 @@ class Population:
             samples=torch.tensor([self.work.num_samples(size) for size in sizes], dtype=torch.float64),
             seconds=outcome.seconds,
             joules=float(outcome.joules.sum()),
+            started=outcome.started,
+            in_flight=outcome.in_flight,
         )

@@ -1,8 +1,8 @@
 """Sampling: which clients take part in a round, and which of them come back."""
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -14,19 +14,23 @@ from mtl.base.seeding import derive_seed
 
 @dataclass(frozen=True)
 class Outcome:
-    """Who took part in a round, and what it cost.
+    """Who took part in a round, and what it cost. In asynchronous rounds clients stand in the order of events, some of them twice.
 
     Attributes:
         cohort: the K clients that were sent the model, in rising order.
         returned: those of them whose updates arrived, in rising order.
         seconds: modelled duration of the round, 0 without a fleet.
-        joules: float64 [K], modelled energy of each client of the cohort.
+        joules: float64, modelled energy of each client that worked in the round.
+        started: as in `Cohort`.
+        in_flight: as in `Cohort`.
     """
 
     cohort: list[int]
     returned: list[int]
     seconds: float
     joules: Tensor
+    started: Mapping[int, int] = field(default_factory=dict)
+    in_flight: frozenset[int] = frozenset()
 
 
 class Draws(Protocol):
