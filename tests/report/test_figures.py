@@ -19,7 +19,7 @@ from mtl.report.run_files import Conflict, Detections, Federation, Predictions
 from mtl.report.runs import Run
 from mtl.report.style import Prefixed, figure_style, shorten, shorten_apart
 
-SIZES = (1, 7, 12, 100)
+SIZES = (1, pytest.param(7, marks=pytest.mark.slow), pytest.param(12, marks=pytest.mark.slow), 100)
 
 
 def make_run(num_tasks: int, seed: int = 0, *, num_clients: int = 4, most_held: int = 6, exclusive: bool = True) -> Run:

@@ -289,6 +289,7 @@ def content(run_dir: Path) -> dict[str, bytes]:
     return {str(path.relative_to(run_dir)): path.read_bytes() for path in files}
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_before_the_end_of_its_record_is_not_done(tmp_path: Path) -> None:
     killed(tmp_path, 0, "finish")
     config: Any = OmegaConf.to_container(compose(SMALL), resolve=True)
