@@ -15,6 +15,7 @@ from mtl.studies.definition import Definition, StudyColumn
 from mtl.studies.results import RowResult
 
 LINE = 46  # letters of a name on one line
+LETTERS = 13  # of a title, on an inch
 OFFSET = 0.22  # of the stated value, below the measured one
 LOOKS: dict[str, Look] = {
     "mean ± sd": {"color": BLUE, "marker": "o", "markersize": 4, "linestyle": "-"},
@@ -35,7 +36,9 @@ def draw_study(definition: Definition, results: Sequence[RowResult], *, quick: b
     published = () if quick else definition.published
     columns = [definition.column(title) for title in definition.figure]
     names = [result.row.name for result in results] + [f"{row.name} ({row.source})" for row in published]
-    figure = Figure(figsize=(3.2 + 2.6 * len(columns), 0.9 + 0.27 * len(names)))
+    width = 3.2 + 2.6 * len(columns)
+    title = textwrap.wrap(f"QUICK, at reduced size: {definition.title}" if quick else definition.title, int(LETTERS * width))
+    figure = Figure(figsize=(width, 0.95 + 0.15 * len(title) + 0.27 * len(names)))
     panels = figure.subplots(1, len(columns), squeeze=False, sharey=True)[0]
     used: set[str] = set()
     for axes, column in zip(panels, columns, strict=True):
@@ -56,9 +59,8 @@ def draw_study(definition: Definition, results: Sequence[RowResult], *, quick: b
         axes.spines["left"].set_visible(False)
     handles = [Line2D([], [], label=name, **look) for name, look in LOOKS.items() if name in used]
     if handles:
-        figure.legend(handles=handles, loc="outside upper right", ncols=len(handles))
-    title = f"QUICK, at reduced size: {definition.title}" if quick else definition.title
-    figure.suptitle(title, x=0.01, ha="left", size=9)
+        figure.legend(handles=handles, loc="outside lower right", ncols=len(handles))
+    figure.suptitle("\n".join(title), x=0.01, ha="left", size=9)
     return figure
 
 
