@@ -11,7 +11,7 @@ import torch
 
 logger = logging.getLogger(__name__)
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-HELD: dict[str, int] = {}  # this process's GPU, with the descriptor of a file that is locked until the process ends
+LOCKED: dict[str, int] = {}  # this process's GPU, with the descriptor of a file that is locked until the process ends
 
 
 def visible_gpus() -> list[str]:
@@ -35,16 +35,16 @@ def take_gpu(gpus: Sequence[str], job: int) -> None:
     """
     if not gpus:
         return
-    if not HELD:
+    if not LOCKED:
         first = job % len(gpus)
         taken = next(((gpu, file) for gpu in (*gpus[first:], *gpus[:first]) if (file := _lock(gpu)) is not None), None)
         if taken is None:
             logger.info("job %d shares GPU %s: other processes have all %d", job, gpus[first], len(gpus))
             os.environ[VISIBLE] = gpus[first]
             return
-        HELD[taken[0]] = taken[1]
+        LOCKED[taken[0]] = taken[1]
         os.environ[VISIBLE] = taken[0]
-    logger.info("job %d trains on GPU %s", job, *HELD)
+    logger.info("job %d trains on GPU %s", job, *LOCKED)
 
 
 def _lock(gpu: str) -> int | None:

@@ -24,11 +24,11 @@ def own_test_images(data: FederatedData, seed: int) -> Ragged:
         tasks, kinds = range(data.num_tested), [*kinds, (~targets, data.negatives)]
     parts = max(len(tasks), 1) if len(kinds) > 1 else 1
     pairs = [torch.zeros(2, 0, dtype=torch.long)]
-    for kind, (labels, held) in enumerate(kinds):
+    for kind, (labels, owned) in enumerate(kinds):
         for task in tasks:
             images = (labels[:, task] & known[:, task]).nonzero().flatten()
             order = torch.randperm(len(images), generator=generator(seed, "own test images", kind, task))
-            pairs.append(_deal(images[order], held[:, task].cpu().double(), parts))
+            pairs.append(_deal(images[order], owned[:, task].cpu().double(), parts))
     owner, position = torch.cat(pairs, 1)
     dealt = (owner * max(len(test), 1) + position).unique()
     owner, position = dealt // max(len(test), 1), dealt % max(len(test), 1)
@@ -36,18 +36,18 @@ def own_test_images(data: FederatedData, seed: int) -> Ragged:
     return Ragged(position, (0, *counts.cumsum(0).tolist()))
 
 
-def _deal(images: Tensor, held: Tensor, parts: int) -> Tensor:
+def _deal(images: Tensor, owned: Tensor, parts: int) -> Tensor:
     """Deal images in their order: to each client its share, [2, n] of clients and images.
 
     Args:
         images: int64 [n].
-        held: float64 [C], training images of each client.
+        owned: float64 [C], training images of each client.
         parts: the share is divided by this number.
     """
-    holders = held.nonzero().flatten()
+    holders = owned.nonzero().flatten()
     if not len(images) or not len(holders):
         return torch.zeros(2, 0, dtype=torch.long)
-    shares = held[holders] / held.sum() * len(images) / parts
+    shares = owned[holders] / owned.sum() * len(images) / parts
     counts = shares.round().long().clamp_min(1)
     first = (shares.cumsum(0) - shares).round().long()
     owner = holders.repeat_interleave(counts)

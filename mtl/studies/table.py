@@ -153,8 +153,8 @@ def _legend(rows: Iterable[Sequence[Entry]], brackets: bool) -> list[str]:
     emphases = {entry.emphasis for row in rows for entry in row}
     notes = []
     if STRONG in emphases:
-        told = "underlined (in Markdown in italics): not told from it by a t test at the level of .05, after Holm's correction"
-        notes.append("Bold: the best of a column" + (f"; {told}." if WEAK in emphases else "."))
+        weak = "underlined (in Markdown in italics): not told from it by a t test at the level of .05, after Holm's correction"
+        notes.append("Bold: the best of a column" + (f"; {weak}." if WEAK in emphases else "."))
     if brackets:
         notes.append("In brackets: stated, no run is here.")
     return notes

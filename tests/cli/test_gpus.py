@@ -28,7 +28,7 @@ class Process:
 
     def start(self) -> None:
         self.earlier.append({})
-        self.monkeypatch.setattr(gpus, "HELD", self.earlier[-1])
+        self.monkeypatch.setattr(gpus, "LOCKED", self.earlier[-1])
 
     def close(self) -> None:
         for held in self.earlier:

@@ -142,9 +142,9 @@ class Bank:
     def load_state_dict(self, state: Params) -> None:
         """Restore what `state_dict` returned; raises ValueError where it holds other slots."""
         if state.keys() != {"clients", *self._like}:
-            held, needed = (sorted({key.partition("/")[0] for key in keys} - {"clients"}) for keys in (state, self._like))
+            found, needed = (sorted({key.partition("/")[0] for key in keys} - {"clients"}) for keys in (state, self._like))
             raise ValueError(
-                f"clients must keep {', '.join(needed) or 'nothing'}, got a state with {', '.join(held) or 'nothing'}"
+                f"clients must keep {', '.join(needed) or 'nothing'}, got a state with {', '.join(found) or 'nothing'}"
             )
         self._order, self._num_clients, self._num_heads = [], 0, 0
         self._place[:] = -1
