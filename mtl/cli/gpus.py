@@ -11,7 +11,7 @@ import torch
 
 logger = logging.getLogger(__name__)
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-LOCKED: dict[str, int] = {}  # this process's GPU, with the descriptor of a file that is locked until the process ends
+TAKEN: dict[str, int | None] = {}  # this process's GPU, with the file that stays locked until it ends; None where it is shared
 
 
 def visible_gpus() -> list[str]:
@@ -35,16 +35,13 @@ def take_gpu(gpus: Sequence[str], job: int) -> None:
     """
     if not gpus:
         return
-    if not LOCKED:
+    if not TAKEN:
         first = job % len(gpus)
         taken = next(((gpu, file) for gpu in (*gpus[first:], *gpus[:first]) if (file := _lock(gpu)) is not None), None)
-        if taken is None:
-            logger.info("job %d shares GPU %s: other processes have all %d", job, gpus[first], len(gpus))
-            os.environ[VISIBLE] = gpus[first]
-            return
-        LOCKED[taken[0]] = taken[1]
-        os.environ[VISIBLE] = taken[0]
-    logger.info("job %d trains on GPU %s", job, *LOCKED)
+        gpu, file = taken or (gpus[first], None)
+        TAKEN[gpu], os.environ[VISIBLE] = file, gpu
+    ((gpu, file),) = TAKEN.items()
+    logger.info("job %d trains on GPU %s%s", job, gpu, "" if file is not None else ", which it shares with another process")
 
 
 def _lock(gpu: str) -> int | None:

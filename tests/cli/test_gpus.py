@@ -24,16 +24,18 @@ class Process:
     """Makes this process one that has not taken a GPU yet; a lock is of an open file, so what it took before stays taken."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.monkeypatch, self.earlier = monkeypatch, list[dict[str, int]]()
+        self.monkeypatch, self.earlier = monkeypatch, list[dict[str, int | None]]()
 
     def start(self) -> None:
         self.earlier.append({})
-        self.monkeypatch.setattr(gpus, "LOCKED", self.earlier[-1])
+        self.monkeypatch.setattr(gpus, "TAKEN", self.earlier[-1])
 
     def close(self) -> None:
-        for held in self.earlier:
-            for descriptor in held.values():
-                os.close(descriptor)
+        for taken in self.earlier:
+            for file in taken.values():
+                if file is not None:
+                    os.close(file)
+            taken.clear()
 
     def takes(self, job: int, visible: list[str]) -> str:
         self.start()
@@ -50,6 +52,11 @@ def test_processes_take_the_gpu_of_their_job_and_never_the_same_while_others_are
     assert other_process.takes(4, visible) == "GPU-8f"
     assert other_process.takes(0, visible) == "3"
     assert other_process.takes(2, visible) == "GPU-8f"  # shared, as none is free
+    last = other_process.earlier.pop()
+    other_process.close()
+    other_process.earlier.append(last)
+    gpus.take_gpu(visible, 3)  # a later job of that process, when others have left: CUDA cannot change to another GPU
+    assert os.environ[gpus.VISIBLE] == "GPU-8f"
 
 
 def test_without_gpus_the_option_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
